@@ -1,0 +1,117 @@
+"""Distributed shared memory for Python: numpy arrays that processes on many hosts read and write in place.
+
+The way in is one line::
+
+    node = dsm.attach()
+    a = node.array("grid", (4096, 4096), "f8")   # the same memory in every worker of the job
+
+Everything else is a method of `Node`.  The package is built in floors; a file imports only from
+floors below its own:
+
+=====  =========================================================================================
+floor  what lives there
+=====  =========================================================================================
+5      ``cli``, ``launch``, ``bench``, ``testing``: the doors (``dsm run``, ``dsm bench``, ...)
+4      ``worker``: what this module shows: `attach`, `Node`, arrays, locks, references, errors
+3      ``manager``: the process of a node: event loop, sessions, transport, metadata
+2      ``_native``: the C shim that catches faults, and its one typed Python wrapper
+1      ``wire``, ``coherence``, ``sync``, ``memory``: the protocol, pure
+0      ``errors``, ``limits``, ``types``: the vocabulary
+=====  =========================================================================================
+
+Importing dsm loads the errors only; numpy and the shim come with the first use of the rest.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from dsm.errors import (
+    AddressRangeError,
+    AuthenticationError,
+    BrokenBarrierError,
+    ClosedError,
+    DSMError,
+    InternalError,
+    LimitError,
+    NodeLostError,
+    NotOwnerError,
+    OwnerDiedError,
+    PageLostError,
+    PageTimeoutError,
+    PeerError,
+    UnknownNameError,
+    UsageError,
+    WaitTimeoutError,
+    WireError,
+)
+
+if TYPE_CHECKING:
+    from dsm.worker.attach import attach
+    from dsm.worker.node import ArrayInfo, Node
+    from dsm.worker.ranges import Pin
+    from dsm.worker.reference import ArrayRef, ref
+    from dsm.worker.regions import Region
+    from dsm.worker.statistics import Statistics
+    from dsm.worker.synchronization import Atomic, Lock
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "attach": "dsm.worker.attach",
+    "ArrayInfo": "dsm.worker.node",
+    "Node": "dsm.worker.node",
+    "Pin": "dsm.worker.ranges",
+    "ArrayRef": "dsm.worker.reference",
+    "ref": "dsm.worker.reference",
+    "Region": "dsm.worker.regions",
+    "Statistics": "dsm.worker.statistics",
+    "Atomic": "dsm.worker.synchronization",
+    "Lock": "dsm.worker.synchronization",
+}
+
+__all__ = [
+    "AddressRangeError",
+    "ArrayInfo",
+    "ArrayRef",
+    "Atomic",
+    "AuthenticationError",
+    "BrokenBarrierError",
+    "ClosedError",
+    "DSMError",
+    "InternalError",
+    "LimitError",
+    "Lock",
+    "Node",
+    "NodeLostError",
+    "NotOwnerError",
+    "OwnerDiedError",
+    "PageLostError",
+    "PageTimeoutError",
+    "PeerError",
+    "Pin",
+    "Region",
+    "Statistics",
+    "UnknownNameError",
+    "UsageError",
+    "WaitTimeoutError",
+    "WireError",
+    "__version__",
+    "attach",
+    "ref",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs numpy and the shim when it is first used (PEP 562)."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'dsm' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(home), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted(__all__)

@@ -1,0 +1,223 @@
+/* Worker side: mapping a region, closing it, mending it.
+ *
+ * Owns the maps of a region: the one that programs touch, a shadow of it that nobody can (poisoned pages
+ * are mended from it without a descriptor), and the two tables.  A closed region keeps its addresses as
+ * an empty reservation; a later region of ours may take them, nobody else can.
+ */
+#include "internal.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#ifndef MAP_FIXED_NOREPLACE
+#define MAP_FIXED_NOREPLACE 0x100000
+#endif
+
+#define MAPS_OF_A_REGION 4 /* the region, its shadow, two tables */
+
+/* SIGNAL-SAFE.  Closing first says so and then waits until `busy` is zero: one of the two sees the other. */
+bool dsm_region_enter(struct dsm_region *region, uint32_t state) {
+  atomic_fetch_add(&region->busy, 1);
+  if (load_ordered(&region->state) == state) return true;
+  atomic_fetch_sub(&region->busy, 1);
+  return false;
+}
+
+void dsm_region_leave(struct dsm_region *region) { atomic_fetch_sub(&region->busy, 1); }
+
+static void set_state(struct dsm_region *region, uint32_t state) {
+  store_ordered(&region->state, state);
+  while (load_ordered(&region->busy)) sched_yield();
+}
+
+static void *reserve(uint64_t address, uint64_t bytes, int fixed) {
+  return mmap((void *)address, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | fixed, -1, 0);
+}
+
+static void unmap_helpers(struct dsm_region *region) {
+  if (region->wanted) munmap((void *)region->wanted, region->pages);
+  if (region->applied) munmap((void *)region->applied, region->pages);
+  if (region->shadow) munmap((void *)region->shadow, region->end - region->address);
+  region->wanted = region->applied = NULL;
+  region->shadow = 0;
+}
+
+/* A table that was used before says what another map allowed; this one allows nothing yet. */
+static void clear_file(int fd, uint64_t bytes) {
+  if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)bytes) == 0) return;
+  static const uint8_t zeros[4096];
+  for (uint64_t at = 0; at < bytes; at += sizeof zeros) {
+    uint64_t part = bytes - at < sizeof zeros ? bytes - at : sizeof zeros;
+    if (pwrite(fd, zeros, part, (off_t)at) < 0) return;
+  }
+}
+
+static int map_helpers(struct dsm_region *region, int frames_fd, int wanted_fd, int applied_fd) {
+  uint64_t bytes = region->end - region->address;
+  struct stat frames;
+  if (fstat(frames_fd, &frames) != 0) return -errno;
+  if ((uint64_t)frames.st_size < bytes) return -EINVAL;
+  clear_file(applied_fd, region->pages);
+  region->wanted = dsm_map_file(wanted_fd, region->pages, region->pages, 1);
+  if (!region->wanted) return -errno;
+  region->applied = dsm_map_file(applied_fd, region->pages, region->pages, 1);
+  if (!region->applied) return -errno;
+  void *shadow = mmap(NULL, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, frames_fd, 0);
+  if (shadow == MAP_FAILED) return -errno;
+  madvise(shadow, bytes, MADV_DONTFORK);
+  region->shadow = (uint64_t)shadow;
+  return 0;
+}
+
+static int map_frames(const struct dsm_region *region, int frames_fd) {
+  uint64_t bytes = region->end - region->address;
+  void *map = mmap((void *)region->address, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED_NOREPLACE,
+                   frames_fd, 0);
+  if (map == MAP_FAILED) return -errno;
+  if ((uint64_t)map != region->address) { /* before Linux 4.17 the flag was only a hint */
+    munmap(map, bytes);
+    return -EEXIST;
+  }
+  madvise(map, bytes, MADV_DONTFORK);
+  return 0;
+}
+
+#define DISPLACED 64 /* closed reservations that one new region may take the place of */
+
+struct displacement {
+  struct dsm_region *gone[DISPLACED];
+  uint32_t gone_count;
+  struct dsm_region *come[DISPLACED + 3]; /* the new region, and what remains of the first and last one */
+  uint32_t come_count;
+};
+
+static int find_displaced(const struct dsm_region *region, struct displacement *change) {
+  struct dsm_region *old = dsm_registry_next(region->address);
+  for (; old && old->address < region->end; old = dsm_registry_next(old->end)) {
+    if (load_ordered(&old->state) != DSM_CLOSED || change->gone_count == DISPLACED) return -EEXIST;
+    change->gone[change->gone_count++] = old;
+  }
+  return 0;
+}
+
+/* What a displaced reservation keeps on one side of the new region. */
+static int keep_rest(struct displacement *change, const struct dsm_region *old, uint64_t from, uint64_t to) {
+  if (from >= to) return 0;
+  struct dsm_region *rest = dsm_region_record(old->number, from, to, old->page_shift);
+  if (!rest) return -ENOMEM;
+  store_relaxed(&rest->state, DSM_CLOSED);
+  store_relaxed(&rest->status, load_relaxed(&old->status));
+  change->come[change->come_count++] = rest;
+  return 0;
+}
+
+static uint64_t larger(uint64_t a, uint64_t b) { return a > b ? a : b; }
+static uint64_t smaller(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+/* Take the addresses, from our own closed reservations too; give those back when somebody else is there. */
+static int take_addresses(struct dsm_region *region, int frames_fd, struct displacement *change) {
+  int result = 0;
+  for (uint32_t i = 0; i < change->gone_count && result == 0; i++) {
+    const struct dsm_region *old = change->gone[i];
+    result = keep_rest(change, old, old->address, region->address);
+    if (result == 0) result = keep_rest(change, old, region->end, old->end);
+  }
+  if (result < 0) return result;
+  for (uint32_t i = 0; i < change->gone_count; i++) {
+    struct dsm_region *old = change->gone[i];
+    set_state(old, DSM_GONE);
+    uint64_t low = larger(old->address, region->address), high = smaller(old->end, region->end);
+    munmap((void *)low, high - low);
+  }
+  result = map_frames(region, frames_fd);
+  if (result == 0) return 0;
+  for (uint32_t i = 0; i < change->gone_count; i++) {
+    struct dsm_region *old = change->gone[i];
+    uint64_t low = larger(old->address, region->address), high = smaller(old->end, region->end);
+    reserve(low, high - low, MAP_FIXED_NOREPLACE);
+    set_state(old, DSM_CLOSED);
+  }
+  return result;
+}
+
+static int map_locked(struct dsm_region *region, int frames_fd, int wanted_fd, int applied_fd) {
+  const struct dsm_region *same = dsm_registry_number(region->number);
+  if (same && load_ordered(&same->state) == DSM_OPEN) return -EALREADY;
+  struct displacement change = {.gone_count = 0, .come_count = 1};
+  change.come[0] = region;
+  int result = find_displaced(region, &change);
+  if (result == 0) result = dsm_registry_reserve(3);
+  if (result == 0) result = map_helpers(region, frames_fd, wanted_fd, applied_fd);
+  if (result == 0) result = take_addresses(region, frames_fd, &change);
+  if (result < 0) {
+    unmap_helpers(region);
+    for (uint32_t i = 1; i < change.come_count; i++) free(change.come[i]); /* nobody has seen them yet */
+    return result;
+  }
+  dsm_registry_change(change.gone, change.gone_count, change.come, change.come_count);
+  atomic_fetch_add(&dsm_worker.maps, MAPS_OF_A_REGION);
+  return 0;
+}
+
+int dsm_region_map(uint32_t number, uint64_t address, uint64_t pages, uint32_t page_shift, int frames_fd, int wanted_fd,
+                   int applied_fd) {
+  if (!load_ordered(&dsm_worker.started)) return -ESRCH;
+  if (page_shift < 12 || page_shift > 21 || UINT64_C(1) << page_shift < dsm_worker.os_page) return -EINVAL;
+  uint64_t page_bytes = UINT64_C(1) << page_shift;
+  if (pages == 0 || address == 0 || address % page_bytes || pages > (UINT64_C(1) << 47) >> page_shift) return -EINVAL;
+  struct dsm_region *region = dsm_region_record(number, address, address + (pages << page_shift), page_shift);
+  if (!region) return -ENOMEM;
+  sigset_t old;
+  dsm_lock(&old);
+  int result = map_locked(region, frames_fd, wanted_fd, applied_fd);
+  dsm_unlock(&old);
+  if (result < 0) free(region);
+  return result;
+}
+
+/* Inside dsm_lock.  Closed regions keep the status they were closed with. */
+int dsm_close_locked(struct dsm_region *region, uint32_t status) {
+  if (load_ordered(&region->state) != DSM_OPEN) return 0;
+  store_ordered(&region->status, status);
+  set_state(region, DSM_CLOSED);
+  int64_t maps = dsm_borders(region, 0, region->pages) + MAPS_OF_A_REGION;
+  atomic_fetch_sub(&dsm_worker.maps, maps);
+  int result = reserve(region->address, region->end - region->address, MAP_FIXED) == MAP_FAILED ? -errno : 0;
+  store_ordered(&region->poisoned, 0);
+  unmap_helpers(region);
+  return result;
+}
+
+int dsm_region_close(uint32_t number) {
+  sigset_t old;
+  dsm_lock(&old);
+  struct dsm_region *region = dsm_registry_number(number);
+  int result = region ? dsm_close_locked(region, load_relaxed(&dsm_worker.status_closed)) : -ENOENT;
+  dsm_unlock(&old);
+  return result;
+}
+
+int dsm_region_apply(uint32_t number, uint64_t page, uint64_t count, int pin) {
+  sigset_t old;
+  dsm_lock(&old);
+  struct dsm_region *region = dsm_registry_number(number);
+  int result = -ENOENT;
+  bool entered = region && dsm_region_enter(region, DSM_OPEN);
+  dsm_mutex_release(); /* `busy` keeps it open from here; the mutex would make others wait for our page locks */
+  if (entered) {
+    result = page < region->pages && count <= region->pages - page ? dsm_apply_range(region, page, count, pin) : -EINVAL;
+    dsm_region_leave(region);
+  }
+  pthread_sigmask(SIG_SETMASK, &old, NULL);
+  return result;
+}
+
+int dsm_region_find(uint64_t address, uint32_t *number, uint64_t *offset) {
+  struct dsm_region *region = dsm_registry_find(address);
+  if (!region) return 0;
+  *number = region->number;
+  *offset = address - region->address;
+  return 1;
+}

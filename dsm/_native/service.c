@@ -1,0 +1,124 @@
+/* Worker side: the native thread that obeys revocations.
+ *
+ * Owns the thread.  It never takes the interpreter's lock and touches no region, so it answers while every
+ * Python thread is stuck in a fault or a long computation.  It also notices that the manager is gone, and
+ * once a second that our SIGSEGV handler was replaced (faulthandler.enable() called later does that).
+ */
+#include "internal.h"
+
+#include <poll.h>
+#include <pthread.h>
+#include <sys/prctl.h>
+
+#define STACK_BYTES (256 * 1024) /* other libraries' thread-local data is taken from it, too */
+#define TICK_MS 1000
+
+static pthread_t thread;
+static bool running;
+static _Atomic int stopping;
+
+static void obey_one(const struct dsm_command *command) {
+  sigset_t old;
+  dsm_lock(&old);
+  struct dsm_region *region = dsm_registry_number(command->region);
+  bool entered = region && dsm_region_enter(region, DSM_OPEN);
+  dsm_unlock(&old); /* every signal is blocked in this thread all the time */
+  if (!entered) return;
+  dsm_lower_range(region, command->page, command->count);
+  dsm_region_leave(region);
+}
+
+/* The ring had overflowed: whatever is mapped and not wanted any more, anywhere. */
+static void obey_all(void) {
+  for (struct dsm_region *region = dsm_registry_next(0); region; region = dsm_registry_next(region->end)) {
+    if (!dsm_region_enter(region, DSM_OPEN)) continue;
+    dsm_lower_range(region, 0, region->pages);
+    dsm_region_leave(region);
+  }
+}
+
+/* Returns whether there was something to do.  `commands_done` is stored when everything up to it is applied. */
+static bool obey(struct dsm_worker_board *board) {
+  uint64_t done = load_relaxed(&board->commands_done);
+  uint64_t posted = load_ordered(&board->commands_posted);
+  if (posted == done) return false;
+  if (atomic_exchange(&board->sweep, 0)) { /* after reading `posted`: it covers all of them */
+    obey_all();
+  } else {
+    for (uint64_t i = done; i != posted; i++) {
+      struct dsm_command command = board->commands[i % DSM_COMMANDS];
+      obey_one(&command);
+    }
+  }
+  store_ordered(&board->commands_done, posted);
+  dsm_ring();
+  return true;
+}
+
+static void tick(void) {
+  dsm_handler_check();
+  dsm_poison_tend();
+}
+
+static void sleep_until_nudged(struct dsm_worker_board *board, int timeout_ms) {
+  store_ordered(&board->service_sleeping, 1);
+  fence_ordered();
+  bool work = load_ordered(&board->commands_posted) != load_relaxed(&board->commands_done);
+  bool lost = load_relaxed(&dsm_worker.lost);
+  struct pollfd fds[2] = {{.fd = dsm_worker.options.nudge_fd, .events = POLLIN},
+                          {.fd = lost ? -1 : dsm_worker.options.manager_pidfd, .events = POLLIN}};
+  if (!work && !load_ordered(&stopping)) poll(fds, 2, timeout_ms);
+  store_ordered(&board->service_sleeping, 0);
+  uint64_t count;
+  if ((fds[0].revents & POLLIN) && read(fds[0].fd, &count, sizeof count) < 0) { /* somebody else drained it */
+  }
+  if (fds[1].revents) dsm_check_manager();
+}
+
+static void *serve(void *unused) {
+  prctl(PR_SET_NAME, "dsm-service");
+  struct dsm_worker_board *board = dsm_worker.board;
+  uint64_t last_work = 0, last_tick = dsm_now(), spin_ns = (uint64_t)dsm_worker.options.spin_ns;
+  while (!load_ordered(&stopping)) {
+    if (obey(board)) {
+      last_work = dsm_now();
+      continue;
+    }
+    uint64_t now = dsm_now();
+    if (now - last_tick >= TICK_MS * UINT64_C(1000000)) {
+      tick();
+      last_tick = dsm_now();
+    }
+    if (now - last_work < spin_ns) {
+      sched_yield();
+      continue;
+    }
+    sleep_until_nudged(board, TICK_MS);
+  }
+  return unused;
+}
+
+/* Inside dsm_lock: the thread inherits that every signal is blocked. */
+int dsm_service_start(void) {
+  pthread_attr_t attributes;
+  pthread_attr_init(&attributes);
+  pthread_attr_setstacksize(&attributes, STACK_BYTES);
+  store_ordered(&stopping, 0);
+  int result = pthread_create(&thread, &attributes, serve, NULL);
+  pthread_attr_destroy(&attributes);
+  running = result == 0;
+  return -result;
+}
+
+void dsm_service_stop(void) {
+  if (!running) return;
+  store_ordered(&stopping, 1);
+  uint64_t one = 1;
+  if (write(dsm_worker.options.nudge_fd, &one, sizeof one) < 0) { /* it looks once a second */
+  }
+  pthread_join(thread, NULL);
+  running = false;
+}
+
+/* In a forked child: there is no such thread. */
+void dsm_service_forget(void) { running = false; }

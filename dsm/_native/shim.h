@@ -1,0 +1,121 @@
+/* The shim's functions: what the Python side may call.
+ *
+ * Functions return 0 (or a count) or a negative errno.  Nothing here calls Python.  The worker side is
+ * one per process (signal handlers are process-wide); the manager side is an object.
+ */
+#ifndef DSM_SHIM_H
+#define DSM_SHIM_H
+
+#include <stdint.h>
+
+/* ---- manager side (board.c) -------------------------------------------------------------------- */
+
+struct dsm_board;  /* a node board with the worker boards attached to it */
+struct dsm_tables; /* a region's wanted table with the applied tables of its workers */
+
+/* Descriptors stay the caller's; the object keeps maps of its own.  NULL with errno on failure. */
+struct dsm_board *dsm_board_new(int node_fd, int bell_fd);
+void dsm_board_free(struct dsm_board *board);
+uint64_t dsm_node_board_bytes(void);
+uint64_t dsm_worker_board_bytes(void);
+/* Workers have small numbers chosen by the caller, below DSM_WORKERS. */
+int dsm_board_add(struct dsm_board *board, uint32_t worker, int worker_fd, int nudge_fd);
+int dsm_board_remove(struct dsm_board *board, uint32_t worker);
+
+struct dsm_tables *dsm_tables_new(struct dsm_board *board, uint32_t region, uint64_t pages, int wanted_fd);
+void dsm_tables_free(struct dsm_tables *tables);
+int dsm_tables_add(struct dsm_tables *tables, uint32_t worker, int applied_fd);
+int dsm_tables_remove(struct dsm_tables *tables, uint32_t worker);
+
+/* Wait for work.  Polls posted slots, finished commands and `epoll_fd`, yielding the processor, for
+ * `spin_ns`; then sleeps up to `timeout_ns` (-1: without end).  Returns the number of events, with
+ *   events[8*i..]  worker, slot, op, object, a, b, c, ip       (op DSM_OP_DONE: a = commands_done)
+ *   *ready_count   and ready[i] = descriptor | epoll events << 32
+ * Slots of DSM_OP_TOUCHED are freed here.  Returns 0 and no descriptor when the time is over or on EINTR. */
+int dsm_board_wait(struct dsm_board *board, int epoll_fd, uint64_t *events, uint32_t max_events, uint64_t *ready,
+                   uint32_t max_ready, uint32_t *ready_count, int64_t spin_ns, int64_t timeout_ns);
+
+/* Raise `count` wanted bytes to `level` (with DSM_MARK on page `mark` unless it is UINT64_MAX). */
+void dsm_raise(struct dsm_tables *tables, uint64_t page, uint64_t count, uint32_t level, uint64_t mark);
+/* Lower them to at most `level` (marks go), and post a command to each worker that may have more.
+ * asked[2*i..] = worker, sequence (of commands_posted): that worker has obeyed once its commands_done
+ * has reached the sequence.  Returns the number of workers asked. */
+int dsm_lower(struct dsm_tables *tables, uint64_t page, uint64_t count, uint32_t level, uint64_t *asked);
+/* End the wait of a slot. */
+void dsm_complete(struct dsm_board *board, uint32_t worker, uint32_t slot, uint32_t status, uint64_t result);
+/* 1 while the slot is still in state DONE: its grant has not been applied yet. */
+int dsm_unapplied(struct dsm_board *board, uint32_t worker, uint32_t slot);
+/* Statistics of one worker: the six counters of the board in their order, then the histogram. */
+int dsm_worker_statistics(struct dsm_board *board, uint32_t worker, uint64_t *out, uint32_t max);
+
+/* ---- worker side (region.c, handler.c, service.c, call.c) ---------------------------------------- */
+
+struct dsm_worker_options {
+  int node_fd;       /* node board */
+  int worker_fd;     /* worker board */
+  int bell_fd;       /* eventfd: wakes the manager */
+  int nudge_fd;      /* eventfd: wakes the service thread */
+  int manager_pidfd; /* readable when the manager is gone */
+  int error_fd;      /* eventfd: written when an error is to be raised by Python */
+  int64_t spin_ns;
+  uint64_t map_limit;   /* memory maps the process may have (vm.max_map_count less a reserve) */
+  uint64_t error_pause_ns; /* how long a poisoned thread waits for its error to be queued */
+};
+
+/* Map the boards, install the SIGSEGV handler (the one that was there is kept and called for faults
+ * that are not ours) and start the service thread.  The descriptors stay the caller's and must stay
+ * open.  -EBUSY when started already. */
+int dsm_worker_start(const struct dsm_worker_options *options);
+/* Every region becomes closed (see dsm_region_close), the service thread ends, the handler stays. */
+int dsm_worker_stop(void);
+/* 1 once the manager is gone; every wait has then ended with status `lost`. */
+int dsm_worker_lost(void);
+/* Which status a fault or call ends with when the manager is gone, a region is closed, or maps run out. */
+void dsm_worker_statuses(uint32_t lost, uint32_t closed, uint32_t limit);
+/* Make sure that our SIGSEGV handler is the installed one.  1 when it had been replaced (the other one
+ * is chained now), 0 when all was well. */
+int dsm_handler_check(void);
+/* In a child of fork: 1 until dsm_worker_start is called there. */
+int dsm_worker_forked(void);
+
+/* Map a region at `address`, with no access.  -EEXIST when the range is taken by somebody else,
+ * -EALREADY when the region is mapped. */
+int dsm_region_map(uint32_t region, uint64_t address, uint64_t pages, uint32_t page_shift, int frames_fd, int wanted_fd,
+                   int applied_fd);
+/* The addresses stay reserved; touching them is an error from now on.  Waits for no one. */
+int dsm_region_close(uint32_t region);
+/* Apply what is wanted to these pages now; `pin` adds (1) or takes away (0) DSM_PINNED, -1 leaves it. */
+int dsm_region_apply(uint32_t region, uint64_t page, uint64_t count, int pin);
+/* 1 with *region and *offset when `address` lies in one of our regions (open or closed), else 0. */
+int dsm_region_find(uint64_t address, uint32_t *region, uint64_t *offset);
+
+/* A fault that ended in an error, for the Python thread to raise. */
+struct dsm_error {
+  uint64_t thread; /* kernel thread id */
+  uint64_t address;
+  uint64_t page;
+  uint32_t region;
+  uint32_t status;
+};
+/* 1 with the next error, 0 when there is none. */
+int dsm_error_take(struct dsm_error *error);
+/* The error was queued in its thread (or cannot be): the thread goes on, and the page traps again. */
+int dsm_error_done(const struct dsm_error *error);
+
+/* Ask the manager something: posts a slot and returns its number.  -EAGAIN when all are in use. */
+int dsm_call_begin(uint32_t op, uint32_t object, uint64_t a, uint64_t b, uint64_t c);
+/* Wait for the answer: 1 with *status and *result, 0 when the time is over, -EINTR after a signal. */
+int dsm_call_wait(uint32_t slot, int64_t timeout_ns, uint32_t *status, uint64_t *result);
+/* Give the slot back; only after dsm_call_wait returned 1. */
+void dsm_call_end(uint32_t slot);
+
+/* ---- measuring (probe.c), for `dsm bench` --------------------------------------------------------- */
+
+/* Mean nanoseconds of one SIGSEGV + mprotect + return, over `count` pages of an anonymous map. */
+int64_t dsm_probe_fault(uint32_t count, uint64_t *samples_ns);
+/* Ask over a connected blocking socket: send `request` bytes, receive `reply` bytes, `count` times. */
+int64_t dsm_probe_ask(int fd, uint32_t count, uint32_t request, uint32_t reply, uint64_t *samples_ns);
+/* Answer such requests until the peer closes. */
+int64_t dsm_probe_answer(int fd, uint32_t request, uint32_t reply);
+
+#endif

@@ -1,0 +1,52 @@
+"""The command line ``dsm``: finds the verb and hands over.
+
+Owns the list of verbs.  Each verb is the ``main(arguments) -> status`` of a module that is imported only
+when it is asked for: the doors know nothing of each other, and starting costs what the verb needs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+#: Verb: module with `main`, what it does.
+VERBS = {
+    "run": ("dsm.launch.run", "start a program on one or several nodes of this machine"),
+    "node": ("dsm.launch.node", "run one node's manager in the foreground, to join hosts by hand"),
+    "bench": ("dsm.bench", "measure faults, scans, locks and barriers against their floors"),
+    "version": ("dsm.cli.version", "print the versions of dsm and of what it runs on"),
+}
+
+
+def _help() -> str:
+    lines = [
+        "usage: dsm VERB [options]",
+        "",
+        "Distributed shared memory for Python: numpy arrays that many processes write in place.",
+        "",
+        *(f"  {verb:<9} {what}" for verb, (_, what) in VERBS.items()),
+        "",
+        "dsm VERB --help says more.  A first program:  dsm run -n 4 --nodes 2 program.py",
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `dsm` with these arguments (default: those of the process); return the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    verb = given.pop(0) if given else "--help"
+    if verb in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if verb == "--version":
+        verb = "version"
+    if verb not in VERBS:
+        print(f"dsm: there is no verb {verb!r}; the verbs are {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(VERBS[verb][0])
+    if not hasattr(module, "main"):
+        print(f"dsm: this installation has no {verb!r} ({module.__name__} has no main)", file=sys.stderr)
+        return 2
+    status = module.main(given)
+    return int(status or 0)

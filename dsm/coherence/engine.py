@@ -1,0 +1,239 @@
+"""The coherence engine of a node: the one door through which protocol state changes.
+
+Owns the regions of this node and everything under way in them.  It is told what happened (a fault,
+a message, an acknowledgement, the time) and says what to do in `effects`, which the driver performs
+strictly in order: `Raise` only after the frames it names are complete, `SendPages` and `Discard`
+only after the workers acknowledged the `Lower` before it.  No clock, socket, thread or randomness.
+
+A method that finds an impossible state raises `InternalError` with the story of the page.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from dsm.coherence.messages import Effect, Kind, Message
+from dsm.coherence.sequential import SequentialRegion
+from dsm.errors import InternalError, Status
+from dsm.types import Region
+
+#: Messages remembered a region, for the story of a page.
+_STORY = 256
+
+
+class Engine:
+    """Coherence of all regions on one node.
+
+    Parameters
+    ----------
+    node
+        This node's number, 0 to 63.
+    """
+
+    def __init__(self, node: int) -> None:
+        self.node = node
+        #: What the driver has to do, oldest first; `take` empties it (regions refer to this very list).
+        self.effects: list[Effect] = []
+        #: Messages from one role of this node to another.
+        self.inbox: deque[Message] = deque()
+        self.regions: dict[int, SequentialRegion] = {}
+        #: Nanoseconds, as the driver last said.
+        self.now = 0
+        self._requests = 0
+        self._tokens = 0
+        self._lowering: dict[int, SequentialRegion] = {}
+        self._recent: deque[tuple[int, str, Message]] = deque(maxlen=_STORY)
+
+    # -- regions -----------------------------------------------------------------------------------------
+
+    def add_region(self, region: Region) -> None:
+        """Begin to keep pages of `region`."""
+        self.regions[region.region] = SequentialRegion(self, region)
+
+    def drop_region(self, number: int) -> None:
+        """Forget a destroyed region: waits end with `CLOSED`, late messages find nothing."""
+        region = self.regions.pop(number, None)
+        if region is not None:
+            region.requester.end_all(Status.CLOSED)
+
+    def node_lost(self, node: int, now: int) -> None:
+        """A member is gone: in its regions, whatever needs another node ends with `PAGE_LOST`."""
+        self.now = now
+        for region in self.regions.values():
+            if node in region.members:
+                region.failed = Status.PAGE_LOST
+                region.requester.end_all(Status.PAGE_LOST)
+
+    # -- this node's workers -----------------------------------------------------------------------------
+
+    def fault(self, region: int, page: int, write: bool, waiter: int, worker: int, ip: int, now: int) -> None:
+        """A worker's thread touched a page without the access it needs; ends with `Wake`."""
+        self.now = now
+        self.regions[region].requester.fault(page, write, waiter, worker, ip)
+        if self.inbox:
+            self._drain()
+
+    def prefetch(self, region: int, page: int, count: int, write: bool, waiter: int, now: int) -> None:
+        """Bring pages here; `Wake` when each of them has been here."""
+        self.now = now
+        self.regions[region].requester.bulk(page, count, write, waiter, False)
+        self._drain()
+
+    def pin(self, region: int, page: int, count: int, write: bool, waiter: int, now: int) -> None:
+        """Bring pages here and hold them; `Wake` when all are here, until `unpin`."""
+        self.now = now
+        self.regions[region].requester.bulk(page, count, write, waiter, True)
+        self._drain()
+
+    def unpin(self, region: int, page: int, count: int, write: bool, now: int) -> None:
+        """End a pin with the same arguments."""
+        self.now = now
+        self.regions[region].unpin(page, count, write)
+        self._drain()
+
+    def cancel(self, waiter: int, now: int) -> bool:
+        """End a wait with `CANCELLED`; False when it is not waiting."""
+        self.now = now
+        found = any(region.requester.cancel(waiter) for region in self.regions.values())
+        self._drain()
+        return found
+
+    def worker_gone(self, waits: Callable[[int], bool], worker: int, now: int) -> None:
+        """A worker is gone: forget the waiters that `waits` tells, and how it read ahead."""
+        self.now = now
+        for region in self.regions.values():
+            region.requester.forget(waits)
+            region.hold.forget(waits)
+            region.read_ahead.forget(worker)
+            region.holder.resume()
+        self._drain()
+
+    def touched(self, region: int, page: int, worker: int, now: int) -> None:
+        """A worker used a marked page for the first time."""
+        self.now = now
+        if region in self.regions:
+            self.regions[region].requester.touched(page, worker)
+            self._drain()
+
+    @property
+    def unapplied(self) -> dict[int, int]:
+        """Waiters that were woken and are not known to have mapped their page: waiter -> region."""
+        return {w: r.number for r in self.regions.values() for w in r.hold.unapplied}
+
+    def applied(self, waiter: int, now: int) -> None:
+        """A woken thread has mapped its page: its hold time starts."""
+        for region in self.regions.values():
+            region.hold.applied(waiter, now)
+
+    # -- other nodes -------------------------------------------------------------------------------------
+
+    def message(self, message: Message, now: int) -> None:
+        """Take a message of any kind but DATA."""
+        self.now = now
+        self.inbox.append(message)
+        self._drain()
+
+    def accepts(self, message: Message) -> bool:
+        """A DATA header arrived: True when its payload goes into the frames, False for scratch."""
+        region = self.regions.get(message.region)
+        if region is None:
+            return False
+        request = region.requester.requests.get(message.request)
+        return request is not None and request.void is None
+
+    def wanted_runs(self, message: Message) -> list[tuple[int, int]]:
+        """Pages (page, count) of a DATA message that are still to be installed."""
+        region = self.regions.get(message.region)
+        return [] if region is None else region.requester.live_runs(message)
+
+    def received(self, message: Message, now: int) -> None:
+        """The payload of a DATA message is complete in the frames of its `wanted_runs`."""
+        self.now = now
+        region = self.regions.get(message.region)
+        if region is not None:
+            region.requester.install(message)
+            if self.inbox:
+                self._drain()
+
+    def check(self, message: Message) -> str | None:
+        """Return what is wrong with a message from a peer (its region may be unknown: that is fine)."""
+        region = self.regions.get(message.region)
+        return None if region is None else region.check(message)
+
+    # -- the driver --------------------------------------------------------------------------------------
+
+    def lowered(self, token: int, now: int) -> None:
+        """The `Lower` with this token is done: every worker has acknowledged."""
+        self.now = now
+        region = self._lowering.pop(token, None)
+        if region is not None and region.number in self.regions:
+            region.holder.lowered(token)
+            if self.inbox:
+                self._drain()
+
+    def tick(self, now: int) -> None:
+        """Time has passed: what was held back may go on."""
+        self.now = now
+        for region in self.regions.values():
+            deadline = region.holder.deadline
+            if deadline is not None:
+                region.holder.resume()
+        self._drain()
+
+    @property
+    def deadline(self) -> int | None:
+        """When `tick` is next needed, in the driver's nanoseconds; None when it is not."""
+        times = [r.holder.deadline for r in self.regions.values() if r.holder.deadline is not None]
+        return min(times) if times else None
+
+    def state(self, region: int, page: int) -> int:
+        """Return the `State` of a page on this node."""
+        return self.regions[region].table.state[page]
+
+    def story(self, region: int, page: int) -> str:
+        """Return what this node knows and lately heard of a page, for an error report."""
+        lines = []
+        if region in self.regions:
+            lines.append(f"node {self.node}, region {region}: {self.regions[region].describe(page)}")
+        for time, _, m in self._recent:
+            if m.region == region and m.page <= page < m.page + m.count:
+                name = Kind(m.kind).name
+                lines.append(
+                    f"  {time} {name} {m.page}+{m.count} request {m.request} of node {m.node} {m.flags:#x}"
+                )
+        return "\n".join(lines)
+
+    def take(self) -> list[Effect]:
+        """Return the effects so far and forget them."""
+        effects = self.effects.copy()
+        self.effects.clear()
+        return effects
+
+    # -- for the regions ---------------------------------------------------------------------------------
+
+    def next_request(self) -> int:
+        """Return a request number that no live request has."""
+        self._requests = number = (self._requests + 1) & 0xFFFFFFFF
+        return number
+
+    def next_token(self, region: SequentialRegion) -> int:
+        """Return a token for a `Lower` of that region."""
+        self._tokens += 1
+        self._lowering[self._tokens] = region
+        return self._tokens
+
+    def _drain(self) -> None:
+        inbox = self.inbox
+        regions = self.regions
+        while inbox:
+            message = inbox.popleft()
+            region = regions.get(message.region)
+            if region is None:
+                continue
+            self._recent.append((self.now, "", message))
+            try:
+                region.message(message)
+            except InternalError as error:
+                inbox.clear()
+                raise InternalError(f"{error}\n{self.story(message.region, message.page)}") from None

@@ -1,0 +1,175 @@
+"""Holder side of sequential coherence: giving a page up, or a copy of it away.
+
+Owns the requests of directories that this node has not answered yet.  What takes access away from
+this node's workers waits for the hold time and for pins; then the workers lose access, all of them
+acknowledge, and only then is the frame read or discarded (order of operations, 12).  Requests for
+the same page are answered in order of arrival.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dsm.coherence.messages import Discard, Flag, Kind, Level, Lower, Message, SendPages
+from dsm.coherence.states import HOLDING, State
+from dsm.limits import UNAPPLIED_MAX_NS
+
+if TYPE_CHECKING:
+    from dsm.coherence.sequential import SequentialRegion
+
+_WRITE = int(Flag.WRITE)
+_FETCH, _INVALIDATE, _INVALIDATED, _DATA = (
+    int(k) for k in (Kind.FETCH, Kind.INVALIDATE, Kind.INVALIDATED, Kind.DATA)
+)
+_LEVEL_NONE, _LEVEL_READ = int(Level.NONE), int(Level.READ)
+_AHEAD = int(State.AHEAD)
+_SHAREABLE = frozenset({int(State.SHARED), int(State.UPGRADING)})
+_HOLDING = frozenset(int(s) for s in HOLDING)
+#: How often to look whether a granted page has been mapped by the thread that waited for it.
+_POLL_NS = 20_000
+
+assert _POLL_NS < UNAPPLIED_MAX_NS
+
+
+class Demand:
+    """A FETCH or INVALIDATE that is not answered yet."""
+
+    __slots__ = ("count", "message", "page", "started")
+
+    def __init__(self, message: Message) -> None:
+        self.message = message
+        self.page = message.page
+        self.count = message.count
+        #: The workers are losing access; `Holder.lowered` ends it.
+        self.started = False
+
+
+class Holder:
+    """What other nodes want of this one, in one region."""
+
+    __slots__ = ("deadline", "demands", "lowering", "region")
+
+    def __init__(self, region: SequentialRegion) -> None:
+        self.region = region
+        self.demands: list[Demand] = []
+        #: token of a Lower effect -> the demand that waits for it.
+        self.lowering: dict[int, Demand] = {}
+        #: Next time at which a demand that is held back may go on.
+        self.deadline: int | None = None
+
+    def revoke(self, message: Message) -> None:
+        """A FETCH or INVALIDATE arrived."""
+        demand = Demand(message)
+        if self.demands and any(_overlap(demand, other) for other in self.demands):
+            self.demands.append(demand)
+        elif not self._held_back(message):
+            self._start(demand)
+        else:
+            self.demands.append(demand)
+
+    def resume(self) -> None:
+        """Time has passed, a pin was released or a demand ended: start what may start now."""
+        self.deadline = None
+        if not self.demands:
+            return
+        earlier: list[Demand] = []
+        for demand in list(self.demands):
+            if (
+                not demand.started
+                and not any(_overlap(demand, other) for other in earlier)
+                and not self._held_back(demand.message)
+            ):
+                self.demands.remove(demand)
+                self._start(demand)
+                if not demand.started:
+                    continue
+            earlier.append(demand)
+
+    def _held_back(self, message: Message) -> bool:
+        """Whether a hold or pin keeps this demand waiting; notes when to look again."""
+        region = self.region
+        page, count = message.page, message.count
+        takes_all = message.kind == _INVALIDATE or message.flags & _WRITE
+        if not takes_all and self._shareable(page, count):
+            return False
+        if region.is_pinned(page, count, bool(takes_all)):
+            return True
+        now = region.engine.now
+        until = region.hold.until(page, count, now)
+        if not until:
+            return False
+        if region.hold.unapplied:
+            until = min(until, now + _POLL_NS)
+        if self.deadline is None or until < self.deadline:
+            self.deadline = until
+        return True
+
+    def _shareable(self, page: int, count: int) -> bool:
+        """Whether no worker may write these pages, so that a copy can be sent as they are.
+
+        Such a demand must not wait: this node may be UPGRADING, and the grant comes behind it.
+        """
+        state = self.region.table.state
+        if count == 1:
+            return state[page] in _SHAREABLE
+        return _SHAREABLE.issuperset(state[page : page + count])
+
+    def _start(self, demand: Demand) -> None:
+        region = self.region
+        message = demand.message
+        page, count = demand.page, demand.count
+        table = region.table
+        if message.kind == _FETCH and not message.flags & _WRITE:
+            if self._shareable(page, count):
+                self._answer(demand)
+                return
+            table.shift("downgrade", page, count)
+            level = _LEVEL_READ
+        else:
+            before = (table.state[page],) if count == 1 else bytes(table.state[page : page + count])
+            if _AHEAD in before:
+                region.requester.void(page, count)
+            table.shift("invalidate", page, count)
+            if _HOLDING.isdisjoint(before):
+                self._answer(demand)
+                region.requester.settle(page, count)
+                return
+            level = _LEVEL_NONE
+        demand.started = True
+        # In front: whoever overlaps it and came before it in the list must see it and wait.
+        self.demands.insert(0, demand)
+        token = region.engine.next_token(region)
+        self.lowering[token] = demand
+        region.effects.append(Lower(region.number, page, count, level, token))
+
+    def lowered(self, token: int) -> None:
+        """Every worker of this node has lost that access."""
+        demand = self.lowering.pop(token)
+        self.demands.remove(demand)
+        region = self.region
+        message = demand.message
+        page, count = demand.page, demand.count
+        if message.kind == _FETCH and not message.flags & _WRITE:
+            region.table.shift("downgraded", page, count)
+            self._answer(demand)
+        else:
+            region.table.shift("invalidated", page, count)
+            self._answer(demand)
+            region.effects.append(Discard(region.number, page, count))
+        region.requester.settle(page, count)
+        self.resume()
+
+    def _answer(self, demand: Demand) -> None:
+        region = self.region
+        asked = demand.message
+        if asked.kind == _INVALIDATE:
+            region.invalidations += asked.count
+            done = Message(_INVALIDATED, region.number, asked.page, asked.count, asked.request, region.node)
+            region.send(region.placement.directory(asked.page), done)
+            return
+        data = Message(_DATA, region.number, asked.page, asked.count, asked.request, asked.node, asked.flags)
+        region.effects.append(SendPages(asked.node, data))
+
+
+def _overlap(a: Demand, b: Demand) -> bool:
+    return a.page < b.page + b.count and b.page < a.page + a.count

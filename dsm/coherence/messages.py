@@ -1,0 +1,135 @@
+"""What coherence engines say to each other, and what an engine asks of its driver.
+
+Owns the message and effect types of every consistency model.  Messages go to an engine on another
+node (or to this one); effects go to the driver: the manager over real sockets and pagers, or the
+simulator.  Nothing here acts.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+
+import msgspec
+
+
+class Kind(IntEnum):
+    """Kinds of coherence messages.  R requester, D directory, O owner, C another holder."""
+
+    #: R to D: give me these pages.  Ends with `CONFIRM` for every page.
+    GET = 1
+    #: R to D: give me what is at hand of these pages; nobody waits.  Never confirmed.
+    AHEAD = 2
+    #: D to O: send these pages to `node`.
+    FETCH = 3
+    #: D to C: give your copies up.
+    INVALIDATE = 4
+    #: C to D: my workers cannot reach these pages any more.
+    INVALIDATED = 5
+    #: O to R: the pages, as payload.
+    DATA = 6
+    #: D to R: you may have these pages; no data: you have a copy, or (`FRESH`) they were never touched.
+    GRANT = 7
+    #: R to D: installed.
+    CONFIRM = 8
+    #: D to R: not these pages (answer to `AHEAD`).
+    DECLINE = 9
+
+
+class Flag(IntFlag):
+    """Qualifies a message."""
+
+    #: For writing: the one who gets the page is its only holder.
+    WRITE = 1
+    #: The requester has a copy of these pages.
+    HAVE = 2
+    #: The pages were never touched: the receiver fills its frames itself.
+    FRESH = 4
+    #: Belongs to an `AHEAD`: not confirmed, void when an invalidation overtakes it.
+    SPECULATIVE = 8
+
+
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """One coherence message.  `request` and `node` are the requester's throughout a transaction."""
+
+    kind: int
+    region: int
+    page: int
+    count: int
+    request: int
+    #: The requester.
+    node: int
+    flags: int = 0
+
+
+class Level(IntEnum):
+    """Access a worker may have to a page, as it stands in the wanted and applied tables."""
+
+    NONE = 0
+    READ = 1
+    WRITE = 3
+
+
+class Send(msgspec.Struct, frozen=True, gc=False):
+    """Send `message` to `node` (never this one).  Messages to one node arrive in order."""
+
+    node: int
+    message: Message
+
+
+class SendPages(msgspec.Struct, frozen=True, gc=False):
+    """Send `message` with the frames of its pages as payload, in order with `Send`.
+
+    The frames stay frozen (not written, not discarded) until their last byte is in the kernel.
+    """
+
+    node: int
+    message: Message
+
+
+class Lower(msgspec.Struct, frozen=True, gc=False):
+    """Lower the wanted level of these pages; `Engine.lowered(token)` once no worker has more than `level`."""
+
+    region: int
+    page: int
+    count: int
+    level: int
+    token: int
+
+
+class Fill(msgspec.Struct, frozen=True, gc=False):
+    """Write the region's fill pattern into these frames (zeros: make sure that they read as zeros)."""
+
+    region: int
+    page: int
+    count: int
+
+
+class Raise(msgspec.Struct, frozen=True, gc=False):
+    """Raise the wanted level of these pages to `level`: their frames are complete.
+
+    `mark`, when it is not -1, is the page whose first use by a worker is to be told by `Engine.touched`.
+    """
+
+    region: int
+    page: int
+    count: int
+    level: int
+    mark: int = -1
+
+
+class Wake(msgspec.Struct, frozen=True, gc=False):
+    """The fault or call `waiter` is over, with a `dsm.errors.Status`."""
+
+    waiter: int
+    status: int
+
+
+class Discard(msgspec.Struct, frozen=True, gc=False):
+    """These frames hold nothing of value any more: their memory may be returned."""
+
+    region: int
+    page: int
+    count: int
+
+
+Effect = Send | SendPages | Lower | Fill | Raise | Wake | Discard

@@ -1,0 +1,175 @@
+"""Sequential consistency of one region on one node: a single writer node, many reader nodes.
+
+Owns the region's page table and joins the three roles a node plays for it: requester, directory and
+holder (write-invalidate with fixed distributed managers: Li and Hudak, 1989).  Messages of a role to
+another role of this node go through the engine's inbox, in order, never through a call.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from dsm.coherence.directory import Directory
+from dsm.coherence.hold import Hold
+from dsm.coherence.holder import Holder
+from dsm.coherence.messages import Effect, Flag, Kind, Level, Message, Raise, Send
+from dsm.coherence.placement import Placement
+from dsm.coherence.readahead import ReadAhead
+from dsm.coherence.requester import Requester
+from dsm.coherence.states import READABLE, State
+from dsm.coherence.table import PageTable
+from dsm.errors import InternalError, Status
+from dsm.limits import READ_AHEAD_MAX_BYTES, READ_AHEAD_MIN_BYTES, WRITE_AHEAD_MAX_BYTES
+from dsm.types import Region
+
+if TYPE_CHECKING:
+    from dsm.coherence.engine import Engine
+
+_GET, _FETCH, _GRANT, _CONFIRM = int(Kind.GET), int(Kind.FETCH), int(Kind.GRANT), int(Kind.CONFIRM)
+_INVALIDATE, _INVALIDATED = int(Kind.INVALIDATE), int(Kind.INVALIDATED)
+_AHEAD, _DECLINE = int(Kind.AHEAD), int(Kind.DECLINE)
+
+
+class SequentialRegion:
+    """One region under the `sequential` model."""
+
+    __slots__ = (
+        "directory",
+        "effects",
+        "engine",
+        "failed",
+        "hold",
+        "holder",
+        "inbox",
+        "invalidations",
+        "marks",
+        "members",
+        "node",
+        "number",
+        "pins",
+        "placement",
+        "read_ahead",
+        "requester",
+        "table",
+    )
+
+    def __init__(self, engine: Engine, region: Region) -> None:
+        self.engine = engine
+        self.effects: list[Effect] = engine.effects
+        self.inbox: deque[Message] = engine.inbox
+        self.node = engine.node
+        self.number = region.region
+        self.members = region.members
+        #: Set when a member was lost: what needs another node ends with it.
+        self.failed: Status | None = None
+        self.placement = Placement(region)
+        self.table = PageTable(region.pages)
+        self.hold = Hold(engine.node)
+        size = region.options.page_size
+        self.read_ahead = ReadAhead(
+            max(1, READ_AHEAD_MIN_BYTES // size),
+            max(1, READ_AHEAD_MAX_BYTES // size),
+            max(1, WRITE_AHEAD_MAX_BYTES // size),
+        )
+        self.requester = Requester(self)
+        self.directory = Directory(self)
+        self.holder = Holder(self)
+        #: First pages of read-ahead windows: a worker's first use of one opens the next window.
+        self.marks: set[int] = set()
+        #: Ranges held for system calls: (page, end, write).
+        self.pins: list[tuple[int, int, bool]] = []
+        #: Pages that this node gave up because another one writes them.
+        self.invalidations = 0
+        if region.members == (engine.node,) and not region.options.fill:
+            self._claim_all()
+
+    def _claim_all(self) -> None:
+        """Without another member nobody can be asked: every page is this node's, and traps no one."""
+        table = self.table
+        table.states[:] = State.EXCLUSIVE
+        table.owners[:] = self.node + 1
+        table.copysets[:] = 1 << self.node
+        self.effects.append(Raise(self.number, 0, table.pages, int(Level.WRITE)))
+
+    def send(self, node: int, message: Message) -> None:
+        """Send to another node, or put into this node's own inbox."""
+        if node == self.node:
+            self.inbox.append(message)
+        else:
+            self.effects.append(Send(node, message))
+
+    def message(self, message: Message) -> None:
+        """Take one message: the transition of every role starts here."""
+        kind = message.kind
+        if kind == _GET:
+            self.directory.get(message, message.page, message.count)
+        elif kind in (_FETCH, _INVALIDATE):
+            self.holder.revoke(message)
+        elif kind == _GRANT:
+            self.requester.install(message)
+        elif kind == _CONFIRM:
+            self.directory.confirm(message)
+        elif kind == _INVALIDATED:
+            self.directory.invalidated(message)
+        elif kind == _AHEAD:
+            self.directory.ahead(message)
+        elif kind == _DECLINE:
+            self.requester.decline(message)
+        else:
+            raise InternalError(f"a message of kind {kind} came where only its payload may")
+
+    def check(self, message: Message) -> str | None:
+        """Return what is wrong with a message from a peer, None when it may be handled."""
+        if message.count < 1 or message.page + message.count > self.table.pages:
+            return f"pages {message.page}+{message.count} of {self.table.pages}"
+        if message.count > self.placement.chunk_pages:
+            return f"{message.count} pages in one message, at most {self.placement.chunk_pages}"
+        if message.flags & ~int(Flag.WRITE | Flag.HAVE | Flag.FRESH | Flag.SPECULATIVE):
+            return f"unknown flags {message.flags:#x}"
+        return None
+
+    def take_mark(self, page: int, count: int) -> int:
+        """Remove and return the mark in the range; -1 when there is none."""
+        if self.marks:
+            if count == 1:
+                if page in self.marks:
+                    self.marks.remove(page)
+                    return page
+                return -1
+            for mark in self.marks:
+                if page <= mark < page + count:
+                    self.marks.remove(mark)
+                    return mark
+        return -1
+
+    def is_pinned(self, page: int, count: int, takes_all: bool) -> bool:
+        """Whether a pin forbids to take all access (`takes_all`) or write access to the range."""
+        end = page + count
+        for low, high, write in self.pins:
+            if low < end and page < high and (takes_all or write):
+                return True
+        for bulk in self.requester.bulks:
+            if bulk.pin and max(bulk.page, page) < min(bulk.cursor, end) and (takes_all or bulk.write):
+                return True
+        return False
+
+    def unpin(self, page: int, count: int, write: bool) -> None:
+        """Release a pin; what it kept waiting goes on."""
+        self.pins.remove((page, page + count, write))
+        self.holder.resume()
+
+    def describe(self, page: int) -> str:
+        """One line about a page, for errors and status."""
+        table = self.table
+        state = State(table.state[page])
+        parts = [f"page {page} is {state.name} here"]
+        if self.placement.directory(page) == self.node:
+            parts.append(f"owner {table.owner[page] - 1}, copyset {table.copyset[page]:#x}")
+            if page in self.directory.busy:
+                parts.append("in a transaction")
+        if page in self.requester.waiting:
+            parts.append(f"{len(self.requester.waiting[page])} waiting")
+        if state in READABLE and self.is_pinned(page, 1, True):
+            parts.append("pinned")
+        return ", ".join(parts)

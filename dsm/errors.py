@@ -1,0 +1,140 @@
+"""Exceptions: one tree, ordered by who is at fault.
+
+Owns every exception class a user can meet and the numeric status under which each one crosses the
+shared control segment or a wire.  Knows nothing else of the package.
+
+=====================  ==========================================================
+who is at fault        classes
+=====================  ==========================================================
+the caller             `UsageError`, `ClosedError`, `NotOwnerError`, `UnknownNameError`,
+                       `WaitTimeoutError`
+the peer               `PeerError`: `NodeLostError`, `PageLostError`, `PageTimeoutError`,
+                       `AuthenticationError`, `WireError`, `OwnerDiedError`, `BrokenBarrierError`
+the limit              `LimitError`, `AddressRangeError`
+ourselves              `InternalError`
+=====================  ==========================================================
+
+Every message says what happened, to what, and what to do next.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class DSMError(Exception):
+    """Base of every exception that dsm raises on purpose."""
+
+
+class UsageError(DSMError, ValueError):
+    """The call is wrong: the message names the argument, its value and what is accepted."""
+
+
+class UnknownNameError(UsageError, KeyError):
+    """No region, array or object of that name exists in this cluster."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class NotOwnerError(UsageError):
+    """A lock was released by a thread that does not hold it."""
+
+
+class ClosedError(DSMError):
+    """The region was destroyed, or this process has closed its node."""
+
+
+class WaitTimeoutError(DSMError, TimeoutError):
+    """The caller's own timeout ran out; the request was withdrawn and nothing is held."""
+
+
+class PeerError(DSMError):
+    """Another process of the cluster failed; this one did nothing wrong."""
+
+
+class NodeLostError(PeerError, ConnectionError):
+    """The coherence manager of this node is gone, or this node was declared dead."""
+
+
+class PageLostError(PeerError):
+    """The only copy of a page went away with the node that held it."""
+
+
+class PageTimeoutError(PeerError, TimeoutError):
+    """A page did not arrive before the deadline; it is not lost."""
+
+
+class OwnerDiedError(PeerError):
+    """The holder of a lock died before it released it."""
+
+
+class BrokenBarrierError(PeerError):
+    """A party of a barrier left before the barrier was complete."""
+
+
+class AuthenticationError(PeerError):
+    """A peer could not prove that it knows the secret of the cluster."""
+
+
+class WireError(PeerError):
+    """A peer sent bytes that are not of this protocol or version."""
+
+
+class LimitError(DSMError):
+    """A limit was reached; the message names the value, the bound and what to change."""
+
+
+class AddressRangeError(LimitError):
+    """The address range that a region needs is taken in this process."""
+
+
+class InternalError(DSMError, AssertionError):
+    """An invariant of dsm itself does not hold.  Please report it with its message."""
+
+
+class Status(IntEnum):
+    """Outcome of a fault or call, as it crosses the control segment and the wires."""
+
+    OK = 0
+    CLOSED = 1
+    NODE_LOST = 2
+    PAGE_LOST = 3
+    PAGE_TIMEOUT = 4
+    LIMIT = 5
+    NOT_OWNER = 6
+    CANCELLED = 7
+    BROKEN = 8
+    OWNER_DIED = 9
+    USAGE = 10
+    INTERNAL = 11
+    UNKNOWN_NAME = 12
+    TOO_LATE = 13
+
+
+_BY_STATUS: dict[int, type[DSMError]] = {
+    Status.CLOSED: ClosedError,
+    Status.NODE_LOST: NodeLostError,
+    Status.PAGE_LOST: PageLostError,
+    Status.PAGE_TIMEOUT: PageTimeoutError,
+    Status.LIMIT: LimitError,
+    Status.NOT_OWNER: NotOwnerError,
+    Status.BROKEN: BrokenBarrierError,
+    Status.OWNER_DIED: OwnerDiedError,
+    Status.USAGE: UsageError,
+    Status.INTERNAL: InternalError,
+    Status.UNKNOWN_NAME: UnknownNameError,
+}
+
+
+def error_for(status: int, message: str) -> DSMError:
+    """Return the exception that stands for `status`, carrying `message`."""
+    return _BY_STATUS.get(status, InternalError)(message)
+
+
+def status_of(error: BaseException) -> Status:
+    """Return the status under which `error` travels; `INTERNAL` when it is not one of ours."""
+    for status, cls in _BY_STATUS.items():
+        if type(error) is cls:
+            return Status(status)
+    return Status.INTERNAL

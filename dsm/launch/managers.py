@@ -1,0 +1,139 @@
+"""Coherence managers as child processes: start one, read its ready line, end it.
+
+Owns the contract with ``python -m dsm.manager`` as far as a launcher sees it:
+
+* ``--ready-fd``: one JSON line, ``{"node", "socket", "listen", "pid"}`` or ``{"error", "status"}``;
+* ``--guard-fd``: the read end of a pipe whose write end only we hold.  Lines ``group N`` name process
+  groups; when we are gone, however that came about, the manager kills them all and ends;
+* the secret comes in the environment; SIGTERM ends it cleanly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from dsm.launch.loop import Loop
+from dsm.launch.processes import Process
+
+#: What a manager says at most when it is ready.
+_READY_BYTES = 1 << 16
+
+
+def manager_command() -> list[str]:
+    """Return the command that starts a manager, without its options."""
+    command = [sys.executable]
+    source = Path(__file__).resolve().parents[2]
+    if source != Path.cwd():
+        # `-m` alone would let a queue.py in the current directory stand in for the library's.
+        command.append("-P")
+    return [*command, "-m", "dsm.manager"]
+
+
+def manager_environment(secret: str | None) -> dict[str, str]:
+    """Return the environment of a manager: ours, with this secret, and nothing of another job's."""
+    own = ("DSM_NODE", "DSM_RANK", "DSM_SIZE", "DSM_SECRET", "DSM_SECRET_FILE")
+    environment = {key: value for key, value in os.environ.items() if key not in own}
+    if secret is not None:
+        environment["DSM_SECRET"] = secret
+    return environment
+
+
+class Manager(Process):
+    """One manager; `ready` is called when it has said that it serves, or why it cannot."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        ready: Callable[[Manager], None],
+        *,
+        capture: bool = True,
+    ) -> None:
+        #: Its number in the cluster, its local socket (``@dsm-…``) and its TCP address, once ready.
+        self.node = -1
+        self.socket = ""
+        self.listen = ""
+        #: Why it cannot serve; empty while it is starting or well.
+        self.error = ""
+        self._ready = ready
+        self._loop = loop
+        self._said = b""
+        self._ready_fd, ready_end = os.pipe2(os.O_CLOEXEC)
+        guard_end, self._guard_fd = os.pipe2(os.O_CLOEXEC)
+        pipe = subprocess.PIPE if capture else None
+        try:
+            popen = subprocess.Popen(
+                [*command, "--ready-fd", str(ready_end), "--guard-fd", str(guard_end)],
+                stdin=subprocess.DEVNULL,
+                stdout=pipe,
+                stderr=pipe,
+                env=dict(environment),
+                pass_fds=(ready_end, guard_end),
+                process_group=0,
+            )
+        except OSError:
+            os.close(self._ready_fd)
+            os.close(self._guard_fd)
+            raise
+        finally:
+            os.close(ready_end)
+            os.close(guard_end)
+        super().__init__(popen)
+        self.outputs = [detach(stream) for stream in (popen.stdout, popen.stderr) if stream]
+        loop.add(self._ready_fd, self._read_ready)
+
+    def _read_ready(self) -> None:
+        data = os.read(self._ready_fd, _READY_BYTES)
+        self._said += data
+        if data and b"\n" not in self._said and len(self._said) < _READY_BYTES:
+            return
+        self._close_ready()
+        self._understand()
+        self._ready(self)
+
+    def _understand(self) -> None:
+        if not self._said:
+            self.error = "it ended before it was ready"
+            return
+        try:
+            said = json.loads(self._said)
+            if "error" in said:
+                self.error = str(said["error"])
+                return
+            self.node = int(said["node"])
+            self.socket = str(said["socket"])
+            self.listen = str(said["listen"] or "")
+        except (ValueError, KeyError, TypeError):
+            self.error = f"its ready line cannot be understood: {self._said[:200]!r}"
+
+    def guard(self, group: int) -> None:
+        """Have it kill process group `group` when we are gone."""
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._guard_fd, b"group %d\n" % group)
+
+    def _close_ready(self) -> None:
+        if self._ready_fd >= 0:
+            self._loop.remove(self._ready_fd)
+            os.close(self._ready_fd)
+            self._ready_fd = -1
+
+    def close(self) -> None:
+        """Close our ends of its pipes, once it has ended."""
+        self._close_ready()
+        if self._guard_fd >= 0:
+            os.close(self._guard_fd)
+            self._guard_fd = -1
+
+
+def detach(stream: object) -> int:
+    """Return a descriptor of our own for a pipe of `subprocess`, and close its file object."""
+    fd = os.dup(stream.fileno())  # type: ignore[attr-defined]
+    stream.close()  # type: ignore[attr-defined]
+    return fd

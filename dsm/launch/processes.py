@@ -1,0 +1,132 @@
+"""What a launcher must know of processes: how they ended, who descends from whom, groups.
+
+An ended worker stays a zombie until its job is over: its number, which is also the number of its
+process group, cannot be given to a stranger that a guard would then kill.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterable
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def become_subreaper(on: bool) -> None:
+    """Make orphans among our descendants our children (or not), so that none escapes."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0)
+
+
+def die_with_parent() -> Callable[[], None]:
+    """Return what a child calls between fork and exec, so that it gets SIGKILL when we die."""
+    parent = os.getpid()
+    prctl = _libc.prctl
+
+    def tie() -> None:
+        prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        if os.getppid() != parent:  # it died before the line above
+            os._exit(128 + signal.SIGKILL)
+
+    return tie
+
+
+class Process:
+    """A child with its own process group; ended, it is kept as a zombie until `reap`."""
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        self._popen = popen
+        self.pid = popen.pid
+        self.pidfd = os.pidfd_open(popen.pid)
+        #: Exit status as a shell gives it (128 + signal); None while it runs.
+        self.status: int | None = None
+        #: The signal that killed it, or 0.
+        self.killed_by = 0
+
+    def look(self) -> bool:
+        """Learn how it ended, without reaping; False while it runs."""
+        if self.status is None:
+            ended = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is None:
+                return False
+            if ended.si_code == os.CLD_EXITED:
+                self.status = ended.si_status
+            else:
+                self.killed_by = ended.si_status
+                self.status = 128 + ended.si_status
+        return True
+
+    def describe_end(self) -> str:
+        """Say how it ended: ``status 3`` or ``signal 9 (SIGKILL)``."""
+        if self.killed_by:
+            return f"signal {self.killed_by} ({signal_name(self.killed_by)})"
+        return f"status {self.status}"
+
+    def signal_group(self, number: int) -> None:
+        """Signal its whole group; also after it has ended, when its children may still be there."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+    def reap(self) -> None:
+        """Take the zombie away and close what refers to it."""
+        if self.pidfd >= 0:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.pid, 0)
+            self._popen.returncode = -self.killed_by if self.killed_by else self.status
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal; real-time ones have none in Python."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIG{number}"
+
+
+def descendants(but_not: Iterable[int] = ()) -> list[int]:
+    """Return the living processes that descend from this one, leaving out those given and theirs."""
+    children: dict[int, list[int]] = {}
+    living: set[int] = set()
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            with open(f"/proc/{entry}/stat", "rb") as file:
+                # The name (second field) may hold spaces and parentheses: count from its end.
+                state, parent = file.read().rpartition(b")")[2].split()[:2]
+        except OSError:
+            continue  # ended while we were reading
+        children.setdefault(int(parent), []).append(int(entry))
+        if state not in (b"Z", b"X"):
+            living.add(int(entry))
+    found = []
+    queue = [os.getpid()]
+    skipped = set(but_not)
+    while queue:
+        for child in children.get(queue.pop(), ()):
+            if child not in skipped:
+                queue.append(child)
+                if child in living:
+                    found.append(child)
+    return found
+
+
+def signal_process(pid: int, number: int) -> None:
+    """Signal one process, which may have ended."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def reap_strangers() -> None:
+    """Take away every zombie that is ours (adopted orphans); only when none is needed any more."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass

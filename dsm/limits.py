@@ -1,0 +1,67 @@
+"""Limits of the system: each has a name, a unit in the name, and a relation to the others.
+
+Owns every constant that bounds memory, time or count.  The asserted relations at the end run at
+import; nothing here depends on the machine.
+"""
+
+from __future__ import annotations
+
+#: Bytes of the smallest coherence unit, and of the operating system's page.
+OS_PAGE_BYTES = 4096
+#: Largest coherence unit a region may choose (4 KiB · 2^k).
+MAX_PAGE_BYTES = 2 * 1024 * 1024
+#: Nodes of a cluster: one bit each in a page's copyset.
+MAX_NODES = 64
+#: Workers that may be attached to one node at the same time.
+MAX_WORKERS_PER_NODE = 256
+#: Threads of one worker that may wait in faults and calls at the same time.
+SLOTS_PER_WORKER = 256
+#: Bytes of the longest name of a region, lock, barrier or atomic (UTF-8).
+MAX_NAME_BYTES = 255
+
+#: Addresses handed to regions: clear of PIE, V8, ZGC and the sanitizers' shadows.
+ADDRESS_LOW = 0x5800_0000_0000
+ADDRESS_HIGH = 0x6000_0000_0000
+#: Regions start on a multiple of this (a huge page), with at least one free such unit between two.
+ADDRESS_ALIGNMENT = 2 * 1024 * 1024
+#: Bytes of one region.
+MAX_REGION_BYTES = ADDRESS_HIGH - ADDRESS_LOW - 2 * ADDRESS_ALIGNMENT
+
+#: Bytes of a block of pages with one arbiter: requests never cross a block.
+DIRECTORY_BLOCK_BYTES = 1024 * 1024
+#: Read-ahead windows, in bytes: the first one opened and the largest.
+READ_AHEAD_MIN_BYTES = 16 * 1024
+READ_AHEAD_MAX_BYTES = 1024 * 1024
+#: Largest window that a run of write faults opens: it takes pages away from others.
+WRITE_AHEAD_MAX_BYTES = 256 * 1024
+#: Bytes of pages in one data message.
+MAX_DATA_BYTES = MAX_PAGE_BYTES
+#: Bytes of a control message on a node's local socket.
+MAX_CONTROL_BYTES = 128 * 1024
+#: Bytes of the payload of a metadata message between nodes.
+MAX_METADATA_BYTES = 16 * 1024 * 1024
+
+#: Δ of Mirage: a page that a thread waited for is kept this long after its grant was applied.
+HOLD_NS = 100_000
+#: The longest that Δ grows when one instruction faults again and again.
+HOLD_MAX_NS = 20_000_000
+#: How long a grant may stay unapplied before a revocation stops waiting for it (a stopped worker).
+UNAPPLIED_MAX_NS = 50_000_000
+
+#: How long a side polls, yielding its processor, before it sleeps.
+SPIN_NS = 50_000
+#: Memory maps left to the program when the signal pager merges its own.
+VMA_RESERVE = 4096
+
+#: Seconds a peer may take for the handshake.
+HANDSHAKE_TIMEOUT_S = 5.0
+#: Half-open (not yet authenticated) connections a manager keeps.
+MAX_HALF_OPEN = 128
+
+assert MAX_PAGE_BYTES % OS_PAGE_BYTES == 0
+assert DIRECTORY_BLOCK_BYTES <= MAX_DATA_BYTES
+assert READ_AHEAD_MAX_BYTES <= DIRECTORY_BLOCK_BYTES
+assert READ_AHEAD_MIN_BYTES <= READ_AHEAD_MAX_BYTES
+assert MAX_NODES <= 64, "a copyset is one 64-bit word"
+assert ADDRESS_LOW % ADDRESS_ALIGNMENT == 0 and ADDRESS_HIGH % ADDRESS_ALIGNMENT == 0
+assert HOLD_NS < HOLD_MAX_NS < UNAPPLIED_MAX_NS

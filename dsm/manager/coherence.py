@@ -1,0 +1,341 @@
+"""The driver of the coherence engine: its effects on real links, frames and workers.
+
+Owns the frames of all regions and the payloads on their way in.  Performs effects strictly in the
+engine's order.  A payload goes straight from the socket into its frames; when part of it is voided
+meanwhile, the rest goes to scratch memory, and only what is still wanted is copied (order of
+operations, 5).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from dsm._native import Board
+from dsm.coherence.engine import Engine
+from dsm.coherence.messages import Discard, Fill, Kind, Lower, Message, Raise, Send, SendPages, Wake
+from dsm.errors import Status, WireError
+from dsm.manager.frames import Frames
+from dsm.manager.link import Link
+from dsm.manager.pager import SLOT_BITS, SignalPager
+from dsm.types import Region
+from dsm.wire.header import Fields, pack_coherence, unpack_coherence
+
+_FETCH, _INVALIDATE, _DATA = int(Kind.FETCH), int(Kind.INVALIDATE), int(Kind.DATA)
+
+
+class _Payload:
+    """Pages on their way in over one link."""
+
+    __slots__ = ("direct", "message", "scratch", "target")
+
+    def __init__(self, message: Message, target: memoryview | None, scratch: bytearray | None) -> None:
+        self.message = message
+        #: The frames, while they are the sink.
+        self.target = target
+        self.scratch = scratch
+        #: Payload bytes that went straight into the frames.
+        self.direct = 0
+
+
+class Coherence:
+    """Pages of one node.
+
+    Parameters
+    ----------
+    node
+        This node's number.
+    board
+        The node's board.
+    links
+        Live links by node number; the membership keeps it.
+    """
+
+    def __init__(self, node: int, board: Board, links: dict[int, Link]) -> None:
+        self.engine = Engine(node)
+        self.pager = SignalPager(board, self._lowered)
+        self.frames: dict[int, Frames] = {}
+        self.epoch = 0
+        self._links = links
+        self._payloads: dict[Link, _Payload] = {}
+        #: Regions whose discarded frames are to be returned.
+        self._reclaim: set[int] = set()
+        #: Frames of destroyed regions that a socket still refers to.
+        self._dying: list[Frames] = []
+        #: What to call when a region's workers have lost access, by the negative token of its lowering.
+        self._drops: dict[int, Callable[[], None]] = {}
+        self._performing = False
+        self._past_invalidations = 0
+        self.pages_in = self.pages_out = self.bytes_in = self.bytes_out = 0
+        self._perform = {
+            Send: self._send,
+            SendPages: self._send_pages,
+            Lower: self._lower,
+            Fill: self._fill,
+            Raise: self._raise,
+            Wake: self._wake,
+            Discard: self._discard,
+        }
+
+    # -- regions -----------------------------------------------------------------------------------------
+
+    def add_region(self, region: Region) -> None:
+        """Begin to keep the pages of `region`; nothing happens when that is so already."""
+        if region.region not in self.frames:
+            frames = Frames(region)
+            self.frames[region.region] = frames
+            self.pager.add_region(frames)
+            self.engine.add_region(region)
+            self.perform()
+
+    def drop_region(self, number: int, done: Callable[[], None]) -> None:
+        """End a region on this node; `done()` once no worker here can reach its pages."""
+        frames = self.frames.pop(number, None)
+        if frames is None:
+            done()
+            return
+        for link, payload in self._payloads.items():
+            if payload.message.region == number:
+                link.reader.sink(None)
+                payload.target = None
+        self._past_invalidations += self.engine.regions[number].invalidations
+        self.engine.drop_region(number)
+        self.perform()
+        token = -number
+
+        def free() -> None:
+            self.pager.drop_region(number)
+            self._dying.append(frames)
+            done()
+
+        self._drops[token] = free
+        self.pager.lower(number, 0, frames.region.pages, 0, token)
+
+    # -- what happens ------------------------------------------------------------------------------------
+
+    def fault(self, region: int, page: int, write: bool, waiter: int, worker: int, ip: int) -> None:
+        """A worker's thread waits for a page."""
+        if region not in self.frames:
+            self.pager.wake(waiter, Status.CLOSED)
+            return
+        self.engine.fault(region, page, write, waiter, worker, ip, time.monotonic_ns())
+        self.perform()
+
+    def touched(self, region: int, page: int, worker: int) -> None:
+        """A worker used a marked page for the first time."""
+        self.engine.touched(region, page, worker, time.monotonic_ns())
+        self.perform()
+
+    def bulk(self, region: int, page: int, count: int, write: bool, waiter: int, pin: bool) -> Status:
+        """Bring pages here, and hold them for a pin; OK when `wake` will follow."""
+        frames = self.frames.get(region)
+        if frames is None:
+            return Status.CLOSED
+        if count < 1 or page + count > frames.region.pages:
+            return Status.USAGE
+        bring = self.engine.pin if pin else self.engine.prefetch
+        bring(region, page, count, write, waiter, time.monotonic_ns())
+        self.perform()
+        return Status.OK
+
+    def unpin(self, region: int, page: int, count: int, write: int) -> None:
+        """End a pin; what it kept waiting goes on."""
+        if region in self.frames:
+            self.engine.unpin(region, page, count, bool(write), time.monotonic_ns())
+            self.perform()
+
+    def cancel(self, waiter: int) -> None:
+        """A thread does not want to wait any more."""
+        self.engine.cancel(waiter, time.monotonic_ns())
+        self.perform()
+
+    def worker_gone(self, worker: int, pins: Iterable[tuple[int, int, int, int]]) -> None:
+        """A worker died or left: it waits, holds and may access nothing any more."""
+        now = time.monotonic_ns()
+        self.engine.worker_gone(lambda waiter: waiter >> SLOT_BITS == worker, worker, now)
+        for pin in pins:
+            self.unpin(*pin)
+        self.pager.worker_gone(worker)
+        self.perform()
+
+    def node_lost(self, node: int) -> None:
+        """Another node is gone, and with it pages of every region it was a member of."""
+        self.engine.node_lost(node, time.monotonic_ns())
+        self.perform()
+
+    @property
+    def invalidations(self) -> int:
+        """Pages that this node gave up because another one writes them."""
+        return self._past_invalidations + sum(r.invalidations for r in self.engine.regions.values())
+
+    def message(self, fields: Fields) -> None:
+        """A message without payload arrived from another node."""
+        message = unpack_coherence(fields)
+        engine = self.engine
+        wrong = engine.check(message)
+        if wrong is not None or message.kind == _DATA:
+            raise WireError(f"a coherence message of kind {message.kind} is wrong: {wrong or 'no payload'}")
+        kind = message.kind
+        if kind in (_FETCH, _INVALIDATE):
+            self.poll_applied(message.region)
+        engine.message(message, time.monotonic_ns())
+        self.perform()
+        if kind == _INVALIDATE and self._payloads:
+            self._divert()
+
+    def pages(self, link: Link, fields: Fields) -> None:
+        """The header of a message with pages arrived: say where they belong."""
+        message = unpack_coherence(fields)
+        frames = self.frames.get(message.region)
+        wrong = self.engine.check(message)
+        if message.kind != _DATA or wrong is not None:
+            raise WireError(f"a message of kind {message.kind} has pages: {wrong or 'it may not'}")
+        if frames is None:
+            link.reader.sink(None)
+            self._payloads[link] = _Payload(message, None, None)
+            return
+        length = message.count * frames.page_size
+        if fields[7] != length:
+            raise WireError(f"{message.count} pages have {length} bytes, not {fields[7]}")
+        if self.engine.accepts(message):
+            target = frames.view(message.page, message.count)
+            self._payloads[link] = _Payload(message, target, None)
+            link.reader.sink(target)
+        elif self.engine.wanted_runs(message):
+            scratch = bytearray(length)
+            self._payloads[link] = _Payload(message, None, scratch)
+            link.reader.sink(memoryview(scratch))
+        else:
+            self._payloads[link] = _Payload(message, None, None)
+            link.reader.sink(None)
+
+    def received(self, link: Link) -> None:
+        """The payload is complete: install what is still wanted of it."""
+        payload = self._payloads.pop(link)
+        message = payload.message
+        frames = self.frames.get(message.region)
+        if frames is None:
+            return
+        if payload.scratch is not None:
+            size = frames.page_size
+            scratch = memoryview(payload.scratch)
+            for page, count in self.engine.wanted_runs(message):
+                low = max((page - message.page) * size, payload.direct)
+                high = (page - message.page + count) * size
+                if low < high:
+                    frames.view(message.page, message.count)[low:high] = scratch[low:high]
+        self.pages_in += message.count
+        self.bytes_in += message.count * frames.page_size
+        self.engine.received(message, time.monotonic_ns())
+        self.perform()
+
+    def link_lost(self, link: Link) -> None:
+        """Forget what was on its way over that link."""
+        self._payloads.pop(link, None)
+
+    def tick(self, now: int) -> int | None:
+        """Let held-back demands go on; return when to tick next."""
+        engine = self.engine
+        deadline = engine.deadline
+        if deadline is not None and deadline <= now:
+            for region in self.frames:
+                self.poll_applied(region)
+            engine.tick(now)
+            self.perform()
+            deadline = engine.deadline
+        if self._reclaim or self._dying:
+            self._give_back()
+        return deadline
+
+    def poll_applied(self, region: int) -> None:
+        """Tell the engine which woken threads have mapped their page by now."""
+        held = self.engine.regions.get(region)
+        if held is not None and held.hold.unapplied:
+            now = time.monotonic_ns()
+            for waiter in list(held.hold.unapplied):
+                if not self.pager.is_unapplied(waiter):
+                    held.hold.applied(waiter, now)
+
+    # -- effects -----------------------------------------------------------------------------------------
+
+    def perform(self) -> None:
+        """Carry out what the engine asks for, until it asks for nothing.
+
+        An effect may be over at once and call the engine back: what that adds comes after the rest.
+        """
+        if self._performing:
+            return
+        engine = self.engine
+        perform = self._perform
+        self._performing = True
+        try:
+            while engine.effects:
+                for effect in engine.take():
+                    perform[type(effect)](effect)  # type: ignore[operator]
+        finally:
+            self._performing = False
+
+    def _send(self, effect: Send) -> None:
+        link = self._links.get(effect.node)
+        if link is not None:
+            link.send(pack_coherence(effect.message, self.epoch))
+
+    def _send_pages(self, effect: SendPages) -> None:
+        message = effect.message
+        frames = self.frames[message.region]
+        link = self._links.get(effect.node)
+        if link is None:
+            return
+        payload = frames.view(message.page, message.count)
+        link.send(pack_coherence(message, self.epoch, len(payload)), payload)
+        link.flush()
+        self.pages_out += message.count
+        self.bytes_out += len(payload)
+
+    def _lower(self, effect: Lower) -> None:
+        self.pager.lower(effect.region, effect.page, effect.count, effect.level, effect.token)
+
+    def _fill(self, effect: Fill) -> None:
+        self.frames[effect.region].fill(effect.page, effect.count)
+
+    def _raise(self, effect: Raise) -> None:
+        self.pager.raise_(effect.region, effect.page, effect.count, effect.level, effect.mark)
+
+    def _wake(self, effect: Wake) -> None:
+        self.pager.wake(effect.waiter, effect.status)
+
+    def _discard(self, effect: Discard) -> None:
+        if self.frames[effect.region].discard(effect.count):
+            self._reclaim.add(effect.region)
+
+    def _lowered(self, token: int) -> None:
+        if token < 0:
+            self._drops.pop(token)()
+            return
+        self.engine.lowered(token, time.monotonic_ns())
+        self.perform()
+
+    # -- payloads and memory -----------------------------------------------------------------------------
+
+    def _divert(self) -> None:
+        """Send the rest of payloads that were voided while they arrive to scratch memory."""
+        for link, payload in self._payloads.items():
+            if payload.target is not None and not self.engine.accepts(payload.message):
+                payload.target = None
+                total = link.reader.missing
+                length = payload.message.count * self.frames[payload.message.region].page_size
+                payload.direct = length - total
+                payload.scratch = bytearray(length)
+                link.reader.sink(memoryview(payload.scratch))
+
+    def _give_back(self) -> None:
+        """Return memory, when no socket refers to frames any more."""
+        if any(link.sending for link in self._links.values()):
+            return
+        for number in self._reclaim:
+            if number in self.frames:
+                self.frames[number].reclaim(self.engine.regions[number].table.states)
+        self._reclaim.clear()
+        for frames in self._dying:
+            frames.close()
+        self._dying.clear()

@@ -1,0 +1,261 @@
+"""The coordinator: the node that holds the metadata store and decides what there is.
+
+Owns the order of changes to the cluster's metadata: a region is known to every node before its
+creator is told, and out of every worker's reach before its destroyer is told.  New nodes join one
+after the other.  Runs in the manager that was started without ``--join``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from dsm.errors import DSMError, Status, WireError, status_of
+from dsm.manager.link import Link
+from dsm.manager.membership import Membership
+from dsm.manager.metadata.store import MetadataStore
+from dsm.types import Region, SyncObject
+from dsm.wire import control
+from dsm.wire import membership as meta
+from dsm.wire.membership import MetaKind
+
+Answer = Callable[[meta.Reply], None]
+
+
+class LocalNode:
+    """What the coordinator asks of its own node (the manager fills it in)."""
+
+    add_region: Callable[[Region], None]
+    #: ``drop_region(number, done)``.
+    drop_region: Callable[[int, Callable[[], None]], None]
+    create_sync: Callable[[SyncObject], None]
+    #: The list of live nodes changed.
+    members_changed: Callable[[], None]
+
+
+class Coordinator:
+    """Answers what only one node may decide.
+
+    Parameters
+    ----------
+    store
+        Regions, objects, ranks.
+    members
+        Links and live nodes.
+    local
+        This node.
+    ranks
+        Ranks of the job; 0 without a launcher.
+    """
+
+    def __init__(self, store: MetadataStore, members: Membership, local: LocalNode, ranks: int) -> None:
+        self._store = store
+        self._members = members
+        self._local = local
+        self._ranks = ranks
+        self._requests = 0
+        #: request -> nodes that have not acknowledged, and what comes then.
+        self._awaiting: dict[int, tuple[set[int], Callable[[], None]]] = {}
+        #: The node that is joining, and those that wait for their turn.
+        self._joining: Link | None = None
+        self._queue: deque[tuple[Link, meta.Join]] = deque()
+        #: Regions not announced everywhere, or not filled by their creator: who wants to open them.
+        self._unready: dict[int, list[Answer]] = {}
+        self._announcing: set[int] = set()
+        #: Creator (node, worker) of regions that it has yet to fill.
+        self._creators: dict[int, tuple[int, int]] = {}
+
+    # -- questions ---------------------------------------------------------------------------------------
+
+    def ask(self, node: int, ask: meta.Ask, answer: Answer) -> None:
+        """Answer a worker's question, now or when it can be answered."""
+        try:
+            self._decide(node, ask.worker, ask.body, answer)
+        except DSMError as error:
+            answer(control.Failed(status_of(error), str(error)))
+
+    def _decide(self, node: int, worker: int, body: meta.Question, answer: Answer) -> None:
+        store = self._store
+        if isinstance(body, control.CreateRegion):
+            self._create(node, worker, body, answer)
+        elif isinstance(body, control.OpenRegion):
+            self._when_ready(store.find_region(body.key), False, answer)
+        elif isinstance(body, control.RegionReady):
+            self._creators.pop(body.region, None)
+            store.mark_ready(body.region)
+            self._settle(body.region)
+            answer(meta.Finished())
+        elif isinstance(body, control.DestroyRegion):
+            region = store.find_region(body.key)
+            self._destroy(region.region, lambda: answer(meta.Finished()))
+        elif isinstance(body, control.OpenSync):
+            self._open_sync(body, answer)
+        elif isinstance(body, meta.TakeRank):
+            rank, size = store.take_rank(body.rank)
+            answer(meta.RankTaken(rank, size))
+        elif isinstance(body, meta.WorkerGone):
+            self._worker_gone(node, body.worker)
+            answer(meta.Finished())
+        else:
+            answer(meta.FoundRegions(store.list_regions()))
+
+    def _create(self, node: int, worker: int, body: control.CreateRegion, answer: Answer) -> None:
+        region, created = self._store.create_region(body.options, tuple(self._members.nodes), body.ready)
+        if not created:
+            self._when_ready(region, False, answer)
+            return
+        number = region.region
+        self._unready[number] = []
+        self._announcing.add(number)
+        if not body.ready:
+            self._creators[number] = (node, worker)
+        self._local.add_region(region)
+
+        def announced() -> None:
+            self._announcing.discard(number)
+            answer(meta.Found(region, True))
+            self._settle(number)
+
+        self._tell_all(MetaKind.REGION_ADD, meta.encode(region), number, self._members.links, announced)
+
+    def _when_ready(self, region: Region, created: bool, answer: Answer) -> None:
+        waiting = self._unready.get(region.region)
+        if waiting is None:
+            answer(meta.Found(region, created))
+        else:
+            waiting.append(answer)
+
+    def _settle(self, number: int) -> None:
+        """Answer who waits for a region, once it is announced and filled."""
+        if number in self._announcing or number in self._creators:
+            return
+        region = self._store.find_region(number)
+        for answer in self._unready.pop(number, ()):
+            answer(meta.Found(region, False))
+
+    def _destroy(self, number: int, done: Callable[[], None]) -> None:
+        self._store.destroy_region(number)
+        self._creators.pop(number, None)
+        self._announcing.discard(number)
+        for answer in self._unready.pop(number, ()):
+            answer(control.Failed(Status.CLOSED, f"region {number} was destroyed before it was ready"))
+        left = 2
+
+        def part() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                done()
+
+        self._tell_all(MetaKind.REGION_DROP, b"", number, self._members.links, part)
+        self._local.drop_region(number, part)
+
+    def _open_sync(self, body: control.OpenSync, answer: Answer) -> None:
+        described = self._store.open_sync(body.kind, body.name, body.value, tuple(self._members.nodes))
+
+        def known() -> None:
+            answer(meta.FoundSync(described))
+
+        if described.home == self._members.node:
+            self._local.create_sync(described)
+            known()
+        else:
+            # Told again when it exists: the home ignores that, and its answer says that it knows.
+            self._tell_all(MetaKind.SYNC_ADD, meta.encode(described), 0, [described.home], known)
+
+    def _worker_gone(self, node: int, worker: int) -> None:
+        for number, creator in list(self._creators.items()):
+            if creator == (node, worker):
+                self._destroy(number, lambda: None)
+
+    # -- members -----------------------------------------------------------------------------------------
+
+    def join(self, link: Link, join: meta.Join) -> None:
+        """A new node asks to be taken in."""
+        if self._joining is not None:
+            self._queue.append((link, join))
+            return
+        try:
+            node = self._store.add_member(join.address)
+        except DSMError as error:
+            refusal = meta.encode(meta.Told(control.Failed(status_of(error), str(error))))
+            link.send(self._members.header(MetaKind.REPLY, len(refusal)), refusal)
+            link.flush()
+            return
+        self._joining = link
+        self._members.adopt(node, link)
+        self._members.epoch = self._store.epoch()
+        members = [meta.Member(m.node, m.address) for m in self._store.members() if m.node != node]
+        live = [m for m in members if m.node in self._members.nodes]
+        welcome = meta.Welcome(
+            node,
+            self._members.epoch,
+            self._members.cluster.hex(),
+            self._ranks,
+            live,
+            self._store.list_regions(named_only=False),
+        )
+        payload = meta.encode(welcome)
+        link.send(self._members.header(MetaKind.WELCOME, len(payload)), payload)
+        link.flush()
+
+    def ready(self, link: Link) -> None:
+        """The joining node is connected to every member: it is one now."""
+        if link is not self._joining:
+            raise WireError(f"node {link.node} says that it is ready, but it is not joining")
+        self._members.nodes = sorted([*self._members.nodes, link.node])
+        self._announce_members()
+        self._next_joiner()
+
+    def node_gone(self, node: int, link: Link) -> None:
+        """A member, or the joining node, is lost."""
+        self._store.remove_member(node)
+        if link is self._joining:
+            self._next_joiner()
+        self._members.epoch = self._store.epoch()
+        for request, (nodes, then) in list(self._awaiting.items()):
+            nodes.discard(node)
+            if not nodes and self._awaiting.pop(request, None) is not None:
+                then()
+        for number, creator in list(self._creators.items()):
+            if creator[0] == node:
+                self._destroy(number, lambda: None)
+        self._announce_members()
+
+    def _next_joiner(self) -> None:
+        self._joining = None
+        while self._queue and self._joining is None:
+            link, join = self._queue.popleft()
+            if not link.closed:
+                self.join(link, join)
+
+    def _announce_members(self) -> None:
+        payload = meta.encode(meta.Members(self._members.epoch, self._members.nodes))
+        for link in self._members.links.values():
+            link.send(self._members.header(MetaKind.MEMBERS, len(payload)), payload)
+        self._local.members_changed()
+
+    # -- acknowledged messages ---------------------------------------------------------------------------
+
+    def _tell_all(
+        self, kind: MetaKind, payload: bytes, region: int, nodes: Iterable[int], then: Callable[[], None]
+    ) -> None:
+        """Send to each of `nodes`; `then()` when all have acknowledged or are lost."""
+        targets = {node for node in nodes if node in self._members.links}
+        if not targets:
+            then()
+            return
+        self._requests += 1
+        self._awaiting[self._requests] = (targets, then)
+        header = self._members.header(kind, len(payload), self._requests, region)
+        for node in targets:
+            self._members.links[node].send(header, payload or None)
+
+    def acknowledged(self, node: int, request: int) -> None:
+        """A node has done what request number `request` said."""
+        awaiting = self._awaiting.get(request)
+        if awaiting is not None:
+            awaiting[0].discard(node)
+            if not awaiting[0]:
+                del self._awaiting[request]
+                awaiting[1]()

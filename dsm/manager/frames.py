@@ -1,0 +1,94 @@
+"""The frames of one region on this node: one memfd, and the manager's map of it.
+
+Owns the memory of pages, the wanted table's memory, filling fresh pages and giving memory of
+discarded ones back.  Frames are always complete before any worker may see them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import re
+
+import numpy as np
+import numpy.typing as npt
+
+from dsm.types import Region
+
+#: Discarded frames are returned to the system once so many bytes of them have gathered.
+RECLAIM_BYTES = 64 * 1024 * 1024
+
+_FALLOC_FL_KEEP_SIZE = 1
+_FALLOC_FL_PUNCH_HOLE = 2
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_INVALID_RUN = re.compile(rb"\x00+")
+
+
+class Frames:
+    """Memory for the pages of `region` on this node."""
+
+    def __init__(self, region: Region) -> None:
+        self.region = region
+        self.page_size = region.options.page_size
+        self.frames_fd = os.memfd_create(f"dsm-frames-{region.region}", os.MFD_CLOEXEC)
+        os.ftruncate(self.frames_fd, region.size)
+        self.wanted_fd = os.memfd_create(f"dsm-wanted-{region.region}", os.MFD_CLOEXEC)
+        os.ftruncate(self.wanted_fd, region.pages)
+        self._map = mmap.mmap(self.frames_fd, region.size)
+        self._view = memoryview(self._map)
+        fill = region.options.fill
+        #: One page more of the pattern than a page, so that any phase of it can be cut out.
+        self._pattern = fill * (self.page_size // len(fill) + 2) if fill else b""
+        self._discarded = 0
+
+    def view(self, page: int, count: int) -> memoryview:
+        """Return the frames of these pages, writable."""
+        size = self.page_size
+        return self._view[page * size : (page + count) * size]
+
+    def fill(self, page: int, count: int) -> None:
+        """Write the fill pattern into fresh frames; zeros are there already."""
+        pattern = self._pattern
+        if not pattern:
+            return
+        size = self.page_size
+        item = len(self.region.options.fill)
+        for p in range(page, page + count):
+            phase = p * size % item
+            self._view[p * size : (p + 1) * size] = pattern[phase : phase + size]
+
+    def discard(self, count: int) -> bool:
+        """Note that `count` frames hold nothing any more; True when it is time to `reclaim`."""
+        self._discarded += count * self.page_size
+        return self._discarded >= RECLAIM_BYTES
+
+    def reclaim(self, states: npt.NDArray[np.uint8]) -> None:
+        """Return the memory of every frame whose state is INVALID (0) to the system."""
+        self._discarded = 0
+        size = self.page_size
+        for run in _INVALID_RUN.finditer(states.data):
+            low, high = run.start() * size, run.end() * size
+            while low < high:
+                # Only what is backed: finding the data is cheaper than punching holes in holes.
+                try:
+                    low = os.lseek(self.frames_fd, low, os.SEEK_DATA)
+                except OSError:
+                    return
+                if low >= high:
+                    break
+                stop = min(high, os.lseek(self.frames_fd, low, os.SEEK_HOLE))
+                mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
+                if _libc.fallocate(self.frames_fd, mode, low, stop - low):
+                    error = ctypes.get_errno()
+                    raise OSError(error, f"punching a hole: {os.strerror(error)}")
+                low = stop
+
+    def close(self) -> None:
+        """Free the memory; workers have lost access before."""
+        self._view.release()
+        self._map.close()
+        os.ftruncate(self.frames_fd, 0)
+        os.close(self.frames_fd)
+        os.close(self.wanted_fd)

@@ -1,0 +1,190 @@
+"""An authenticated connection to another manager.
+
+Owns one non-blocking TCP socket: cutting what arrives into messages, and sending in order.  Small
+messages gather until `flush`; pages go out of the frames with `sendmsg`, without a copy.  Knows
+nothing of what messages mean.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections import deque
+from collections.abc import Callable
+
+from dsm.errors import WireError
+from dsm.manager.loop import IN, OUT, Loop
+from dsm.wire.framing import MESSAGE, SINK, FrameReader
+from dsm.wire.header import Fields
+
+#: Rounds of `recv` before other descriptors get a turn.
+_ROUNDS = 16
+_HANGUP = select.EPOLLHUP | select.EPOLLERR
+
+
+class Link:
+    """One peer.
+
+    Parameters
+    ----------
+    loop
+        The manager's loop.
+    sock
+        Connected and authenticated.
+    receiver
+        Called as ``message(link, fields, payload)``, ``sink(link, fields)`` and ``received(link, fields)``.
+    lost
+        Called once as ``lost(link, reason)`` when the connection is over.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        on_message: Callable[[Link, Fields, memoryview], None],
+        on_pages: Callable[[Link, Fields], None],
+        on_received: Callable[[Link, Fields], None],
+        on_lost: Callable[[Link, str], None],
+    ) -> None:
+        self.loop = loop
+        self.sock = sock
+        #: The peer's node number; -1 until membership has told.
+        self.node = -1
+        self.reader = FrameReader()
+        self._on_message = on_message
+        self._on_pages = on_pages
+        self._on_received = on_received
+        self._on_lost = on_lost
+        #: Headers that wait for `flush`.
+        self._gathered: list[bytes | memoryview] = []
+        #: What the socket did not take, in order.
+        self._queue: deque[memoryview] = deque()
+        self.closed = False
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        loop.watch(sock.fileno(), self._ready)
+
+    # -- out ---------------------------------------------------------------------------------------------
+
+    @property
+    def sending(self) -> bool:
+        """Whether bytes wait for the socket: frames among them are frozen."""
+        return bool(self._queue)
+
+    def send(self, header: bytes, payload: bytes | memoryview | None = None) -> None:
+        """Send a message; it leaves with `flush` at the latest."""
+        self._gathered.append(header)
+        if payload is not None:
+            self._gathered.append(payload)
+
+    def flush(self) -> None:
+        """Hand to the kernel what was gathered, as far as it takes it."""
+        gathered = self._gathered
+        if not gathered or self.closed:
+            return
+        self._gathered = []
+        if self._queue:
+            self._queue.extend(map(memoryview, gathered))
+            return
+        try:
+            if len(gathered) == 1:
+                sent = self.sock.send(gathered[0])
+                if sent == len(gathered[0]):
+                    return
+            else:
+                sent = self.sock.sendmsg(gathered[:512])
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.lose(f"sending failed: {error.strerror}")
+            return
+        for part in gathered:
+            size = len(part)
+            if sent >= size:
+                sent -= size
+            else:
+                self._queue.append(memoryview(part)[sent:])
+                sent = 0
+        if self._queue:
+            self.loop.change(self.sock.fileno(), IN | OUT)
+
+    def _drain(self) -> None:
+        queue = self._queue
+        while queue:
+            parts = [queue[i] for i in range(min(len(queue), 64))]
+            try:
+                sent = self.sock.sendmsg(parts)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self.lose(f"sending failed: {error.strerror}")
+                return
+            while sent:
+                size = len(queue[0])
+                if sent >= size:
+                    sent -= size
+                    queue.popleft()
+                else:
+                    queue[0] = queue[0][sent:]
+                    sent = 0
+        self.loop.change(self.sock.fileno(), IN)
+
+    # -- in ----------------------------------------------------------------------------------------------
+
+    def _ready(self, events: int) -> None:
+        if events & OUT:
+            self._drain()
+        if events & (IN | _HANGUP) and not self.closed:
+            self._receive()
+
+    def _receive(self) -> None:
+        reader = self.reader
+        recv_into = self.sock.recv_into
+        for _ in range(_ROUNDS):
+            space = reader.space()
+            try:
+                count = recv_into(space)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self.lose(f"receiving failed: {error.strerror}")
+                return
+            if not count:
+                self.lose("the peer closed" if reader.idle else "the peer broke off in a message")
+                return
+            reader.fill(count)
+            if not self.read() or count < len(space):
+                return
+
+    def read(self) -> bool:
+        """Handle every message that is complete; False when the link is closed."""
+        reader = self.reader
+        try:
+            while event := reader.next():
+                if event == MESSAGE:
+                    self._on_message(self, reader.fields, reader.payload)
+                elif event == SINK:
+                    self._on_pages(self, reader.fields)
+                else:
+                    self._on_received(self, reader.fields)
+                if self.closed:
+                    return False
+        except WireError as error:
+            self.lose(str(error))
+            return False
+        return True
+
+    def lose(self, reason: str) -> None:
+        """Close the connection and say why."""
+        if not self.closed:
+            self.close()
+            self._on_lost(self, reason)
+
+    def close(self) -> None:
+        """Close without telling anybody."""
+        if not self.closed:
+            self.closed = True
+            self.loop.forget(self.sock.fileno())
+            self.sock.close()
+            self._queue.clear()
+            self._gathered.clear()

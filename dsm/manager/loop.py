@@ -1,0 +1,105 @@
+"""The manager's event loop: one thread, one epoll, and the workers' board.
+
+Owns waiting and dispatch.  `Board.wait` polls the board's slots and the descriptors together, yielding
+the processor, for a short time after the last event, and sleeps afterwards (`ARCHITECTURE.md`, the
+fault path).  Callbacks must not block; what they queue on links is flushed after each round.
+"""
+
+from __future__ import annotations
+
+import heapq
+import select
+import time
+from collections.abc import Callable
+from typing import Any
+
+from dsm._native import Board
+from dsm.limits import SPIN_NS
+
+IN = select.EPOLLIN
+OUT = select.EPOLLOUT
+#: The longest sleep, so that a lost wake-up could only delay and never hang.
+_SLEEP_MAX_NS = 1_000_000_000
+
+
+class Loop:
+    """Callbacks by descriptor, timers, and one callback for what workers post.
+
+    Parameters
+    ----------
+    board
+        The node's board.
+    """
+
+    def __init__(self, board: Board) -> None:
+        self.board = board
+        self._epoll = select.epoll()
+        self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._timers: list[tuple[int, int, Callable[[], None]]] = []
+        self._timer_count = 0
+        self._running = False
+        #: Takes the event words of `Board.wait`.
+        self.on_posted: Callable[[list[int]], None] = lambda events: None
+        #: Called at the end of each round; returns the next time it wants to be called, or None.
+        self.on_round: Callable[[int], int | None] = lambda now: None
+
+    def watch(self, fd: int, callback: Callable[[int], None], events: int = IN) -> None:
+        """Call `callback(events)` when `fd` is ready."""
+        self._callbacks[fd] = callback
+        self._epoll.register(fd, events)
+
+    def change(self, fd: int, events: int) -> None:
+        """Watch `fd` for other events."""
+        self._epoll.modify(fd, events)
+
+    def forget(self, fd: int) -> None:
+        """Stop watching; must come before the descriptor is closed."""
+        if self._callbacks.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def after(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Call `callback` once, `seconds` from now."""
+        self._timer_count += 1
+        due = time.monotonic_ns() + int(seconds * 1e9)
+        heapq.heappush(self._timers, (due, self._timer_count, callback))
+
+    def stop(self) -> None:
+        """End `run` after this round."""
+        self._running = False
+
+    def run(self) -> None:
+        """Wait and dispatch until `stop`."""
+        self._running = True
+        wait, callbacks, timers = self.board.wait, self._callbacks, self._timers
+        epoll = self._epoll.fileno()
+        monotonic_ns = time.monotonic_ns
+        deadline: int | None = None
+        spin = 0
+        while self._running:
+            timeout = _SLEEP_MAX_NS
+            if deadline is not None or timers:
+                now = monotonic_ns()
+                if timers:
+                    timeout = min(timeout, max(0, timers[0][0] - now))
+                if deadline is not None:
+                    timeout = min(timeout, max(0, deadline - now))
+            posted, ready = wait(epoll, min(spin, timeout), timeout)
+            spin = SPIN_NS if posted or ready else 0
+            if posted:
+                self.on_posted(posted)
+            for word in ready:
+                callback = callbacks.get(word & 0xFFFFFFFF)
+                if callback is not None:
+                    callback(word >> 32)
+            now = monotonic_ns()
+            while timers and timers[0][0] <= now:
+                heapq.heappop(timers)[2]()
+            deadline = self.on_round(now)
+
+    def close(self) -> None:
+        """Release the descriptor."""
+        self._epoll.close()
+
+
+def noop(*_: Any) -> None:
+    """Do nothing, whatever the arguments."""

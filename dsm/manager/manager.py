@@ -1,0 +1,282 @@
+"""The manager of a node: joins loop, links, workers, coherence, synchronization and metadata.
+
+Owns the process.  Everything it joins is in a file of its own; here is only what goes from one to
+the other.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+import msgspec
+
+from dsm._native import (
+    EVENT_WORDS,
+    NODE_BOARD_BYTES,
+    OP_DONE,
+    OP_FAULT_READ,
+    OP_FAULT_WRITE,
+    OP_TOUCHED,
+    Board,
+)
+from dsm.errors import Status, WireError
+from dsm.manager.coherence import Coherence
+from dsm.manager.coordinator import Coordinator, LocalNode
+from dsm.manager.link import Link
+from dsm.manager.loop import Loop
+from dsm.manager.membership import Membership
+from dsm.manager.metadata.embedded import EmbeddedStore
+from dsm.manager.pager import SLOT_BITS
+from dsm.manager.requests import Requests
+from dsm.manager.session import Session, Sessions
+from dsm.manager.sync import Sync
+from dsm.types import Region, SyncObject
+from dsm.wire import membership as meta
+from dsm.wire.calls import Op
+from dsm.wire.header import Family, Fields
+from dsm.wire.membership import MetaKind
+
+_COHERENCE, _SYNC = int(Family.COHERENCE), int(Family.SYNC)
+_PREFETCH, _PIN, _UNPIN, _CANCEL = int(Op.PREFETCH), int(Op.PIN), int(Op.UNPIN), int(Op.CANCEL)
+
+
+class Manager:
+    """One node.
+
+    Parameters
+    ----------
+    name
+        Name of the local socket, ``@dsm-…``.
+    secret
+        The cluster's secret; None for a node that no other can join.
+    ranks
+        Ranks of the job; 0 without a launcher.
+    """
+
+    def __init__(self, name: str, secret: bytes | None, ranks: int) -> None:
+        self.node_fd = os.memfd_create("dsm-node", os.MFD_CLOEXEC)
+        os.ftruncate(self.node_fd, NODE_BOARD_BYTES)
+        self.bell_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.board = Board(self.node_fd, self.bell_fd)
+        self.loop = Loop(self.board)
+        self.ranks = ranks
+        self.members = Membership(self.loop, secret or os.urandom(32), self._make_link, self.log)
+        self.members.on_newcomer = lambda link: None
+        self.sessions = Sessions(self.loop, self.board, name, self._handle, self._worker_gone, self.log)
+        self.coordinator: Coordinator | None = None
+        self.coherence: Coherence
+        self.sync: Sync
+        self.requests: Requests
+        #: Called when the last worker has gone.
+        self.on_empty: Callable[[], None] = lambda: None
+        self.loop.on_posted = self._posted
+        self.loop.on_round = self._round
+
+    def log(self, line: str) -> None:
+        """Say something to whoever runs this node."""
+        print(f"dsm: node {self.members.node}: {line}", file=sys.stderr, flush=True)
+
+    # -- start and end -----------------------------------------------------------------------------------
+
+    def start(self, listen: str | None, join: str | None) -> None:
+        """Become a member of the cluster at `join`, or the coordinator of a new one."""
+        if listen:
+            self.members.listen(listen)
+        welcome = self.members.join(join) if join else None
+        node = self.members.node
+        self.coherence = Coherence(node, self.board, self.members.links)
+        self.sync = Sync(node, self.members.links, self.coherence.pager.wake)
+        self._take_epoch()
+        if welcome is None:
+            store = EmbeddedStore(ranks=self.ranks)
+            store.add_member(self.members.address)
+            local = LocalNode()
+            local.add_region = self.coherence.add_region
+            local.drop_region = self.coherence.drop_region
+            local.create_sync = self.sync.create
+            local.members_changed = self._take_epoch
+            self.coordinator = Coordinator(store, self.members, local, self.ranks)
+        else:
+            self.ranks = welcome.ranks
+            for region in welcome.regions:
+                self.coherence.add_region(region)
+        self.requests = Requests(self)
+        self.members.accept_peers()
+        self.sessions.accept_workers()
+
+    def run(self) -> None:
+        """Serve until `stop`."""
+        signal.signal(signal.SIGTERM, lambda *_: self.stop())
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for link in list(self.members.links.values()):
+            link.read()
+        try:
+            self.loop.run()
+        finally:
+            self.members.close()
+            self.sessions.close()
+
+    def stop(self) -> None:
+        """End `run`; workers of this node get `NodeLostError`."""
+        self.loop.stop()
+
+    def _take_epoch(self) -> None:
+        self.coherence.epoch = self.sync.epoch = self.members.epoch
+
+    # -- the workers' board ------------------------------------------------------------------------------
+
+    def _posted(self, words: list[int]) -> None:
+        for at in range(0, len(words), EVENT_WORDS):
+            worker, slot, op, number, a, b, c, ip = words[at : at + EVENT_WORDS]
+            waiter = worker << SLOT_BITS | slot
+            if op in (OP_FAULT_READ, OP_FAULT_WRITE):
+                self.coherence.fault(number, a, op == OP_FAULT_WRITE, waiter, worker, ip)
+            elif op == OP_DONE:
+                self.coherence.pager.acknowledged(worker, a)
+            elif op == OP_TOUCHED:
+                self.coherence.touched(number, a, worker)
+            elif op > _UNPIN and op != _CANCEL:
+                self.sync.call(op, number, a, b, waiter, worker)
+            else:
+                self._call(op, number, a, b, c, waiter, worker)
+
+    def _call(self, op: int, number: int, a: int, b: int, c: int, waiter: int, worker: int) -> None:
+        session = self.sessions.workers.get(worker)
+        if session is None:
+            return
+        if op == _CANCEL:
+            target = worker << SLOT_BITS | a
+            if not self.sync.cancel(target):
+                self.coherence.cancel(target)
+            self.coherence.pager.wake(waiter, Status.OK)
+        elif op == _UNPIN:
+            pin = (number, a, b, c)
+            if pin in session.pins:
+                session.pins.remove(pin)
+                self.coherence.unpin(*pin)
+            self.coherence.pager.wake(waiter, Status.OK)
+        elif op in (_PIN, _PREFETCH):
+            pinned = op == _PIN
+            status = self.coherence.bulk(number, a, b, bool(c), waiter, pinned)
+            if status != Status.OK:
+                self.coherence.pager.wake(waiter, status)
+            elif pinned:
+                session.pins.append((number, a, b, c))
+        else:
+            self.coherence.pager.wake(waiter, Status.USAGE)
+
+    def _round(self, now: int) -> int | None:
+        deadline = self.coherence.tick(now)
+        for link in list(self.members.links.values()):
+            link.flush()
+        return deadline
+
+    # -- workers -----------------------------------------------------------------------------------------
+
+    def _handle(self, session: Session, number: int, body: object) -> None:
+        self.requests.handle(session, number, body)
+
+    def _worker_gone(self, session: Session) -> None:
+        self.requests.worker_gone(session)
+        self.sync.worker_gone(session.worker)
+        self.coherence.worker_gone(session.worker, session.pins)
+        if not self.sessions.workers:
+            self.on_empty()
+
+    # -- other nodes -------------------------------------------------------------------------------------
+
+    def _make_link(self, sock: socket.socket) -> Link:
+        return Link(self.loop, sock, self._message, self._pages, self._received, self._lost)
+
+    def _received(self, link: Link, _: Fields) -> None:
+        self.coherence.received(link)
+
+    def _pages(self, link: Link, fields: Fields) -> None:
+        if link.node not in self.members.nodes:
+            raise WireError("pages from a node that is not a member")
+        self.coherence.pages(link, fields)
+
+    def _message(self, link: Link, fields: Fields, payload: memoryview) -> None:
+        family = fields[2]
+        if family == _COHERENCE:
+            self.coherence.message(fields)
+        elif family == _SYNC:
+            self.sync.message(link, fields)
+        else:
+            try:
+                body = meta.decode(fields[3], payload)
+            except msgspec.MsgspecError as error:
+                raise WireError(f"a metadata message of kind {fields[3]} is malformed: {error}") from None
+            self._metadata(link, fields, body)
+
+    def _metadata(self, link: Link, fields: Fields, body: object) -> None:
+        kind, number, request = fields[3], fields[8], fields[10]
+        coordinator = self.coordinator
+        if coordinator is not None:
+            if isinstance(body, meta.Join):
+                coordinator.join(link, body)
+            elif kind == MetaKind.READY:
+                coordinator.ready(link)
+            elif kind == MetaKind.ACKNOWLEDGE:
+                coordinator.acknowledged(link.node, request)
+            elif isinstance(body, meta.Ask):
+                coordinator.ask(link.node, body, lambda reply: self._reply(link, request, reply))
+            else:
+                raise WireError(f"the coordinator got a metadata message of kind {kind}")
+            return
+        if link.node != 0:
+            raise WireError(f"node {link.node} is not the coordinator, but sent metadata of kind {kind}")
+        if isinstance(body, meta.Told):
+            self.requests.told(request, body.body)
+        elif isinstance(body, meta.Members):
+            self._members_changed(body)
+        elif isinstance(body, Region):
+            self.coherence.add_region(body)
+            self._acknowledge(link, request)
+        elif isinstance(body, SyncObject):
+            self.sync.create(body)
+            self._acknowledge(link, request)
+        elif kind == MetaKind.REGION_DROP:
+            self.coherence.drop_region(number, lambda: self._acknowledge(link, request))
+        else:
+            raise WireError(f"a node got a metadata message of kind {kind}")
+
+    def _acknowledge(self, link: Link, request: int) -> None:
+        link.send(self.members.header(MetaKind.ACKNOWLEDGE, 0, request))
+
+    def _reply(self, link: Link, request: int, reply: meta.Reply) -> None:
+        if not link.closed:
+            payload = meta.encode(meta.Told(reply))
+            link.send(self.members.header(MetaKind.REPLY, len(payload), request), payload)
+
+    def _members_changed(self, members: meta.Members) -> None:
+        lost = set(self.members.nodes) - set(members.nodes)
+        self.members.epoch = members.epoch
+        self.members.nodes = sorted(members.nodes)
+        self._take_epoch()
+        for node in lost:
+            link = self.members.links.get(node)
+            if link is not None:
+                link.lose("the coordinator declared it lost")
+
+    def _lost(self, link: Link, reason: str) -> None:
+        self.coherence.link_lost(link)
+        node = link.node
+        member = self.members.remove(link)
+        if node < 0:
+            return
+        if self.coordinator is not None:
+            if member:
+                self.log(f"node {node} is lost: {reason}")
+            self.coordinator.node_gone(node, link)
+        elif node == 0:
+            self.log(f"the coordinator is lost ({reason}); this node ends")
+            self.stop()
+            return
+        if member:
+            self.coherence.node_lost(node)
+            self.sync.node_gone(node)

@@ -1,0 +1,1 @@
+"""What the cluster knows about itself: members, regions, synchronization objects, ranks."""

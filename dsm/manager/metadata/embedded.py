@@ -1,0 +1,255 @@
+"""The metadata store of a cluster without a server: SQLite in the memory of the coordinator.
+
+Owns the tables.  They live and die with the node that was started without ``--join``.  Rules about what
+may be created are in `options`, addresses in `dsm.memory.addresses`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+
+from dsm.errors import InternalError, LimitError, PageLostError, UnknownNameError, UsageError
+from dsm.limits import ADDRESS_HIGH, ADDRESS_LOW, MAX_NODES
+from dsm.manager.metadata.options import check_options, check_rank, check_same, check_sync
+from dsm.manager.metadata.store import MemberRecord
+from dsm.memory.addresses import AddressRange
+from dsm.types import Region, RegionOptions, SyncObject
+
+# AUTOINCREMENT: a number that was used is not used again, even when its row is gone.
+_SCHEMA = """
+CREATE TABLE cluster (epoch INTEGER NOT NULL, next_node INTEGER NOT NULL);
+INSERT INTO cluster VALUES (0, 0);
+CREATE TABLE members (node INTEGER PRIMARY KEY, address TEXT NOT NULL, epoch INTEGER NOT NULL);
+CREATE TABLE regions (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE, options BLOB NOT NULL,
+    address INTEGER NOT NULL, members BLOB NOT NULL, ready INTEGER NOT NULL
+);
+CREATE TABLE sync (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, name TEXT NOT NULL,
+    home INTEGER NOT NULL, value INTEGER NOT NULL, UNIQUE (kind, name)
+);
+CREATE TABLE ranks (rank INTEGER PRIMARY KEY);
+"""
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_options = msgspec.msgpack.Decoder(RegionOptions).decode
+_decode_members = msgspec.msgpack.Decoder(tuple[int, ...]).decode
+
+
+class EmbeddedStore:
+    """A `MetadataStore` in this process.
+
+    Parameters
+    ----------
+    ranks : int, default 0
+        Ranks of the job; 0 without a launcher.
+    address_low, address_high : int
+        Range of addresses for regions (DSM_ADDRESS_LOW, DSM_ADDRESS_HIGH).
+    """
+
+    def __init__(
+        self, ranks: int = 0, address_low: int = ADDRESS_LOW, address_high: int = ADDRESS_HIGH
+    ) -> None:
+        self._ranks = ranks
+        self._addresses = AddressRange(address_low, address_high)
+        self._database = sqlite3.connect(":memory:", isolation_level=None)
+        self._database.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._database.close()
+
+    # -- members -----------------------------------------------------------------------------------------
+
+    def epoch(self) -> int:
+        """Return the number of changes of membership so far."""
+        return self._number("SELECT epoch FROM cluster")
+
+    def add_member(self, address: str) -> int:
+        """Take in a node and begin an epoch; returns its number."""
+        with self._transaction() as database:
+            node = self._number("SELECT next_node FROM cluster")
+            if node >= MAX_NODES:
+                live = self._number("SELECT count(*) FROM members")
+                raise LimitError(
+                    f"{node} nodes have joined this cluster since it was started ({live} are live), at most "
+                    f"{MAX_NODES} may: their numbers are not used again; start a new cluster"
+                )
+            database.execute("UPDATE cluster SET epoch = epoch + 1, next_node = next_node + 1")
+            database.execute("INSERT INTO members SELECT ?, ?, epoch FROM cluster", (node, address))
+        return node
+
+    def remove_member(self, node: int) -> None:
+        """Declare a node dead and begin an epoch; nothing happens when it is no member."""
+        with self._transaction() as database:
+            if database.execute("DELETE FROM members WHERE node = ?", (node,)).rowcount:
+                database.execute("UPDATE cluster SET epoch = epoch + 1")
+
+    def members(self) -> list[MemberRecord]:
+        """Return the live nodes, ascending."""
+        rows = self._database.execute("SELECT node, address, epoch FROM members ORDER BY node")
+        return [MemberRecord(*row) for row in rows]
+
+    # -- regions -----------------------------------------------------------------------------------------
+
+    def create_region(
+        self, options: RegionOptions, members: tuple[int, ...], ready: bool = True
+    ) -> tuple[Region, bool]:
+        """Create a region, or find the one of that name; see `MetadataStore.create_region`."""
+        options = check_options(options, members)
+        with self._transaction() as database:
+            if options.name is not None:
+                existing = self._region("name = ?", options.name)
+                if existing is not None:
+                    check_same(existing.options, options)
+                    return existing, False
+            if not members:
+                raise InternalError("a region needs at least one live node")
+            address = self._addresses.allocate(Region(0, options, 0, members).size)
+            cursor = database.execute(
+                "INSERT INTO regions (name, options, address, members, ready) VALUES (?, ?, ?, ?, ?)",
+                (options.name, _encode(options), address, _encode(members), ready),
+            )
+            return Region(_inserted(cursor), options, address, members), True
+
+    def find_region(self, key: str | int) -> Region:
+        """Return a region by name or number; `UnknownNameError` when there is none."""
+        region = self._region("name = ?" if isinstance(key, str) else "number = ?", _fitting(key))
+        if region is None:
+            raise _unknown(key)
+        return region
+
+    def mark_ready(self, number: int) -> None:
+        """Note that the first contents of a region are written."""
+        cursor = self._database.execute("UPDATE regions SET ready = 1 WHERE number = ?", (_fitting(number),))
+        if not cursor.rowcount:
+            raise _unknown(number)
+
+    def is_ready(self, number: int) -> bool:
+        """Whether the first contents of a region are written."""
+        row = self._database.execute(
+            "SELECT ready FROM regions WHERE number = ?", (_fitting(number),)
+        ).fetchone()
+        if row is None:
+            raise _unknown(number)
+        return bool(row[0])
+
+    def destroy_region(self, key: str | int) -> Region:
+        """Forget a region and return what it was; its name is free again, its addresses are not."""
+        with self._transaction() as database:
+            region = self.find_region(key)
+            database.execute("DELETE FROM regions WHERE number = ?", (region.region,))
+        return region
+
+    def list_regions(self, named_only: bool = True) -> list[Region]:
+        """Return the regions in the order of their creation; see `MetadataStore.list_regions`."""
+        condition = "name IS NOT NULL AND ready" if named_only else "1"
+        rows = self._database.execute(
+            f"SELECT number, options, address, members FROM regions WHERE {condition} ORDER BY number"
+        )
+        return [_region_of(row) for row in rows]
+
+    # -- synchronization objects, ranks ------------------------------------------------------------------
+
+    def open_sync(self, kind: str, name: str, value: int, members: tuple[int, ...]) -> SyncObject:
+        """Create a lock, barrier or atomic, or find it; see `MetadataStore.open_sync`."""
+        check_sync(kind, name, value)
+        if kind == "lock":
+            value = 0
+        with self._transaction() as database:
+            row = database.execute(
+                "SELECT number, home, value FROM sync WHERE kind = ? AND name = ?", (kind, name)
+            ).fetchone()
+            if row is None:
+                if not members:
+                    raise InternalError("a synchronization object needs a live node as its home")
+                home = members[zlib.crc32(f"{kind}:{name}".encode()) % len(members)]
+                cursor = database.execute(
+                    "INSERT INTO sync (kind, name, home, value) VALUES (?, ?, ?, ?)",
+                    (kind, name, home, value),
+                )
+                return SyncObject(_inserted(cursor), kind, name, home, value)
+        number, home, existing = row
+        if home not in members:
+            raise PageLostError(
+                f'{kind} "{name}" was kept by node {home}, which is no longer a member: its state is lost; '
+                "use another name"
+            )
+        if kind == "barrier" and existing != value:
+            raise UsageError(
+                f'barrier "{name}" exists with parties={existing}, asked for was parties={value}; '
+                f"give parties={existing}, or choose another name"
+            )
+        return SyncObject(number, kind, name, home, existing)
+
+    def list_sync(self) -> list[SyncObject]:
+        """Return the synchronization objects in the order of their creation."""
+        rows = self._database.execute("SELECT number, kind, name, home, value FROM sync ORDER BY number")
+        return [SyncObject(*row) for row in rows]
+
+    def take_rank(self, rank: int | None = None) -> tuple[int, int]:
+        """Give a worker its rank; see `MetadataStore.take_rank`."""
+        if rank is not None:
+            check_rank(rank, self._ranks)
+        with self._transaction() as database:
+            if rank is None:
+                given = [row[0] for row in database.execute("SELECT rank FROM ranks ORDER BY rank")]
+                rank = next((i for i, taken in enumerate(given) if taken != i), len(given))
+            database.execute("INSERT OR IGNORE INTO ranks VALUES (?)", (rank,))
+            size = self._ranks or self._number("SELECT max(rank) + 1 FROM ranks")
+        return rank, size
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing."""
+        database = self._database
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            yield database
+        except BaseException:
+            database.execute("ROLLBACK")
+            raise
+        database.execute("COMMIT")
+
+    def _number(self, query: str) -> int:
+        value = self._database.execute(query).fetchone()[0]
+        assert isinstance(value, int)
+        return value
+
+    def _region(self, condition: str, value: str | int) -> Region | None:
+        row = self._database.execute(
+            f"SELECT number, options, address, members FROM regions WHERE {condition}", (value,)
+        ).fetchone()
+        return None if row is None else _region_of(row)
+
+
+def _region_of(row: tuple[int, bytes, int, bytes]) -> Region:
+    number, options, address, members = row
+    return Region(number, _decode_options(options), address, _decode_members(members))
+
+
+def _fitting(key: str | int) -> str | int:
+    """Return `key`, or what no region has instead of a number that SQLite would not take."""
+    return 0 if isinstance(key, int) and not 0 < key < 1 << 63 else key
+
+
+def _inserted(cursor: sqlite3.Cursor) -> int:
+    number = cursor.lastrowid
+    assert number is not None
+    return number
+
+
+def _unknown(key: str | int) -> UnknownNameError:
+    if isinstance(key, str):
+        return UnknownNameError(
+            f'no region of the name "{key}" exists; node.arrays() lists those that do, node.array("{key}", '
+            "shape, dtype) creates it"
+        )
+    return UnknownNameError(f"no region has number {key} (any more): it was destroyed; create it again")

@@ -1,0 +1,78 @@
+"""What the synchronization machines say, and how they describe themselves.
+
+Owns the value types of this package.  No behaviour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
+
+import msgspec
+
+from dsm.types import SyncObject
+
+#: Identity of a thread on its node: number of the worker, token of the thread.
+Owner: TypeAlias = tuple[int, int]
+
+
+class Reply(msgspec.Struct, frozen=True, gc=False):
+    """The call `ticket` of `node` is over, with a `dsm.errors.Status` and a 64-bit result."""
+
+    node: int
+    ticket: int
+    status: int = 0
+    result: int = 0
+
+
+class Party(msgspec.Struct, frozen=True):
+    """A thread that holds or waits, for status pages and error messages."""
+
+    node: int
+    worker: int
+    token: int
+    #: Time of its request, as given by the driver.
+    since_ns: int
+
+
+class Description(msgspec.Struct, frozen=True):
+    """State of one synchronization object."""
+
+    object: int
+    kind: str
+    name: str
+    #: Holder of a lock.
+    holder: Party | None = None
+    #: Who waits, in the order in which they will be served, or have arrived.
+    waiting: tuple[Party, ...] = ()
+    #: Value of an atomic (signed), parties of a barrier.
+    value: int = 0
+    #: A broken barrier; a lock whose last holder died and whose next one has not been told.
+    damaged: bool = False
+
+
+class Machine(Protocol):
+    """What `SyncHome` needs of a lock, a barrier or an atomic.
+
+    `request` returns the replies that are due now, in the order in which they are to be sent; a call
+    that must wait gets its reply from a later call of any method.  Whatever cannot be done is a reply
+    with a status, never an exception: callers are on other nodes.
+    """
+
+    #: What this home was told to create.
+    described: SyncObject
+
+    def request(self, op: int, node: int, ticket: int, owner: Owner, a: int, b: int, now: int) -> list[Reply]:
+        """Handle one operation of a thread."""
+
+    def cancel(self, node: int, ticket: int) -> list[Reply]:
+        """End a waiting call; nothing to say when it does not wait (any more)."""
+
+    def gone(self, node: int, matches: Callable[[int], bool], now: int) -> list[Reply]:
+        """Forget the workers of `node` whose number `matches`."""
+
+    def close(self) -> list[Reply]:
+        """End every waiting call with CLOSED."""
+
+    def describe(self) -> Description:
+        """Return the state."""

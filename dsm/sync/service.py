@@ -1,0 +1,136 @@
+"""The home of locks, barriers and atomic cells: one door for every operation on any of them.
+
+Owns the objects whose home is this node.  Pure: the manager carries operations here (from its own
+workers and from other nodes, in the order in which each node sent them) and replies back; times are
+only noted, for status.
+
+A call is identified by its node and `ticket`, which the node chooses and does not use again while the
+call waits.  A thread is identified by its node and `owner`: number of the worker, token of the thread.
+"""
+
+from __future__ import annotations
+
+from dsm.errors import InternalError, Status
+from dsm.sync.atomic import Atomic
+from dsm.sync.barrier import Barrier
+from dsm.sync.lock import Lock
+from dsm.sync.reply import Description, Machine, Owner, Party, Reply
+from dsm.types import SyncObject
+from dsm.wire.calls import Op
+
+__all__ = ["Description", "Owner", "Party", "Reply", "SyncHome"]
+
+_KINDS: dict[str, type[Lock] | type[Barrier] | type[Atomic]] = {
+    "lock": Lock,
+    "barrier": Barrier,
+    "atomic": Atomic,
+}
+
+_CANCEL = int(Op.CANCEL)
+_OK = int(Status.OK)
+_CLOSED = int(Status.CLOSED)
+_TOO_LATE = int(Status.TOO_LATE)
+_UNKNOWN_NAME = int(Status.UNKNOWN_NAME)
+
+
+class SyncHome:
+    """Every synchronization object whose home is this node.
+
+    All methods return the replies that are due, in the order in which they must be sent to each node.
+    What a caller does wrong is a reply with a status; exceptions mean that the driver is wrong.
+    """
+
+    def __init__(self) -> None:
+        self._machines: dict[int, Machine] = {}
+        #: Highest number ever created here: what is missing below it was dropped.
+        self._highest = 0
+
+    def create(self, described: SyncObject) -> None:
+        """Become the home of an object; nothing happens when it is here already.
+
+        Raises
+        ------
+        InternalError
+            Its kind is unknown, or its number belongs to another object.
+        """
+        number = described.object
+        machine = self._machines.get(number)
+        if machine is not None:
+            if machine.described != described:
+                raise InternalError(f"number {number} belongs to {machine.described}, not to {described}")
+            return
+        kind = _KINDS.get(described.kind)
+        if kind is None:
+            raise InternalError(f"no synchronization object is of kind {described.kind!r}")
+        self._machines[number] = kind(described)
+        self._highest = max(self._highest, number)
+
+    def drop(self, number: int) -> list[Reply]:
+        """Forget an object; who waits for it ends with CLOSED, and so does who asks for it later."""
+        machine = self._machines.pop(number, None)
+        return [] if machine is None else machine.close()
+
+    def request(
+        self, op: int, object: int, node: int, ticket: int, owner: Owner, a: int = 0, b: int = 0, now: int = 0
+    ) -> list[Reply]:
+        """Handle one operation of a thread.
+
+        Parameters
+        ----------
+        op
+            An `Op` of the object's kind, or CANCEL: then `a` is the ticket of the call to end.
+        object
+            Number of the object.
+        node, ticket
+            The call; its reply bears both.
+        owner
+            The thread: number of its worker, token of the thread.
+        a, b
+            Operands, unsigned 64-bit.
+        now
+            Time in nanoseconds, for `describe`.
+
+        Returns
+        -------
+        list of Reply
+            Maybe without one for this call, which then waits; maybe with replies to calls that waited.
+            CANCEL is always answered: OK when the call was ended, after its own reply CANCELLED;
+            TOO_LATE when it had been answered before, and that answer stands.
+            UNKNOWN_NAME or CLOSED: the object was never here, or was dropped.
+        """
+        machine = self._machines.get(object)
+        if machine is None:
+            return [Reply(node, ticket, _CLOSED if object <= self._highest else _UNKNOWN_NAME)]
+        if op == _CANCEL:
+            replies = machine.cancel(node, a)
+            replies.append(Reply(node, ticket, _OK if replies else _TOO_LATE))
+            return replies
+        return machine.request(op, node, ticket, owner, a, b, now)
+
+    def worker_gone(self, node: int, worker: int, now: int = 0) -> list[Reply]:
+        """Forget a worker: its calls have ended, its locks pass on, barriers it waited in break."""
+        return self._gone(node, worker, now)
+
+    def node_gone(self, node: int, now: int = 0) -> list[Reply]:
+        """Forget all workers of a node.  Replies to it no longer have a receiver."""
+        return self._gone(node, None, now)
+
+    def abort(self, object: int) -> list[Reply]:
+        """Break a barrier because a party is dead that did not wait in it.
+
+        It stays broken until as many living threads as it has parties were told, or one resets it.
+        """
+        machine = self._machines.get(object)
+        if not isinstance(machine, Barrier):
+            raise InternalError(f"object {object} is no barrier of this home")
+        return machine.abort()
+
+    def describe(self) -> list[Description]:
+        """Return the state of every object, in the order of their numbers."""
+        return [machine.describe() for _, machine in sorted(self._machines.items())]
+
+    def _gone(self, node: int, worker: int | None, now: int) -> list[Reply]:
+        replies: list[Reply] = []
+        for machine in self._machines.values():
+            replies += machine.gone(node, lambda each: worker is None or each == worker, now)
+        return replies

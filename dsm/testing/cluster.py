@@ -1,0 +1,282 @@
+"""Real clusters on this machine, for tests and benchmarks.
+
+Owns processes: a `Cluster` starts managers and workers, runs functions in the workers and ends all of
+them, whatever happens.  A function runs as ``function(node, *arguments)`` in its worker, which has
+attached; it must be importable there, as for `multiprocessing`'s spawn.
+
+>>> from dsm.testing import Cluster
+>>> def put(node, value):
+...     node.array("x", 10, "f8")[:] = value
+>>> def total(node):
+...     return float(node.array("x", 10, "f8").sum())
+>>> with Cluster(nodes=2) as cluster:
+...     cluster.workers[0].call(put, 2.0)
+...     cluster.workers[1].call(total)
+20.0
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import multiprocessing
+import os
+import secrets
+import select
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from dsm.errors import DSMError, NodeLostError, PageTimeoutError, UsageError
+
+#: Seconds that starting a process, or a call without its own timeout, may take.
+DEFAULT_TIMEOUT_S = 60.0
+_PR_SET_PDEATHSIG = 1
+
+
+class WorkerFailed(DSMError):
+    """A function raised in a worker; the message has its traceback."""
+
+
+class Future:
+    """The result of a function that runs in a worker."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def result(self, timeout: float = DEFAULT_TIMEOUT_S) -> Any:
+        """Wait for the function's result.
+
+        Raises
+        ------
+        Exception
+            What the function raised, with its traceback as a note.
+        PageTimeoutError
+            It has not returned in time.
+        NodeLostError
+            The worker ended.
+        """
+        return self._worker._result(timeout)
+
+
+class Worker:
+    """A worker process of a `Cluster`."""
+
+    def __init__(self, address: str, rank: int, size: int, cpus: set[int] | None) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self.rank = rank
+        environment = {"DSM_NODE": address, "DSM_RANK": str(rank), "DSM_SIZE": str(size)}
+        arguments = (theirs, environment, cpus, os.getpid())
+        self.process = context.Process(target=_serve, args=arguments, daemon=False)
+        self.process.start()
+        theirs.close()
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        pid = self.process.pid
+        assert pid is not None
+        return pid
+
+    def start(self, function: Callable[..., Any], *arguments: Any) -> Future:
+        """Begin ``function(node, *arguments)`` in the worker, which does one thing at a time."""
+        self._pipe.send((function, arguments))
+        return Future(self)
+
+    def call(self, function: Callable[..., Any], *arguments: Any, timeout: float = DEFAULT_TIMEOUT_S) -> Any:
+        """Run ``function(node, *arguments)`` in the worker and return its result."""
+        return self.start(function, *arguments).result(timeout)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal."""
+        os.kill(self.pid, number)
+
+    def _result(self, timeout: float) -> Any:
+        if not self._pipe.poll(timeout):
+            raise PageTimeoutError(
+                f"worker {self.rank} (process {self.pid}) has not answered in {timeout:g} s"
+            )
+        try:
+            good, value = self._pipe.recv()
+        except (EOFError, ConnectionError):
+            self.process.join(5)
+            raise NodeLostError(
+                f"worker {self.rank} (process {self.pid}) ended with {self.process.exitcode}"
+            ) from None
+        if good:
+            return value
+        raise value
+
+    def _end(self) -> None:
+        self._pipe.close()
+        self.process.join(5)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.process.close()
+
+
+class ManagerProcess:
+    """A manager process of a `Cluster`."""
+
+    def __init__(self, secret: str, options: list[str], cpus: set[int] | None) -> None:
+        ready, theirs = os.pipe()
+        guard, self._guard = os.pipe()
+        command = [sys.executable, "-P", "-m", "dsm.manager", *options]
+        command += ["--ready-fd", str(theirs), "--guard-fd", str(guard)]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("DSM_")}
+        environment["DSM_SECRET"] = secret
+        root = str(Path(__file__).resolve().parents[2])
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+        self.process = subprocess.Popen(
+            command, pass_fds=(theirs, guard), env=environment, stdin=subprocess.DEVNULL, process_group=0
+        )
+        os.close(theirs)
+        os.close(guard)
+        try:
+            self._understand(ready)
+        finally:
+            os.close(ready)
+        if cpus is not None:
+            os.sched_setaffinity(self.process.pid, cpus)
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self.process.pid
+
+    def _understand(self, ready: int) -> None:
+        line = b""
+        deadline = time.monotonic() + DEFAULT_TIMEOUT_S
+        while not line.endswith(b"\n"):
+            if not select.select([ready], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                break
+            data = os.read(ready, 4096)
+            if not data:
+                break
+            line += data
+        said = json.loads(line) if line.endswith(b"\n") else {"error": "it was not ready in time"}
+        if "error" in said:
+            self.end()
+            raise NodeLostError(f"a manager did not start: {said['error']}")
+        self.node: int = said["node"]
+        self.socket: str = said["socket"]
+        self.listen: str = said["listen"] or ""
+
+    def end(self) -> None:
+        """End the process, politely first."""
+        if self._guard >= 0:
+            os.close(self._guard)
+            self._guard = -1
+        self.process.send_signal(signal.SIGCONT)
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class Cluster:
+    """Managers and workers on this machine, connected over loopback TCP.
+
+    Parameters
+    ----------
+    nodes : int, default 1
+        Managers.
+    workers : int, default 1
+        Workers of each node; ranks are dealt in blocks.
+    cpus : set of int, optional
+        Processors that every process may use; default: all.
+
+    Attributes
+    ----------
+    workers : list of Worker
+        By rank.
+    managers : list of ManagerProcess
+        By node.
+    """
+
+    def __init__(self, nodes: int = 1, workers: int = 1, *, cpus: set[int] | None = None) -> None:
+        if nodes < 1 or workers < 0:
+            raise UsageError(f"a cluster of {nodes} nodes with {workers} workers each cannot be started")
+        self.managers: list[ManagerProcess] = []
+        self.workers: list[Worker] = []
+        secret = secrets.token_hex(32)
+        size = nodes * workers
+        try:
+            for node in range(nodes):
+                options = ["--listen", "127.0.0.1:0", "--ranks", str(size)]
+                if node:
+                    options += ["--join", self.managers[0].listen]
+                self.managers.append(ManagerProcess(secret, options, cpus))
+            for rank in range(size):
+                self.workers.append(Worker(self.managers[rank // workers].socket, rank, size, cpus))
+            for worker in self.workers:
+                worker._result(DEFAULT_TIMEOUT_S)
+        except BaseException:
+            self.close()
+            raise
+
+    def all(
+        self, function: Callable[..., Any], *arguments: Any, timeout: float = DEFAULT_TIMEOUT_S
+    ) -> list[Any]:
+        """Run ``function(node, *arguments)`` in every worker at once; return the results by rank."""
+        futures = [worker.start(function, *arguments) for worker in self.workers]
+        return [future.result(timeout) for future in futures]
+
+    def close(self) -> None:
+        """End every process."""
+        for worker in self.workers:
+            worker._end()
+        for manager in reversed(self.managers):
+            manager.end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _serve(pipe: Connection, environment: dict[str, str], cpus: set[int] | None, parent: int) -> None:
+    """Run in a worker process: attach, then do what the pipe says until it closes."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.update(environment)
+    if cpus is not None:
+        os.sched_setaffinity(0, cpus)
+    import dsm
+
+    try:
+        node = dsm.attach()
+        pipe.send((True, None))
+    except Exception as error:
+        pipe.send((False, error))
+        return
+    while True:
+        try:
+            function, arguments = pipe.recv()
+        except (EOFError, ConnectionError):
+            break
+        try:
+            answer = (True, function(node, *arguments))
+        except Exception as error:
+            error.add_note("".join(traceback.format_exception(error)))
+            answer = (False, error)
+        try:
+            pipe.send(answer)
+        except Exception as error:
+            pipe.send((False, WorkerFailed(f"the result cannot be sent back: {error}")))
+    node.close()

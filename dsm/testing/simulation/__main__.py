@@ -1,0 +1,63 @@
+"""Command line of the simulator: ``python -m dsm.testing.simulation``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from dsm.testing.simulation.mutants import MUTANTS
+from dsm.testing.simulation.runner import MIN_EVENTS, campaign, report, run_seed
+
+
+def _seeds(text: str) -> range:
+    low, colon, high = text.partition(":")
+    try:
+        seeds = range(int(low), int(high)) if colon else range(int(low))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not FIRST:LAST or a count") from None
+    if not seeds:
+        raise argparse.ArgumentTypeError(f"{text!r} names no seed")
+    return seeds
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one seed or many; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dsm.testing.simulation", description="Simulate clusters from seeds and check them."
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--seed", type=int, help="run this seed alone")
+    what.add_argument("--seeds", type=_seeds, default=range(1000), metavar="FIRST:LAST", help="run many seeds")
+    what.add_argument("--list-mutants", action="store_true", help="list the deliberate bugs")
+    parser.add_argument("--jobs", type=int, default=1, help="processes to run many seeds in")
+    parser.add_argument("--events", type=int, default=MIN_EVENTS, help="least events a seed (default %(default)s)")
+    parser.add_argument("--trace", action="store_true", help="print the whole trace of the seed")
+    parser.add_argument("--mutant", choices=sorted(MUTANTS), default="", help="put a deliberate bug in")
+    parser.add_argument("--max-failures", type=int, default=5, help="stop after so many (default %(default)s)")
+    options = parser.parse_args(arguments)
+    if options.list_mutants:
+        for name, mutant in MUTANTS.items():
+            print(f"{name:32} {mutant.about}")
+        return 0
+    if options.seed is None:
+        return campaign(
+            options.seeds,
+            jobs=options.jobs,
+            mutant=options.mutant,
+            min_events=options.events,
+            max_failures=options.max_failures,
+        )
+    parts = MUTANTS[options.mutant].parts if options.mutant else None
+    keep = 10_000_000 if options.trace else 400
+    outcome = run_seed(options.seed, parts=parts, min_events=options.events, keep=keep, full=options.trace)
+    if options.trace:
+        print(outcome.trace)
+    if not outcome.ok:
+        print(report(outcome))
+        return 1
+    print(f"seed {outcome.seed}: {outcome.events:,} events, all checks held, digest {outcome.digest & (1 << 64) - 1:016x}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""Deliberate bugs of the manager, the shim and the network, put into their models.
+
+Owns the classes; `mutants` names them and says what is wrong.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dsm.coherence.messages import Discard, Kind, Level, Lower, Message, Send, Wake
+from dsm.testing.simulation.network import Link, Network, Transfer
+from dsm.testing.simulation.node import Node, NodeRegion
+from dsm.testing.simulation.program import Call
+from dsm.testing.simulation.thread import Thread
+from dsm.testing.simulation.truth import WORDS, WRITE
+from dsm.testing.simulation.worker import LEVEL, LOCKED, MARK, PINNED, Worker, WorkerRegion
+
+#: How often a mutant that errs now and then does so.
+RARELY = 0.05
+
+
+class SkipsInvalidation(Node):
+    def do_send(self, effect: Send) -> None:
+        message = effect.message
+        if message.kind != Kind.INVALIDATE:
+            super().do_send(effect)
+            return
+        done = Message(
+            Kind.INVALIDATED, message.region, message.page, message.count, message.request, effect.node
+        )
+        self.deliver((effect.node, done))
+
+
+class GrantsEarly(Node):
+    def header(self, transfer: Transfer) -> None:
+        super().header(transfer)
+        if transfer.accepted:
+            self.engine.received(transfer.message, self.world.now)
+
+    def end(self, transfer: Transfer) -> None:
+        if not transfer.accepted:
+            super().end(transfer)
+            return
+        message = transfer.message
+        for offset, words in enumerate(transfer.payload):
+            self.regions[message.region].frames[message.page + offset][:] = words
+
+
+class LosesInvalidated(Node):
+    def do_send(self, effect: Send) -> None:
+        if effect.message.kind != Kind.INVALIDATED or self.world.random.random() > RARELY:
+            super().do_send(effect)
+
+
+class LosesWake(Node):
+    def do_wake(self, effect: Wake) -> None:
+        if self.world.random.random() > RARELY:
+            super().do_wake(effect)
+
+
+class DoesNotWait(Node):
+    def finish_lower(self, effect: Lower) -> None:
+        super().finish_lower(effect)
+        if self.lowering.pop(effect.token, None):
+            self.inbox.append((self.lowered, effect.token))
+
+
+class KeepsReading(Node):
+    def _reading(self, effect: Lower) -> Lower:
+        return Lower(effect.region, effect.page, effect.count, max(effect.level, Level.READ), effect.token)
+
+    def begin_lower(self, effect: Lower) -> None:
+        super().begin_lower(self._reading(effect))
+
+    def finish_lower(self, effect: Lower) -> None:
+        super().finish_lower(self._reading(effect))
+
+    def do_discard(self, effect: Discard) -> None:
+        pass
+
+
+class ReadsFirst(Node):
+    def begin_lower(self, effect: Lower) -> None:
+        super().finish_lower(effect)
+
+    def finish_lower(self, effect: Lower) -> None:
+        super().begin_lower(effect)
+
+
+class OverlooksLocks(Node):
+    def finish_lower(self, effect: Lower) -> None:
+        locked = []
+        for region in self.regions[effect.region].workers:
+            for page in range(effect.page, effect.page + effect.count):
+                if region.applied[page] & LOCKED:
+                    region.applied[page] &= ~LOCKED & 0xFF
+                    locked.append((region, page))
+        super().finish_lower(effect)
+        for region, page in locked:
+            region.applied[page] |= LOCKED
+
+
+class PunchesWhileSending(Node):
+    def do_discard(self, effect: Discard) -> None:
+        home = self.live(effect.region, effect)
+        for page in range(effect.page, effect.page + effect.count):
+            home.destroy(page)
+
+
+class StoresLateBytes(Node):
+    def end(self, transfer: Transfer) -> None:
+        message = transfer.message
+        home = self.regions[message.region]
+        if transfer.accepted:
+            for offset, words in enumerate(transfer.payload):
+                home.frames[message.page + offset][:] = words
+        super().end(transfer)
+
+
+class ReadsBeforeLock(Thread):
+    _seen = 0
+
+    def _woken(self, argument: Any) -> None:
+        if not isinstance(self.program[self.position], Call):
+            self._seen = self._region().home.wanted[self._page]
+        super()._woken(argument)
+
+    def _granted(self, argument: Any) -> None:
+        self._take(self._seen)
+
+
+class HandlerWithoutLock(Thread):
+    def _lock(self, then: Any) -> None:
+        self.world.after(self.world.pause(), then)
+
+
+class NeighboursWithoutLock(Thread):
+    def _neighbour(self, region: WorkerRegion, page: int) -> bool:
+        wanted = region.home.wanted[page]
+        applied = region.applied[page]
+        if applied & PINNED or wanted & MARK or applied & LEVEL >= wanted & LEVEL:
+            return False
+        self._held.append((page, wanted & LEVEL))
+        return True
+
+
+class LosesAcknowledgement(Worker):
+    def acknowledge(self, sequence: int) -> None:
+        if self.world.random.random() > RARELY:
+            super().acknowledge(sequence)
+
+
+class ServiceWithoutLock(Worker):
+    def _lock(self, argument: Any) -> None:
+        _, region, page, count = self.commands[0]
+        self._run = [(self._cursor, min(page + count, self._cursor + 16))]
+        self.world.after(self.world.pause(), self._read)
+
+
+class AcknowledgesEarly(Worker):
+    def _begin(self, argument: Any) -> None:
+        super().acknowledge(self.commands[0][0])
+        super()._begin(argument)
+
+    def acknowledge(self, sequence: int) -> None:
+        pass
+
+
+class _ReorderingLink(Link):
+    def send(self, message: Message) -> None:
+        self._arrival = 0
+        super().send(message)
+
+    def send_pages(self, message: Message, region: NodeRegion) -> None:
+        self._arrival = 0
+        super().send_pages(message, region)
+
+
+class ReorderingNetwork(Network):
+    link_class = _ReorderingLink

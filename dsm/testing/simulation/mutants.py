@@ -1,0 +1,307 @@
+"""Deliberate bugs, each of which the checkers must find.
+
+Owns the list: a name, what is wrong, and the classes of a simulation with the bug put in.  A checker
+that finds none of a bug's consequences within a bounded number of seeds is itself broken; a test runs
+them all.  Bugs of the engine are put into its roles, bugs of the manager and of the shim into their
+models (`driver_mutants`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dsm.coherence.directory import Directory, Transaction
+from dsm.coherence.engine import Engine
+from dsm.coherence.hold import Hold
+from dsm.coherence.holder import Demand, Holder
+from dsm.coherence.messages import Discard, Flag, Kind, Message
+from dsm.coherence.requester import Requester
+from dsm.coherence.sequential import SequentialRegion
+from dsm.coherence.states import State
+from dsm.testing.simulation import driver_mutants as driver
+from dsm.testing.simulation.cluster import Parts
+from dsm.types import Region
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One deliberate bug."""
+
+    #: What is done wrong.
+    about: str
+    parts: Parts
+
+
+MUTANTS: dict[str, Mutant] = {}
+
+
+def _add(name: str, about: str, parts: Parts) -> None:
+    MUTANTS[name] = Mutant(about, parts)
+
+
+def _engine(
+    *,
+    directory: type[Directory] = Directory,
+    holder: type[Holder] = Holder,
+    requester: type[Requester] = Requester,
+    hold: type[Hold] = Hold,
+    region_class: type[SequentialRegion] = SequentialRegion,
+) -> Parts:
+    """Build a simulation whose engines have these roles."""
+
+    class Mutated(Engine):
+        def add_region(self, region: Region) -> None:
+            super().add_region(region)
+            made = self.regions[region.region]
+            made.__class__ = region_class
+            made.hold = hold(self.node)
+            made.requester = requester(made)
+            made.directory = directory(made)
+            made.holder = holder(made)
+
+    return Parts(engine=Mutated)
+
+
+# -- directory ------------------------------------------------------------------------------------------
+
+
+class _ClosesEarly(Directory):
+    """Ends a transaction when the answer is on its way, not when it is installed."""
+
+    def _start(self, message: Message, page: int, count: int) -> None:
+        super()._start(message, page, count)
+        transaction = self.busy.get(page)
+        if transaction is not None and not transaction.awaiting:
+            self._close(transaction)
+
+    def invalidated(self, message: Message) -> None:
+        transaction = self.busy[message.page]
+        super().invalidated(message)
+        if not transaction.awaiting:
+            self._close(transaction)
+
+    def _close(self, transaction: Transaction) -> None:
+        asked = transaction.message
+        super().confirm(
+            Message(Kind.CONFIRM, asked.region, transaction.page, transaction.count, asked.request, asked.node)
+        )
+
+    def confirm(self, message: Message) -> None:
+        pass
+
+
+class _NoQueue(Directory):
+    """Starts a second transaction on a page while one is open."""
+
+    def get(self, message: Message, page: int, count: int) -> None:
+        for run, pages in self.region.table.directory_runs(page, count):
+            self._start(message, run, pages)
+
+    def confirm(self, message: Message) -> None:
+        if all(page in self.busy for page in range(message.page, message.page + message.count)):
+            super().confirm(message)
+
+
+class _StaleUpgrade(Directory):
+    """Believes a requester that says it has a copy, though it is not in the copyset any more."""
+
+    def _start(self, message: Message, page: int, count: int) -> None:
+        if message.flags & Flag.HAVE:
+            for one in range(page, page + count):
+                self.region.table.copyset[one] |= 1 << message.node
+        super()._start(message, page, count)
+
+
+class _ForgetsClaim(Directory):
+    """Gives the first touch away twice: the claim is not kept."""
+
+    def confirm(self, message: Message) -> None:
+        fresh = self.region.table.owner[message.page] == 0
+        super().confirm(message)
+        if fresh:
+            for one in range(message.page, message.page + message.count):
+                self.region.table.owner[one] = 0
+                self.region.table.copyset[one] = 0
+
+
+class _ForgetsReader(Directory):
+    """Does not note who got a copy."""
+
+    def confirm(self, message: Message) -> None:
+        asked = self.busy[message.page].message
+        table = self.region.table
+        before = table.copyset[message.page]
+        super().confirm(message)
+        if not asked.flags & Flag.WRITE and before:
+            for one in range(message.page, message.page + message.count):
+                table.copyset[one] = before
+
+
+class _ForgetsAhead(Directory):
+    """Does not note who reads ahead."""
+
+    def ahead(self, message: Message) -> None:
+        table = self.region.table
+        pages = range(message.page, message.page + message.count)
+        before = [table.copyset[page] for page in pages]
+        super().ahead(message)
+        for page, copyset in zip(pages, before, strict=True):
+            if copyset:
+                table.copyset[page] = copyset
+
+
+class _AheadOfBusy(Directory):
+    """Serves a speculative read of a page that is in a transaction."""
+
+    def ahead(self, message: Message) -> None:
+        busy, self.busy = self.busy, {}
+        super().ahead(message)
+        self.busy = busy
+
+
+class _ForgetsOwner(Directory):
+    """Does not note the new owner after a write."""
+
+    def confirm(self, message: Message) -> None:
+        table = self.region.table
+        before = table.owner[message.page]
+        super().confirm(message)
+        if before:
+            for one in range(message.page, message.page + message.count):
+                table.owner[one] = before
+
+
+_add(
+    "transaction-closed-early",
+    "the directory takes the next request before the requester has installed",
+    _engine(directory=_ClosesEarly),
+)
+_add("second-transaction", "a second transaction is opened on a page while one is open", _engine(directory=_NoQueue))
+_add("stale-upgrade", "a write grant without data to a node that lost its copy", _engine(directory=_StaleUpgrade))
+_add("claimed-twice", "two nodes are told that a page was never touched", _engine(directory=_ForgetsClaim))
+_add("forgotten-reader", "a reader is not put into the copyset", _engine(directory=_ForgetsReader))
+_add("forgotten-read-ahead", "a reader ahead is not put into the copyset", _engine(directory=_ForgetsAhead))
+_add("read-ahead-of-busy", "a speculative read is served in the middle of a transaction", _engine(directory=_AheadOfBusy))
+_add("forgotten-owner", "after a write the directory still names the old owner", _engine(directory=_ForgetsOwner))
+
+# -- holder ---------------------------------------------------------------------------------------------
+
+
+class _AnswersEarly(Holder):
+    """Answers a demand before its workers have lost access."""
+
+    kinds: tuple[int, ...] = ()
+
+    def _start(self, demand: Demand) -> None:
+        super()._start(demand)
+        if demand.started and demand.message.kind in self.kinds:
+            super()._answer(demand)
+
+    def _answer(self, demand: Demand) -> None:
+        if not (demand.started and demand.message.kind in self.kinds):
+            super()._answer(demand)
+
+
+class _SendsEarly(_AnswersEarly):
+    kinds = (Kind.FETCH,)
+
+
+class _InvalidatedEarly(_AnswersEarly):
+    kinds = (Kind.INVALIDATE,)
+
+
+class _PunchesEarly(Holder):
+    """Discards frames before every worker acknowledged that it cannot reach them."""
+
+    def _start(self, demand: Demand) -> None:
+        super()._start(demand)
+        if demand.started and demand.message.kind == Kind.INVALIDATE:
+            self.region.effects.append(Discard(self.region.number, demand.page, demand.count))
+
+
+class _OutOfOrder(Holder):
+    """Starts a demand while an earlier one for the same page is open."""
+
+    def revoke(self, message: Message) -> None:
+        demands, self.demands = self.demands, []
+        super().revoke(message)
+        self.demands = demands + self.demands
+
+
+_add("sent-before-protected", "a frame is read before every worker lost write access", _engine(holder=_SendsEarly))
+_add(
+    "invalidated-too-early",
+    "an invalidation is acknowledged before the workers acknowledged theirs",
+    _engine(holder=_InvalidatedEarly),
+)
+_add("punched-too-early", "frames are discarded before PROT_NONE is acknowledged", _engine(holder=_PunchesEarly))
+_add("demands-out-of-order", "a demand overtakes an earlier one for the same page", _engine(holder=_OutOfOrder))
+
+# -- requester ------------------------------------------------------------------------------------------
+
+
+class _InstallsVoided(Requester):
+    """Installs pages whose invalidation overtook their data."""
+
+    def live_runs(self, message: Message) -> list[tuple[int, int]]:
+        return [(message.page, message.count)] if message.request in self.requests else []
+
+    def install(self, message: Message) -> None:
+        request = self.requests.get(message.request)
+        if request is not None and request.void:
+            for page in request.void:
+                if message.page <= page < message.page + message.count:
+                    self.region.table.state[page] = State.AHEAD
+        super().install(message)
+
+
+class _ForgetsWaiter(Requester):
+    """Wakes only one of the threads that wait for a page."""
+
+    def _settle_page(self, page: int) -> None:
+        self.waiting[page] = self.waiting[page][:1]
+        super()._settle_page(page)
+
+
+class _IgnoresPins(SequentialRegion):
+    """Gives pinned pages away."""
+
+    __slots__ = ()
+
+    def is_pinned(self, page: int, count: int, takes_all: bool) -> bool:
+        return False
+
+
+class _NoHold(Hold):
+    """Gives pages away at once."""
+
+    __slots__ = ()
+
+    def until(self, page: int, count: int, now: int) -> int:
+        return 0
+
+
+_add("voided-installed", "a fetch that was voided by an invalidation is installed", _engine(requester=_InstallsVoided))
+_add("waiter-forgotten", "of several threads that wait for a page only one is woken", _engine(requester=_ForgetsWaiter))
+_add("pins-ignored", "a pinned page is given away", _engine(region_class=_IgnoresPins))
+_add("no-hold", "pages are given away at once: instructions that need two never finish", _engine(hold=_NoHold))
+
+# -- manager, shim, network -----------------------------------------------------------------------------
+
+_add("skipped-invalidation", "an invalidation is not sent but taken for done", Parts(node=driver.SkipsInvalidation))
+_add("granted-before-complete", "a frame is granted when its header is here", Parts(node=driver.GrantsEarly))
+_add("acknowledgement-lost", "an acknowledgement of a worker is lost", Parts(worker=driver.LosesAcknowledgement))
+_add("invalidated-lost", "an INVALIDATED is lost", Parts(node=driver.LosesInvalidated))
+_add("wake-lost", "a wake-up is lost", Parts(node=driver.LosesWake))
+_add("lower-not-awaited", "the manager does not wait for its workers' acknowledgements", Parts(node=driver.DoesNotWait))
+_add("lower-not-far-enough", "a former owner keeps read access", Parts(node=driver.KeepsReading))
+_add("applied-read-first", "applied tables are read before the wanted table is written", Parts(node=driver.ReadsFirst))
+_add("page-lock-overlooked", "a worker about to decide is not asked", Parts(node=driver.OverlooksLocks))
+_add("punched-while-sending", "a frame is discarded before its last byte left", Parts(node=driver.PunchesWhileSending))
+_add("late-bytes-stored", "the bytes of a voided fetch go into the frame", Parts(node=driver.StoresLateBytes))
+_add("grant-after-revocation", "what is wanted is read before the page lock is taken", Parts(thread=driver.ReadsBeforeLock))
+_add("handler-without-lock", "the fault handler does not wait for the page lock", Parts(thread=driver.HandlerWithoutLock))
+_add("neighbours-without-lock", "neighbours are mapped without their locks", Parts(thread=driver.NeighboursWithoutLock))
+_add("service-without-lock", "the service thread does not wait for page locks", Parts(worker=driver.ServiceWithoutLock))
+_add("service-early", "the service thread acknowledges before it has obeyed", Parts(worker=driver.AcknowledgesEarly))
+_add("link-reorders", "messages of one link overtake each other", Parts(network=driver.ReorderingNetwork))

@@ -1,0 +1,428 @@
+"""The model of a node: frames, wanted table, and the manager that drives a coherence engine.
+
+Owns the frames and the wanted table of each region, and does for the engine what the manager does
+over real sockets and pagers: one stimulus at a time, its effects strictly in order.  `Lower` is two
+steps, write the wanted table and read the applied tables, so that workers can come between; it then
+waits for the workers that were asked.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from dsm.coherence.engine import Engine
+from dsm.coherence.messages import (
+    Discard,
+    Effect,
+    Fill,
+    Kind,
+    Lower,
+    Message,
+    Raise,
+    Send,
+    SendPages,
+    Wake,
+)
+from dsm.errors import Status
+from dsm.testing.simulation.network import Network, Transfer
+from dsm.testing.simulation.program import PIN, PREFETCH, Call
+from dsm.testing.simulation.trace import What, message_text
+from dsm.testing.simulation.truth import DISCARDED, UNFILLED, WORDS, Truth
+from dsm.testing.simulation.worker import LEVEL, LOCKED, MARK, Worker
+from dsm.testing.simulation.world import Violation, World
+from dsm.types import Region
+
+if TYPE_CHECKING:
+    from dsm.testing.simulation.thread import Thread
+    from dsm.testing.simulation.worker import WorkerRegion
+
+#: A stimulus of the manager: who handles it, and what it is.
+Stimulus = tuple[Callable[[Any], None], Any]
+
+_FETCH, _INVALIDATE = int(Kind.FETCH), int(Kind.INVALIDATE)
+
+
+class NodeRegion:
+    """One region at one node."""
+
+    __slots__ = ("doomed", "dropped", "fill", "frames", "number", "pages", "sending", "truth", "wanted", "workers")
+
+    def __init__(self, number: int, truth: Truth, fill: int) -> None:
+        self.number = number
+        self.truth = truth
+        self.fill = fill
+        self.pages = len(truth.pages)
+        self.frames = [[UNFILLED] * WORDS for _ in range(self.pages)]
+        self.wanted = bytearray(self.pages)
+        self.workers: list[WorkerRegion] = []
+        #: Transfers whose last byte has not left, by page.
+        self.sending: dict[int, list[Transfer]] = {}
+        #: Pages to discard once their last byte has left.
+        self.doomed: set[int] = set()
+        self.dropped = False
+
+    def freeze(self, transfer: Transfer) -> None:
+        """These frames are being sent."""
+        message = transfer.message
+        for page in range(message.page, message.page + message.count):
+            self.sending.setdefault(page, []).append(transfer)
+
+    def changed(self, page: int) -> None:
+        """A frame changed while it was sent: what arrives is torn."""
+        for transfer in self.sending.get(page, ()):
+            transfer.tear(page)
+
+    def destroy(self, page: int) -> None:
+        """Return the memory of a frame."""
+        self.changed(page)
+        self.frames[page][:] = [DISCARDED] * WORDS
+
+
+class Node:
+    """One node: its manager and its frames."""
+
+    def __init__(self, world: World, network: Network, number: int, engine: Engine) -> None:
+        self.world = world
+        self.network = network
+        self.number = number
+        self.engine = engine
+        self.regions: dict[int, NodeRegion] = {}
+        self.workers: list[Worker] = []
+        #: Slots in use, by waiter.
+        self.slots: dict[int, Thread] = {}
+        self.inbox: deque[Stimulus] = deque()
+        self.effects: deque[Effect] = deque()
+        self._busy = False
+        self._waiters = 0
+        self._commands = 0
+        #: Commands that are still to be acknowledged, for each token.
+        self.lowering: dict[int, set[tuple[int, int]]] = {}
+        self._alarm: int | None = None
+        self._actions: dict[type, Callable[[Any], None]] = {
+            Send: self.do_send,
+            SendPages: self.do_send_pages,
+            Fill: self.do_fill,
+            Raise: self.do_raise,
+            Wake: self.do_wake,
+            Discard: self.do_discard,
+        }
+
+    def add_region(self, region: Region, truth: Truth, fill: int) -> None:
+        """Make a region known here and map it in every worker."""
+        home = self.regions[region.region] = NodeRegion(region.region, truth, fill)
+        self.engine.add_region(region)
+        if region.members == (self.number,) and not region.options.fill:
+            # A fresh memfd reads as zeros, and the engine counts on it where nobody else can ask.
+            home.frames = [[0] * WORDS for _ in range(home.pages)]
+        for worker in self.workers:
+            worker.add_region(home)
+        self.collect()
+        self._continue(None)
+
+    # -- slots ------------------------------------------------------------------------------------
+
+    def allocate(self, thread: Thread) -> int:
+        """Return a fresh waiter for `thread`."""
+        self._waiters += 1
+        waiter = self._waiters
+        self.slots[waiter] = thread
+        return waiter
+
+    def release(self, waiter: int) -> None:
+        """The thread has freed its slot: its grant is applied."""
+        self.world.note(What.FREE, self.number, self.slots[waiter].number, waiter)
+        del self.slots[waiter]
+
+    # -- event loop -------------------------------------------------------------------------------
+
+    def post(self, stimulus: Stimulus) -> None:
+        """Something for the manager to see."""
+        self.inbox.append(stimulus)
+        if not self._busy:
+            self._busy = True
+            self.world.after(self.world.pause(), self._step)
+
+    def _step(self, _: Any) -> None:
+        handler, what = self.inbox.popleft()
+        handler(what)
+        self.collect()
+        self._continue(None)
+
+    def collect(self) -> None:
+        """Take what the engine wants done, and when it wants to be called again."""
+        engine = self.engine
+        self.effects.extend(engine.take())
+        deadline = engine.deadline
+        if deadline is not None and (self._alarm is None or deadline < self._alarm):
+            self._alarm = deadline
+            self.world.at(deadline + self.world.pause(), self._ring, deadline)
+
+    def _continue(self, _: Any) -> None:
+        """Do effects in order; stop in the middle of a `Lower`, go on when its second half is done."""
+        effects = self.effects
+        world = self.world
+        while effects:
+            effect = effects.popleft()
+            world.note(What.EFFECT, self.number, len(effects), 0, 0, effect)
+            if type(effect) is Lower:
+                self.begin_lower(effect)
+                world.after(world.pause(), self._lower, effect)
+                return
+            self._actions[type(effect)](effect)
+        if self.inbox:
+            world.after(world.pause(), self._step)
+        else:
+            self._busy = False
+
+    def _lower(self, effect: Lower) -> None:
+        self.finish_lower(effect)
+        self._continue(None)
+
+    def _ring(self, deadline: int) -> None:
+        if self._alarm != deadline:
+            return
+        self._alarm = None
+        self.post((self.tick, None))
+
+    def tick(self, _: Any) -> None:
+        """The time the engine asked for has come."""
+        engine = self.engine
+        self.world.note(What.TICK, self.number)
+        self.poll()
+        engine.tick(self.world.now)
+        if engine.deadline is not None and engine.deadline <= self.world.now:
+            raise Violation(f"node {self.number}: tick at {self.world.now} left the deadline at {engine.deadline}")
+
+    def poll(self) -> None:
+        """Tell the engine which grants its workers have applied by now."""
+        engine = self.engine
+        for waiter in list(engine.unapplied):
+            if waiter not in self.slots:
+                self.world.note(What.APPLIED, self.number, waiter)
+                engine.applied(waiter, self.world.now)
+
+    # -- from workers -----------------------------------------------------------------------------
+
+    def fault(self, what: tuple[Thread, int, int, bool]) -> None:
+        """A worker's fault arrives."""
+        thread, number, page, write = what
+        if self.regions[number].dropped:
+            thread.woken(Status.CLOSED)
+            return
+        ip = thread.program[thread.position].ip  # type: ignore[union-attr]
+        self.engine.fault(number, page, write, thread.waiter, thread.worker.number, ip, self.world.now)
+
+    def call(self, what: tuple[Thread, Call]) -> None:
+        """A worker's prefetch, pin or unpin arrives."""
+        thread, call = what
+        now = self.world.now
+        if self.regions[call.region].dropped:
+            thread.woken(Status.CLOSED)
+        elif call.kind == PREFETCH:
+            self.engine.prefetch(call.region, call.page, call.count, call.write, thread.waiter, now)
+        elif call.kind == PIN:
+            self.engine.pin(call.region, call.page, call.count, call.write, thread.waiter, now)
+        else:
+            self.engine.unpin(call.region, call.page, call.count, call.write, now)
+            thread.woken(Status.OK)
+
+    def cancel(self, waiter: int) -> None:
+        """A worker wants its call to end."""
+        thread = self.slots.get(waiter)
+        known = self.engine.cancel(waiter, self.world.now)
+        if known and (thread is None or not thread.waiting):
+            raise Violation(f"node {self.number}: cancel found waiter {waiter}, which does not wait")
+
+    def touched(self, what: tuple[int, int, Worker]) -> None:
+        """A worker used a marked page."""
+        number, page, worker = what
+        self.world.note(What.TOUCHED, self.number, worker.number, number, page)
+        if not self.regions[number].dropped:
+            self.engine.touched(number, page, worker.number, self.world.now)
+
+    def acknowledged(self, what: tuple[int, int]) -> None:
+        """A worker has obeyed a command."""
+        self.post((self._acknowledged, what))
+
+    def _acknowledged(self, what: tuple[int, int]) -> None:
+        for token, asked in self.lowering.items():
+            if what in asked:
+                asked.remove(what)
+                if not asked:
+                    del self.lowering[token]
+                    self.lowered(token)
+                return
+
+    def lowered(self, token: int) -> None:
+        """Every worker has obeyed."""
+        self.world.note(What.LOWERED, self.number, token)
+        self.engine.lowered(token, self.world.now)
+
+    # -- from the network -------------------------------------------------------------------------
+
+    def deliver(self, what: tuple[int, Message]) -> None:
+        """A message without pages arrives."""
+        self.post((self._message, what))
+
+    def deliver_header(self, transfer: Transfer) -> None:
+        """The header of a message with pages arrives."""
+        self.post((self.header, transfer))
+
+    def deliver_end(self, transfer: Transfer) -> None:
+        """The last byte of a message with pages arrives."""
+        self.post((self.end, transfer))
+
+    def _message(self, what: tuple[int, Message]) -> None:
+        sender, message = what
+        self.world.note(What.MESSAGE, self.number, sender, message.kind, message.page, message)
+        if message.kind == _FETCH or message.kind == _INVALIDATE:
+            self.poll()
+        self.engine.message(message, self.world.now)
+
+    def header(self, transfer: Transfer) -> None:
+        """Ask where the payload goes: straight into the frames, or to scratch.  Its first half is here."""
+        message = transfer.message
+        transfer.accepted = self.engine.accepts(message)
+        self.world.note(What.HEADER, self.number, transfer.sender.number, transfer.accepted, 0, message)
+        if transfer.accepted:
+            self.store(transfer, WORDS // 2)
+
+    def end(self, transfer: Transfer) -> None:
+        """The whole payload is here; what is still wanted of it is put, or copied, into its frames."""
+        message = transfer.message
+        what = What.RECEIVED if transfer.accepted else What.DRAINED
+        self.world.note(what, self.number, transfer.sender.number, message.page, message.count, message)
+        self.store(transfer, WORDS)
+        self.engine.received(message, self.world.now)
+
+    def store(self, transfer: Transfer, words: int) -> None:
+        """Put the first `words` words of each page that is still wanted into its frame."""
+        message = transfer.message
+        home = self.regions[message.region]
+        for first, count in self.engine.wanted_runs(message):
+            if first < message.page or first + count > message.page + message.count:
+                raise Violation(f"wanted_runs of {message_text(message)} names pages {first} + {count}")
+            for page in range(first, first + count):
+                home.truth.overwritten(self.number, page, "receives into")
+                home.changed(page)
+                home.doomed.discard(page)
+                home.frames[page][:words] = transfer.payload[page - message.page][:words]
+
+    def sent(self, transfer: Transfer) -> None:
+        """The last byte of a transfer has left: its frames are free."""
+        message = transfer.message
+        self.world.note(What.SENT, self.number, transfer.receiver.number, message.page, 0, message)
+        home = transfer.region
+        for page in range(message.page, message.page + message.count):
+            transfers = home.sending[page]
+            transfers.remove(transfer)
+            if not transfers:
+                del home.sending[page]
+                if page in home.doomed:
+                    home.doomed.remove(page)
+                    home.destroy(page)
+
+    # -- effects ----------------------------------------------------------------------------------
+
+    def live(self, number: int, effect: object) -> NodeRegion:
+        """Return the region of an effect, which must not have been dropped."""
+        home = self.regions[number]
+        if home.dropped:
+            raise Violation(f"node {self.number}: {effect} after the region was dropped")
+        return home
+
+    def do_send(self, effect: Send) -> None:
+        """Send a message."""
+        if effect.node == self.number:
+            raise Violation(f"node {self.number} sends to itself: {message_text(effect.message)}")
+        self.network.send(self.number, effect.node, effect.message)
+
+    def do_send_pages(self, effect: SendPages) -> None:
+        """Send frames."""
+        if effect.node == self.number:
+            raise Violation(f"node {self.number} sends pages to itself: {message_text(effect.message)}")
+        self.network.send_pages(self.number, effect.node, effect.message, self.live(effect.message.region, effect))
+
+    def do_fill(self, effect: Fill) -> None:
+        """Fill frames with the region's pattern."""
+        home = self.live(effect.region, effect)
+        for page in range(effect.page, effect.page + effect.count):
+            home.truth.overwritten(self.number, page, "fills")
+            home.changed(page)
+            home.doomed.discard(page)
+            home.frames[page][:] = [home.fill] * WORDS
+
+    def do_raise(self, effect: Raise) -> None:
+        """Let workers map pages."""
+        home = self.live(effect.region, effect)
+        wanted = home.wanted
+        for page in range(effect.page, effect.page + effect.count):
+            home.truth.raised(self.number, page, effect.level, home.frames[page])
+            wanted[page] |= effect.level
+        if effect.mark != -1:
+            wanted[effect.mark] |= MARK
+
+    def do_wake(self, effect: Wake) -> None:
+        """Complete a slot."""
+        thread = self.slots.get(effect.waiter)
+        if thread is None or not thread.waiting or thread.waiter != effect.waiter:
+            raise Violation(f"node {self.number}: {effect}, but nobody waits as {effect.waiter}")
+        thread.woken(effect.status)
+
+    def do_discard(self, effect: Discard) -> None:
+        """Return the memory of frames, once they are sent."""
+        home = self.live(effect.region, effect)
+        for page in range(effect.page, effect.page + effect.count):
+            home.truth.overwritten(self.number, page, "discards")
+            if page in home.sending:
+                home.doomed.add(page)
+            else:
+                home.destroy(page)
+
+    def begin_lower(self, effect: Lower) -> None:
+        """First half: what is wanted."""
+        home = self.live(effect.region, effect)
+        wanted = home.wanted
+        level = int(effect.level)
+        for page in range(effect.page, effect.page + effect.count):
+            wanted[page] = min(wanted[page] & LEVEL, level)
+            home.truth.lowered(self.number, page, level)
+
+    def finish_lower(self, effect: Lower) -> None:
+        """Second half: ask every worker that has more, or is about to decide."""
+        home = self.regions[effect.region]
+        level = int(effect.level)
+        asked: set[tuple[int, int]] = set()
+        for worker, region in zip(self.workers, home.workers, strict=True):
+            for byte in region.applied[effect.page : effect.page + effect.count]:
+                if byte & LOCKED or byte & LEVEL > level:
+                    self._commands += 1
+                    asked.add((worker.number, self._commands))
+                    self.world.note(What.ASK, self.number, worker.number, self._commands, effect.token)
+                    worker.command(self._commands, region, effect.page, effect.count)
+                    break
+        if effect.token in self.lowering:
+            raise Violation(f"node {self.number}: token {effect.token} is in use")
+        if asked:
+            self.lowering[effect.token] = asked
+        elif self.world.random.random() < 0.5:
+            self.inbox.appendleft((self.lowered, effect.token))
+        else:
+            self.inbox.append((self.lowered, effect.token))
+
+    # -- the end of a region ----------------------------------------------------------------------
+
+    def drop_region(self, number: int) -> None:
+        """The metadata store says that the region was destroyed."""
+        self.post((self._drop, number))
+
+    def _drop(self, number: int) -> None:
+        self.world.note(What.DROP, self.number, number)
+        home = self.regions[number]
+        self.engine.drop_region(number)
+        home.dropped = True
+        home.truth.forget(self.number)
+        for worker in self.workers:
+            self.world.after(self.world.pause() * 5, worker.close_region, number)

@@ -1,0 +1,171 @@
+"""Runs simulations: one seed with its report, or many over several processes.
+
+Owns what a run of a seed gives back, and the text of a failure: the seed, how to replay it, and the
+end of the trace.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TextIO
+
+import msgspec
+
+from dsm.coherence.states import TRANSITIONS, State
+from dsm.errors import InternalError
+from dsm.testing.simulation.cluster import Cluster, Coverage, Parts
+from dsm.testing.simulation.mutants import MUTANTS
+from dsm.testing.simulation.world import TRACE_TAIL, Violation
+
+#: Events after which a seed has run long enough.
+MIN_EVENTS = 3_000
+#: Events after which a seed that has not come to rest is called a livelock.
+MAX_EVENTS = 400_000
+#: Lines of the trace in the report of a failure.
+REPORT_LINES = 60
+
+
+class Outcome(msgspec.Struct):
+    """What a run of one seed gave."""
+
+    seed: int
+    events: int
+    #: The same for the same seed, always.
+    digest: int
+    #: Empty when every check held.
+    failure: str
+    #: (event, state before) -> times.
+    coverage: Coverage
+    trace: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check held."""
+        return not self.failure
+
+
+def run_seed(
+    seed: int,
+    *,
+    parts: Parts | None = None,
+    min_events: int = MIN_EVENTS,
+    max_events: int = MAX_EVENTS,
+    keep: int = TRACE_TAIL,
+    full: bool = False,
+) -> Outcome:
+    """Run the simulation of one seed.
+
+    Parameters
+    ----------
+    seed
+        Determines everything: cluster, programs, delays.
+    parts
+        Classes to build it of; None: the real ones.
+    min_events
+        Rounds of programs are added until so many events have happened.
+    max_events
+        A run that has not come to rest after so many is a failure.
+    keep
+        Entries of the trace that are kept.
+    full
+        Return all of them as text, and let an unexpected exception through, with its traceback.
+
+    Returns
+    -------
+    Outcome
+        With `failure` empty when every check held.
+    """
+    cluster = Cluster(seed, parts=parts, keep=keep)
+    world = cluster.world
+    failure = ""
+    try:
+        cluster.run_random(min_events, max_events)
+    except (Violation, InternalError) as error:
+        failure = f"{type(error).__name__}: {error}"
+    except Exception as error:  # an engine that trips over itself is a finding, not the end of the run
+        failure = f"{type(error).__name__}: {error} (run the seed alone for the traceback)"
+        if full:
+            print(world.story())
+            raise
+    trace = world.story(keep) if failure or full else ""
+    return Outcome(seed, world.events, world.digest, failure, cluster.coverage, trace)
+
+
+def report(outcome: Outcome, lines: int = REPORT_LINES) -> str:
+    """Return the text of a failure."""
+    tail = "\n".join(outcome.trace.splitlines()[-lines:])
+    return (
+        f"seed {outcome.seed} failed after {outcome.events} events: {outcome.failure}\n"
+        f"the last {lines} entries of its trace:\n{tail}\n"
+        f"replay: python -m dsm.testing.simulation --seed {outcome.seed} --trace"
+    )
+
+
+def rows_not_taken(coverage: Coverage) -> list[str]:
+    """Return the rows of the transition table that `coverage` lacks, as ``event STATE``."""
+    return [
+        f"{event} {State(before).name}"
+        for event, row in TRANSITIONS.items()
+        for before in row
+        if (event, int(before)) not in coverage
+    ]
+
+
+def _work(job: tuple[int, str, int]) -> Outcome:
+    seed, mutant, min_events = job
+    parts = MUTANTS[mutant].parts if mutant else None
+    return run_seed(seed, parts=parts, min_events=min_events)
+
+
+def run_many(
+    seeds: Iterable[int], *, jobs: int = 1, mutant: str = "", min_events: int = MIN_EVENTS
+) -> Iterator[Outcome]:
+    """Run seeds in `jobs` processes and yield their outcomes as they come.
+
+    Closing the iterator early ends the processes.
+    """
+    work = ((seed, mutant, min_events) for seed in seeds)
+    if jobs <= 1:
+        yield from map(_work, work)
+        return
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        yield from pool.imap_unordered(_work, work, chunksize=8)
+
+
+def campaign(
+    seeds: range, *, jobs: int, mutant: str, min_events: int, max_failures: int, out: TextIO = sys.stdout
+) -> int:
+    """Run many seeds with a progress line; return the exit status: 1 when one failed."""
+    began = time.monotonic()
+    events = done = failures = 0
+    least = 0
+    coverage: Coverage = {}
+    terminal = out.isatty()
+    for outcome in run_many(seeds, jobs=jobs, mutant=mutant, min_events=min_events):
+        done += 1
+        events += outcome.events
+        least = min(least or outcome.events, outcome.events)
+        for row, times in outcome.coverage.items():
+            coverage[row] = coverage.get(row, 0) + times
+        if not outcome.ok:
+            failures += 1
+            print(f"{chr(13) if terminal else ''}{report(outcome)}\n", file=out)
+            if failures >= max_failures:
+                print(f"stopped after {failures} failures", file=out)
+                break
+        if terminal or done % 500 == 0:
+            rate = events / (time.monotonic() - began)
+            line = f"{done}/{len(seeds)} seeds, {failures} failed, {events:,} events, {rate:,.0f}/s"
+            print(f"\r{line}" if terminal else line, end="" if terminal else "\n", flush=True, file=out)
+    took = time.monotonic() - began
+    print(
+        f"{chr(10) if terminal else ''}{done} seeds, {failures} failed, {events:,} events "
+        f"(at least {least:,} a seed) in {took:.1f} s, {events / took:,.0f} events/s",
+        file=out,
+    )
+    missing = rows_not_taken(coverage)
+    print(f"rows of the transition table never taken: {', '.join(missing) or 'none'}", file=out)
+    return 1 if failures else 0

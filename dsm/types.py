@@ -1,0 +1,68 @@
+"""Values that several floors pass around: what a region is, and how its array lies in it.
+
+Owns the immutable descriptions; no behaviour beyond validation of one value by itself.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class ArrayLayout(msgspec.Struct, frozen=True):
+    """How a numpy array lies in a region, from its first byte on."""
+
+    shape: tuple[int, ...]
+    #: JSON of ``numpy.lib.format.dtype_to_descr(dtype)``.
+    dtype: str
+    #: ``"C"`` or ``"F"``.
+    order: str = "C"
+
+
+class RegionOptions(msgspec.Struct, frozen=True):
+    """What the creator of a region chooses."""
+
+    nbytes: int
+    name: str | None = None
+    page_size: int = 4096
+    consistency: str = "sequential"
+    #: ``"first-touch"``, ``"block"``, ``"cyclic"`` or a node's number.
+    home: str | int = "first-touch"
+    #: Bytes repeated from the region's start; empty means zeros.
+    fill: bytes = b""
+    layout: ArrayLayout | None = None
+
+
+class Region(msgspec.Struct, frozen=True):
+    """A region as the metadata store knows it; the same in every process of the cluster."""
+
+    #: Never used again in the life of a cluster; starts at 1.
+    region: int
+    options: RegionOptions
+    #: The same in every worker.
+    address: int
+    #: Nodes that keep directory entries: those that were live when the region was created.
+    members: tuple[int, ...]
+
+    @property
+    def pages(self) -> int:
+        """Number of pages; at least one, so that a zero-size array has an address."""
+        return max(1, -(-self.options.nbytes // self.options.page_size))
+
+    @property
+    def size(self) -> int:
+        """Bytes of address space: whole pages."""
+        return self.pages * self.options.page_size
+
+
+class SyncObject(msgspec.Struct, frozen=True):
+    """A synchronization object as the metadata store knows it."""
+
+    #: Never used again in the life of a cluster; starts at 1.
+    object: int
+    #: ``"lock"``, ``"barrier"`` or ``"atomic"``.
+    kind: str
+    name: str
+    #: Node that decides about it.
+    home: int
+    #: Parties of a barrier, initial value of an atomic, 0 for a lock.
+    value: int = 0

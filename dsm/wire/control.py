@@ -1,0 +1,173 @@
+"""Control messages between a worker and the manager of its node, and between managers.
+
+Owns the typed bodies of everything that is not on a fast path: attaching, creating and finding
+regions and synchronization objects, statistics.  They travel as MessagePack (msgspec), which
+decodes only into the types named here.  Pages, faults and synchronization never come this way.
+
+A request on the local socket is one SOCK_SEQPACKET datagram ``Call``; its answer is one datagram
+``Answer`` with the same number, and the descriptors named in the body's docstring as SCM_RIGHTS.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from dsm.types import Region, RegionOptions, SyncObject
+
+
+class Attach(msgspec.Struct, frozen=True, tag=True):
+    """First message of a worker.  Answer: `Attached` with [node board, worker board, bell, nudge]."""
+
+    pid: int
+    #: Rank given by a launcher; None: take the next one in order of attach.
+    rank: int | None = None
+
+
+class Attached(msgspec.Struct, frozen=True, tag=True):
+    node: int
+    #: Number of this worker among its node's workers.
+    worker: int
+    rank: int
+    #: Ranks of the job; without a launcher, workers attached so far.
+    size: int
+    manager_pid: int
+    cluster: str
+    #: True when `dsm run` (or another launcher) fixed the number of ranks.
+    launched: bool
+
+
+class CreateRegion(msgspec.Struct, frozen=True, tag=True):
+    """Create, or find the region of that name.  Answer: `Opened` with [frames, wanted, applied].
+
+    With ``ready=False`` others who open the region wait until `RegionReady`, or the creator's death.
+    """
+
+    options: RegionOptions
+    ready: bool = True
+
+
+class OpenRegion(msgspec.Struct, frozen=True, tag=True):
+    """Find a region by name or number.  Answer: `Opened` with [frames, wanted, applied]."""
+
+    key: str | int
+
+
+class Opened(msgspec.Struct, frozen=True, tag=True):
+    """The region; to a worker that has it open already, without descriptors: its applied table stays."""
+
+    region: Region
+    created: bool
+
+
+class RegionReady(msgspec.Struct, frozen=True, tag=True):
+    """The creator has written the first contents.  Answer: `Done`."""
+
+    region: int
+
+
+class CloseRegion(msgspec.Struct, frozen=True, tag=True):
+    """This worker has unmapped the region.  Answer: `Done`."""
+
+    region: int
+
+
+class DestroyRegion(msgspec.Struct, frozen=True, tag=True):
+    """End a region everywhere.  Answer: `Done`, once no worker can reach its pages any more."""
+
+    key: str | int
+
+
+class ListRegions(msgspec.Struct, frozen=True, tag=True):
+    """Answer: `RegionList`."""
+
+
+class RegionList(msgspec.Struct, frozen=True, tag=True):
+    regions: list[Region]
+
+
+class OpenSync(msgspec.Struct, frozen=True, tag=True):
+    """Create or find a lock, barrier or atomic.  Answer: `SyncOpened`."""
+
+    kind: str
+    name: str
+    value: int = 0
+
+
+class SyncOpened(msgspec.Struct, frozen=True, tag=True):
+    object: SyncObject
+
+
+class ListNodes(msgspec.Struct, frozen=True, tag=True):
+    """Answer: `NodeList`."""
+
+
+class NodeList(msgspec.Struct, frozen=True, tag=True):
+    nodes: list[int]
+
+
+class GetStatistics(msgspec.Struct, frozen=True, tag=True):
+    """Answer: `Statistics` of this node."""
+
+
+class Statistics(msgspec.Struct, frozen=True, tag=True):
+    values: dict[str, int]
+    #: Faults by latency: entry k counts those of 2^k to 2^(k+1) nanoseconds.
+    latency_ns_log2: list[int]
+
+
+class Done(msgspec.Struct, frozen=True, tag=True):
+    pass
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The request was refused; `status` is a `dsm.errors.Status`."""
+
+    status: int
+    message: str
+
+
+Request = (
+    Attach | CreateRegion | OpenRegion | RegionReady | CloseRegion | DestroyRegion | ListRegions
+    | OpenSync | ListNodes | GetStatistics
+)  # fmt: skip
+Reply = (
+    Attached | Opened | RegionList | SyncOpened | NodeList | Statistics | Done | Failed
+)  # fmt: skip
+
+
+class Call(msgspec.Struct, frozen=True):
+    number: int
+    body: Request
+
+
+class Answer(msgspec.Struct, frozen=True):
+    number: int
+    body: Reply
+
+
+_encoder = msgspec.msgpack.Encoder()
+_call_decoder = msgspec.msgpack.Decoder(Call)
+_answer_decoder = msgspec.msgpack.Decoder(Answer)
+
+
+def encode(message: Any) -> bytes:
+    """Return `message` as MessagePack."""
+    return _encoder.encode(message)
+
+
+def decode_call(data: bytes) -> Call:
+    """Return the request in `data`; raises `msgspec.MsgspecError` when it is none."""
+    try:
+        return _call_decoder.decode(data)
+    except (UnicodeDecodeError, RecursionError) as error:  # text that is not UTF-8, absurd nesting
+        raise msgspec.DecodeError(str(error)) from None
+
+
+def decode_answer(data: bytes) -> Answer:
+    """Return the answer in `data`; raises `msgspec.MsgspecError` when it is none."""
+    try:
+        return _answer_decoder.decode(data)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from None

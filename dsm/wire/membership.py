@@ -1,0 +1,147 @@
+"""Messages between managers that are neither coherence nor synchronization.
+
+Owns the kinds of the metadata family and their MessagePack bodies: joining, the list of members, and
+requests that the coordinator (the node that holds the metadata store) answers.  Pure types.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import msgspec
+
+from dsm.types import Region, SyncObject
+from dsm.wire.control import CreateRegion, DestroyRegion, Failed, OpenRegion, OpenSync, RegionReady
+
+
+class MetaKind(IntEnum):
+    """Kinds of the metadata family; `request` of the header numbers requests and their replies."""
+
+    #: New node to coordinator: `Join`.
+    JOIN = 1
+    #: Coordinator to new node: `Welcome`.
+    WELCOME = 2
+    #: New node to coordinator: connected to every member.
+    READY = 3
+    #: Coordinator to members: `Members`.
+    MEMBERS = 4
+    #: Member to coordinator: `Ask`, answered by REPLY.
+    ASK = 5
+    #: Coordinator to member: `Told`.
+    REPLY = 6
+    #: Coordinator to members: `Region`, acknowledged with the same request number.
+    REGION_ADD = 7
+    #: Coordinator to members: the region in the header, acknowledged once no worker can reach it.
+    REGION_DROP = 8
+    #: Coordinator to the home of an object: `SyncObject`, acknowledged.
+    SYNC_ADD = 9
+    #: Member to coordinator: done.
+    ACKNOWLEDGE = 10
+
+
+class Member(msgspec.Struct, frozen=True):
+    node: int
+    #: ``host:port`` at which the node accepts other nodes.
+    address: str
+
+
+class Join(msgspec.Struct, frozen=True):
+    address: str
+
+
+class Welcome(msgspec.Struct, frozen=True):
+    node: int
+    epoch: int
+    cluster: str
+    #: Ranks of the job; 0 without a launcher.
+    ranks: int
+    members: list[Member]
+    regions: list[Region]
+
+
+class Members(msgspec.Struct, frozen=True):
+    epoch: int
+    nodes: list[int]
+
+
+class TakeRank(msgspec.Struct, frozen=True, tag=True):
+    """A worker attached; `rank` is what its launcher says, None without one."""
+
+    rank: int | None
+
+
+class RankTaken(msgspec.Struct, frozen=True, tag=True):
+    rank: int
+    size: int
+
+
+class WorkerGone(msgspec.Struct, frozen=True, tag=True):
+    """A worker with this number on the asking node is gone: what it was creating is given up."""
+
+    worker: int
+
+
+class Found(msgspec.Struct, frozen=True, tag=True):
+    region: Region
+    created: bool
+
+
+class FoundSync(msgspec.Struct, frozen=True, tag=True):
+    object: SyncObject
+
+
+class FoundRegions(msgspec.Struct, frozen=True, tag=True):
+    regions: list[Region]
+
+
+class ListNamed(msgspec.Struct, frozen=True, tag=True):
+    pass
+
+
+class Finished(msgspec.Struct, frozen=True, tag=True):
+    pass
+
+
+Question = (
+    CreateRegion | OpenRegion | RegionReady | DestroyRegion | OpenSync | TakeRank | WorkerGone | ListNamed
+)
+Reply = Found | FoundSync | FoundRegions | RankTaken | Finished | Failed
+
+
+class Ask(msgspec.Struct, frozen=True):
+    #: The asking worker's number on its node.
+    worker: int
+    body: Question
+
+
+class Told(msgspec.Struct, frozen=True):
+    body: Reply
+
+
+encode = msgspec.msgpack.Encoder().encode
+#: The type of each kind's payload; None where there is no payload.
+PAYLOADS: dict[int, object] = {
+    MetaKind.JOIN: Join,
+    MetaKind.WELCOME: Welcome,
+    MetaKind.READY: None,
+    MetaKind.MEMBERS: Members,
+    MetaKind.ASK: Ask,
+    MetaKind.REPLY: Told,
+    MetaKind.REGION_ADD: Region,
+    MetaKind.REGION_DROP: None,
+    MetaKind.SYNC_ADD: SyncObject,
+    MetaKind.ACKNOWLEDGE: None,
+}
+_decoders = {kind: msgspec.msgpack.Decoder(t) for kind, t in PAYLOADS.items() if t is not None}
+
+
+def decode(kind: int, payload: memoryview) -> object:
+    """Return the body of a metadata message; None where the kind has none.
+
+    Raises
+    ------
+    msgspec.MsgspecError
+        The payload is not of the kind's type.
+    """
+    decoder = _decoders.get(kind)
+    return None if decoder is None else decoder.decode(payload)

@@ -1,0 +1,496 @@
+"""`Node`: the user's handle of the node that this process is attached to.
+
+Owns the public operations and their documentation; each is a few lines that hand the work to the
+module that owns it.  It does not know how a process finds its node (`dsm.worker.attach`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, SupportsIndex
+
+import numpy as np
+import numpy.typing as npt
+
+from dsm.errors import ClosedError, UnknownNameError, UsageError
+from dsm.types import RegionOptions, SyncObject
+from dsm.wire import control
+from dsm.wire.calls import Op
+from dsm.worker import calls, layouts, ranges
+from dsm.worker.connection import Connection
+from dsm.worker.regions import Region, RegionTable
+from dsm.worker.statistics import Statistics, statistics_of
+from dsm.worker.synchronization import Atomic, HeldLocks, Lock, owner_token, word
+
+#: Name of the barrier of all workers of a job.
+JOB_BARRIER = "dsm.job"
+
+
+@dataclass(frozen=True)
+class ArrayInfo:
+    """What `Node.arrays` says of an array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    order: str
+    nbytes: int
+    consistency: str
+    page_size: int
+    home: str | int
+    region: int
+
+
+class Node:
+    """The node of this process; made by `dsm.attach`, closed by `close` or at the end of a ``with`` block.
+
+    Arrays are plain `numpy.ndarray`s over memory that all workers of the cluster share.  An access that
+    cannot be served raises in the thread that made it, at its next call or loop iteration:
+    `ClosedError`, `NodeLostError`, `PageLostError`, `PageTimeoutError`.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._closed = False
+        self._regions = RegionTable(self, connection.session)
+        self._pins = ranges.PinTable()
+        self._held = HeldLocks()
+        #: Synchronization objects by kind and name; they live as long as their cluster.
+        self._objects: dict[tuple[str, str], SyncObject] = {}
+
+    # ---- who and where --------------------------------------------------------------------------------
+
+    @property
+    def rank(self) -> int:
+        """Number of this worker among the job's, from 0; without a launcher in order of attach."""
+        return self._connection.attached.rank
+
+    @property
+    def size(self) -> int:
+        """Workers of the job; without a launcher those that had attached when this one did."""
+        return self._connection.attached.size
+
+    @property
+    def node_id(self) -> int:
+        """Number of this node in the cluster."""
+        return self._connection.attached.node
+
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """Numbers of the nodes that are alive."""
+        reply, _ = self._connection.session.call(control.ListNodes(), control.NodeList)
+        return tuple(reply.nodes)
+
+    @property
+    def cluster(self) -> str:
+        """Identity of the cluster."""
+        return self._connection.attached.cluster
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    @property
+    def lost(self) -> bool:
+        """Whether the manager of this node has gone; `dsm.attach` then gives a new node."""
+        return not self._closed and self._connection.lost
+
+    # ---- arrays and regions ---------------------------------------------------------------------------
+
+    def array(
+        self, name: str | None, shape: layouts.ShapeLike, dtype: npt.DTypeLike = "f8", *,
+        consistency: str = "sequential", page_size: int = 4096, home: str | int = "first-touch",
+        fill: Any = 0, order: str = "C",
+    ) -> np.ndarray[Any, Any]:  # fmt: skip
+        """Create an array, or open the one of that name: every worker gets the same memory.
+
+        Parameters
+        ----------
+        name
+            1 to 255 bytes, the same in every worker; None for an anonymous array, which lives until it
+            is destroyed or its cluster ends (pass it on with `dsm.ref`).
+        shape
+            An integer or a tuple of integers; ``()`` and zero sizes work.
+        dtype
+            Any dtype of fixed size without Python objects.
+        consistency
+            ``"sequential"``: what is right on one machine's threads is right here.
+        page_size
+            Bytes of the unit that moves between nodes: 4096 · 2^k, at most 2 MiB.  Large pages suit large
+            sequential data, small pages suit what several nodes write.
+        home
+            Which node keeps a page's directory entry: ``"first-touch"``, ``"block"``, ``"cyclic"`` or a
+            node's number.
+        fill
+            First value of every item, anything that casts to `dtype` without loss; 0 is zero bytes in
+            every dtype, as in `numpy.zeros`.
+        order
+            ``"C"`` or ``"F"``.
+
+        Returns
+        -------
+        numpy.ndarray
+            A plain, writable array.
+
+        Raises
+        ------
+        UsageError
+            When an argument is wrong, or the existing array has another shape, dtype or option; the
+            message names both.
+        LimitError, AddressRangeError
+            When there is no room for it in the cluster or in this process.
+
+        Examples
+        --------
+        >>> a = node.array("grid", (4096, 4096), "f8")  # doctest: +SKIP
+        """
+        options = layouts.array_options(
+            name,
+            shape,
+            dtype,
+            consistency=consistency,
+            page_size=page_size,
+            home=home,
+            fill=fill,
+            order=order,
+        )
+        region, _ = self._regions.create(options)
+        return region._whole()
+
+    def from_array(
+        self, name: str | None, array: npt.ArrayLike, *, consistency: str = "sequential",
+        page_size: int = 4096, home: str | int = "first-touch",
+    ) -> np.ndarray[Any, Any]:  # fmt: skip
+        """Create an array with the contents of another one, or open the one of that name.
+
+        The contents of the first worker win: others wait until it has copied, and get its array; theirs
+        must have the same shape and dtype.  If it dies while it copies, the name is free again.
+
+        Parameters
+        ----------
+        name, consistency, page_size, home
+            As in `array`.
+        array
+            What `numpy.asarray` understands; its shape, dtype and order are kept.
+
+        Returns
+        -------
+        numpy.ndarray
+            A plain, writable array in shared memory.
+
+        Raises
+        ------
+        UsageError
+            As in `array`.
+        """
+        source = np.asarray(array)
+        order = "F" if source.flags.f_contiguous and not source.flags.c_contiguous else "C"
+        options = layouts.array_options(
+            name, source.shape, source.dtype, consistency=consistency, page_size=page_size, home=home, fill=0,
+            order=order,
+        )  # fmt: skip
+        region, created = self._regions.create(options, ready=False)
+        target = region._whole()
+        if created:
+            try:
+                if region._described.pages > 1:
+                    self.prefetch(target, write=True)
+                target[...] = source
+                self._connection.session.call(control.RegionReady(region.number), control.Done)
+            except BaseException:
+                self.destroy(region)
+                raise
+        return target
+
+    def open(self, name: str) -> np.ndarray[Any, Any]:
+        """Return the existing array of that name.
+
+        Raises
+        ------
+        UnknownNameError
+            When there is none.
+        UsageError
+            When it is a region without an array; see `region`.
+        """
+        layouts.check_name(name, "the array")
+        return self._regions.open(name)._whole()
+
+    def region(
+        self, name: str | None, nbytes: SupportsIndex | None = None, *, consistency: str = "sequential",
+        page_size: int = 4096, home: str | int = "first-touch", fill: int | bytes = 0,
+    ) -> Region:  # fmt: skip
+        """Create a region of raw memory, or open the one of that name.
+
+        Parameters
+        ----------
+        name, consistency, page_size, home
+            As in `array`.
+        nbytes
+            Its size; None opens an existing region, also that of an array.
+        fill
+            A byte's value, or bytes that are repeated from the start.
+
+        Returns
+        -------
+        Region
+            With `address`, `size`, `buffer`, `array` and `destroy`.
+
+        Raises
+        ------
+        UsageError
+            When an argument is wrong or the existing region has other options.
+        UnknownNameError
+            When `nbytes` is None and there is no region of that name.
+        """
+        layouts.check_name(name, "the region")
+        if nbytes is None:
+            if name is None:
+                raise UsageError("an anonymous region needs a size; pass nbytes")
+            return self._regions.open(name)
+        options = layouts.region_options(
+            name, nbytes, consistency=consistency, page_size=page_size, home=home, fill=fill
+        )
+        return self._regions.create(options)[0]
+
+    def destroy(self, what: str | np.ndarray[Any, Any] | Region) -> None:
+        """End an array or region for every worker of the cluster.
+
+        Its name can be used again.  Touching its old memory raises `ClosedError`, in every worker.
+
+        Parameters
+        ----------
+        what
+            A name, an array (or a view of one), or a `Region`.
+
+        Raises
+        ------
+        UnknownNameError
+            When there is no region of that name.
+        UsageError
+            When the array does not lie in an open region.
+        """
+        if isinstance(what, str):
+            self._regions.destroy(self._number_of(what))
+        elif isinstance(what, Region):
+            what._check_open()
+            self._regions.destroy(what.number)
+        else:
+            found = ranges.region_of(what, self._regions) if isinstance(what, np.ndarray) else None
+            if found is None:
+                raise UsageError(
+                    f"destroy() was given a {type(what).__name__} that does not lie in an open dsm region; "
+                    "pass a name, an array of node.array(), or a Region"
+                )
+            self._regions.destroy(found[0].number)
+
+    def _number_of(self, name: str) -> int:
+        for region in self._list():
+            if region.options.name == name:
+                return region.region
+        raise UnknownNameError(f"no array or region is named {name!r}; node.arrays() lists the arrays")
+
+    def _list(self) -> list[Any]:
+        reply, _ = self._connection.session.call(control.ListRegions(), control.RegionList)
+        return reply.regions
+
+    def arrays(self) -> dict[str, ArrayInfo]:
+        """Return the named arrays of the cluster, by name."""
+        found = {}
+        for region in self._list():
+            options: RegionOptions = region.options
+            if options.name is None or options.layout is None:
+                continue
+            found[options.name] = ArrayInfo(
+                tuple(options.layout.shape), layouts.decode_dtype(options.layout.dtype), options.layout.order,
+                options.nbytes, options.consistency, options.page_size, options.home, region.region,
+            )  # fmt: skip
+        return found
+
+    # ---- synchronization ------------------------------------------------------------------------------
+
+    def lock(self, name: str, timeout: float | None = None) -> Lock:
+        """Return the lock of that name, a context manager.
+
+        Parameters
+        ----------
+        name
+            The same in every worker.
+        timeout
+            How long a ``with`` block waits for it, in seconds; it raises `WaitTimeoutError` then.
+
+        Returns
+        -------
+        Lock
+            Owned by a thread: release it in the thread that acquired it.
+        """
+        calls.check_timeout(timeout)
+        return Lock(self._object("lock", name), self._held, timeout)
+
+    def barrier(
+        self, name: str | None = None, parties: SupportsIndex | None = None, *, timeout: float | None = None
+    ) -> int:
+        """Wait until all parties have arrived.
+
+        Parameters
+        ----------
+        name
+            Name of the barrier; None for the job's own.
+        parties
+            How many arrivals complete it; default: all workers of the job.  Required without a launcher,
+            since nobody knows there how many workers will come.
+        timeout
+            Seconds to wait; None waits without end.
+
+        Returns
+        -------
+        int
+            Index of this arrival, from 0.
+
+        Raises
+        ------
+        UsageError
+            When `parties` is missing, or not what others gave.
+        WaitTimeoutError
+            After `timeout`; the barrier is broken for the others, as `threading.Barrier` is.
+        BrokenBarrierError
+            When another party gave up or died.  Once every party has been told they may meet again.
+        """
+        seconds = calls.check_timeout(timeout)
+        described = self._barrier(name, parties)
+        what = f"waiting at barrier {described.name!r} of {described.value} parties"
+        return calls.ask(Op.BARRIER_WAIT, described.object, owner_token(), what=what, timeout=seconds)
+
+    def reset_barrier(self, name: str | None = None, parties: SupportsIndex | None = None) -> None:
+        """Make a broken barrier usable at once; who waits at it gets `BrokenBarrierError`."""
+        described = self._barrier(name, parties)
+        what = f"resetting barrier {described.name!r}"
+        calls.ask(Op.BARRIER_RESET, described.object, owner_token(), what=what, brief=True)
+
+    def _barrier(self, name: str | None, parties: SupportsIndex | None) -> SyncObject:
+        if name is not None and not isinstance(name, str):
+            raise UsageError(f"name of a barrier is {name!r}; node.barrier('name', parties=3, timeout=1.0)")
+        if parties is None:
+            if not self._connection.attached.launched:
+                raise UsageError(
+                    "barrier() needs parties= here: without `dsm run` nobody knows how many workers will come"
+                )
+            parties = self.size
+        if isinstance(parties, bool) or not isinstance(parties, SupportsIndex) or parties.__index__() < 1:
+            raise UsageError(f"parties is {parties!r}; it must be an integer from 1 up")
+        count = parties.__index__()
+        described = self._object("barrier", JOB_BARRIER if name is None else name, count)
+        if described.value != count:
+            raise UsageError(
+                f"barrier {described.name!r} has {described.value} parties, not {count}; "
+                "all must give the same number, or choose another name"
+            )
+        return described
+
+    def atomic(self, name: str, initial: SupportsIndex = 0) -> Atomic:
+        """Return the atomic integer of that name.
+
+        Parameters
+        ----------
+        name
+            The same in every worker.
+        initial
+            Its first value, a signed 64-bit integer; has no effect when it exists.
+        """
+        value = word(initial, "initial")
+        return Atomic(self._object("atomic", name, value - (1 << 64) if value >> 63 else value))
+
+    def _object(self, kind: str, name: str, value: int = 0) -> SyncObject:
+        if self._closed:
+            raise ClosedError("this process has closed its node; call dsm.attach() again")
+        if name is None:
+            raise UsageError(f"a {kind} needs a name, the same in every worker")
+        layouts.check_name(name, f"the {kind}")
+        found = self._objects.get((kind, name))
+        if found is None:
+            reply, _ = self._connection.session.call(control.OpenSync(kind, name, value), control.SyncOpened)
+            found = self._objects[kind, name] = reply.object
+        return found
+
+    # ---- pages ----------------------------------------------------------------------------------------
+
+    def prefetch(self, array: np.ndarray[Any, Any] | Region, write: bool = False) -> None:
+        """Bring the pages of an array here in bulk; returns when they are here.
+
+        Parameters
+        ----------
+        array
+            An array of a region, a view (all pages between its lowest and highest byte), or a `Region`.
+        write
+            For writing: no other node keeps them.
+        """
+        pages = ranges.pages_of(array, self._regions)
+        if pages is not None:
+            ranges.prefetch(pages, write)
+
+    def pin(self, array: np.ndarray[Any, Any] | Region, write: bool = True) -> ranges.Pin:
+        """Return a context manager that brings the pages of an array here and holds them.
+
+        System calls do not fetch absent pages: ``f.readinto(a)``, ``sock.recv_into(a)``, ``a.tofile(f)``
+        and `numpy.save` end with an error (EFAULT) or a short count on them.  Inside ``with node.pin(a):``
+        they work.  Other nodes that need the pages wait meanwhile: hold them briefly.
+
+        Parameters
+        ----------
+        array
+            As in `prefetch`.
+        write
+            Whether the pages may be written; False lets other nodes go on reading.
+
+        Returns
+        -------
+        Pin
+            The ``with`` statement gives `array`.
+        """
+        return ranges.Pin(self._pins, array, ranges.pages_of(array, self._regions), write)
+
+    # ---- state ----------------------------------------------------------------------------------------
+
+    def statistics(self) -> Statistics:
+        """Return what this node has counted, frozen."""
+        reply, _ = self._connection.session.call(control.GetStatistics(), control.Statistics)
+        return statistics_of(reply.values, reply.latency_ns_log2)
+
+    def check(self) -> None:
+        """Raise the error of this thread's memory accesses that has not been raised yet, if there is one."""
+        self._connection.raiser.check()
+
+    def close(self) -> None:
+        """Leave the node; its arrays raise `ClosedError` from now on.  Closing twice is allowed."""
+        if self._closed:
+            return
+        self._closed = True
+        self._connection.close()
+        self._regions.clear()
+        self._pins.clear()
+        self._held.clear()
+
+    def __enter__(self) -> Node:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "lost" if self.lost else f"rank {self.rank} of {self.size}"
+        return f"<dsm.Node {self.node_id} at {self._connection.address}: {state}>"
+
+    # ---- a child of fork ------------------------------------------------------------------------------
+
+    def _renew(self, raiser: Any) -> None:
+        """In a child of fork: attach as a worker of its own and map every region where it was."""
+        old = self._connection
+        old.forget()
+        self._pins.clear()
+        self._held.clear()
+        self._closed = True
+        self._connection = Connection(old.address, old.asked_rank, raiser)
+        self._closed = False
+        self._regions.remap(self._connection.session)

@@ -1,0 +1,164 @@
+"""Which pages an array covers, and the two things done to pages: prefetching and pinning.
+
+Owns the way from an array to a range of pages, and the record of what this process has pinned (the
+shim keeps one bit a page; pins may overlap).
+"""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dsm import _native
+from dsm.errors import LimitError, UsageError
+from dsm.wire.calls import Op
+from dsm.worker import calls
+from dsm.worker.regions import Region, RegionTable, label
+
+try:
+    from numpy.lib.array_utils import byte_bounds
+except ImportError:  # numpy 1
+    from numpy import byte_bounds  # type: ignore[no-redef, attr-defined, unused-ignore]
+
+
+class PageRange(NamedTuple):
+    """Pages of a region: `pages` of them from number `page` on."""
+
+    region: int
+    page: int
+    pages: int
+
+
+def region_of(array: Any, table: RegionTable) -> tuple[Region, int] | None:
+    """Return the open region in which all of `array` lies and the offset of its lowest byte, or None."""
+    low, high = byte_bounds(array) if array.size else (array.__array_interface__["data"][0],) * 2
+    found = _native.region_find(low)
+    if found is None and low == high:
+        found = _native.region_find(low - 1)  # the empty view behind a region's last byte
+        found = found and (found[0], found[1] + 1)
+    region = table.get(found[0]) if found else None
+    if region is None or found is None or found[1] + (high - low) > region._described.size:
+        return None
+    return region, found[1]
+
+
+def pages_of(array: Any, table: RegionTable) -> PageRange | None:
+    """Return the pages that `array` (an array or a `Region`) covers; None when it is empty.
+
+    A view with strides covers everything between its lowest and its highest byte.
+
+    Raises
+    ------
+    UsageError
+        When it is no array, or does not lie in an open region.
+    """
+    if isinstance(array, Region):
+        array._check_open()
+        array = np.asarray(array)
+    if not isinstance(array, np.ndarray):
+        raise UsageError(
+            f"{type(array).__name__} is not an array of a dsm region; pass an array, a view, or a Region"
+        )
+    found = region_of(array, table)
+    if found is None:
+        raise UsageError(
+            f"the array of shape {array.shape} and dtype {array.dtype} does not lie in an open dsm region; "
+            "pass what node.array() returned, or a view of it (not a copy)"
+        )
+    if not array.size or not array.itemsize:
+        return None
+    region, offset = found
+    low, high = byte_bounds(array)
+    first = offset // region.page_size
+    return PageRange(region.number, first, (offset + high - low - 1) // region.page_size - first + 1)
+
+
+def prefetch(pages: PageRange, write: bool) -> None:
+    """Bring `pages` here and map them."""
+    calls.ask(
+        Op.PREFETCH, pages.region, pages.page, pages.pages, int(write), what=f"prefetching {_words(pages)}"
+    )
+    _native.region_apply(pages.region, pages.page, pages.pages)
+
+
+def _words(pages: PageRange) -> str:
+    return f"pages {pages.page} to {pages.page + pages.pages - 1} of {label(pages.region)}"
+
+
+class PinTable:
+    """What this process holds pinned; pins may overlap."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._held: list[PageRange] = []
+
+    def clear(self) -> None:
+        """Forget every pin: the node was closed, or this is a child of fork, which holds none."""
+        self._mutex, self._held = threading.Lock(), []
+
+    def hold(self, pages: PageRange, write: bool) -> None:
+        """Bring `pages` here and hold them."""
+        undo = (Op.UNPIN, *pages, int(write))
+        calls.ask(Op.PIN, *pages, int(write), what=f"pinning {_words(pages)}", undo=undo)
+        with self._mutex:
+            self._held.append(pages)
+            try:
+                _native.region_apply(*pages, True)
+                return
+            except OSError as error:
+                self._held.remove(pages)
+                reason = error
+        calls.ask(Op.UNPIN, *pages, int(write), what=f"unpinning {_words(pages)}", brief=True)
+        raise LimitError(
+            f"{_words(pages)} cannot be mapped: {reason.strerror}; pin less or raise vm.max_map_count"
+        )
+
+    def let_go(self, pages: PageRange, write: bool) -> None:
+        """End one `hold` of the same pages."""
+        with self._mutex:
+            if pages not in self._held:
+                return  # the node was closed meanwhile
+            self._held.remove(pages)
+            for page, count in self._uncovered(pages):
+                _native.region_apply(pages.region, page, count, False)
+        calls.ask(Op.UNPIN, *pages, int(write), what=f"unpinning {_words(pages)}", brief=True)
+
+    def _uncovered(self, pages: PageRange) -> list[tuple[int, int]]:
+        """Return the runs of `pages` that no other pin covers."""
+        runs, page, end = [], pages.page, pages.page + pages.pages
+        for other in sorted(held for held in self._held if held.region == pages.region):
+            if other.page > page:
+                runs.append((page, min(other.page, end) - page))
+            page = max(page, other.page + other.pages)
+            if page >= end:
+                return runs
+        return [*runs, (page, end - page)]
+
+
+class Pin:
+    """Pages held on this node while the ``with`` block runs; made by `Node.pin`."""
+
+    def __init__(self, table: PinTable, array: Any, pages: PageRange | None, write: bool) -> None:
+        self._table = table
+        self._array = array
+        self._pages = pages
+        self._write = write
+        self._holding = False
+
+    def __enter__(self) -> Any:
+        if self._holding:
+            raise UsageError("this pin is held already; call node.pin() again for a second one")
+        if self._pages is not None:
+            self._table.hold(self._pages, self._write)
+        self._holding = True
+        return self._array
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._holding = False
+        if self._pages is not None:
+            self._table.let_go(self._pages, self._write)

@@ -1,0 +1,285 @@
+"""Regions as this process has them mapped: `Region`, and the table of those that are open.
+
+Owns mapping (one region once, at its address), the numpy arrays over the memory and what is known of
+a region's name after it was closed.  It knows the session's requests about regions, not how they are
+answered.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dsm import _native, types
+from dsm.errors import AddressRangeError, ClosedError, InternalError, LimitError, UsageError
+from dsm.types import RegionOptions
+from dsm.wire import control
+from dsm.worker import layouts
+from dsm.worker.session import Descriptors, Session
+
+if TYPE_CHECKING:
+    from dsm.worker.node import Node
+
+
+class Region:
+    """A range of shared memory, at the same address in every worker of the cluster.
+
+    Made by `Node.region`; arrays have one too.  The addresses stay reserved after it was closed, so
+    its arrays can be touched at any time: they raise `ClosedError` then.
+    """
+
+    def __init__(self, node: Node, described: types.Region) -> None:
+        self._node = node
+        self._described = described
+
+    @property
+    def number(self) -> int:
+        """Number of the region, never used again in its cluster."""
+        return self._described.region
+
+    @property
+    def name(self) -> str | None:
+        """Its name; None for an anonymous one."""
+        return self._described.options.name
+
+    @property
+    def address(self) -> int:
+        """Address of its first byte, the same in every worker."""
+        return self._described.address
+
+    @property
+    def size(self) -> int:
+        """Bytes, as they were asked for."""
+        return self._described.options.nbytes
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of a page, the unit that moves between nodes."""
+        return self._described.options.page_size
+
+    @property
+    def options(self) -> RegionOptions:
+        """What its creator chose."""
+        return self._described.options
+
+    @property
+    def closed(self) -> bool:
+        """Whether this process cannot use it any more: destroyed here, or the node was closed."""
+        return self._node._regions.get(self.number) is not self
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        """The whole region as bytes: arrays made from it keep this object alive."""
+        return {"version": 3, "shape": (self.size,), "typestr": "|u1", "data": (self.address, False)}
+
+    @property
+    def buffer(self) -> memoryview:
+        """The region as a writable memoryview of bytes."""
+        everything: Any = np.asarray(self)
+        return memoryview(everything)
+
+    def array(
+        self, shape: layouts.ShapeLike, dtype: npt.DTypeLike = "f8", offset: int = 0, order: str = "C"
+    ) -> np.ndarray[Any, Any]:
+        """Return an array over a part of the region.
+
+        Parameters
+        ----------
+        shape
+            An integer or a tuple of integers.
+        dtype
+            Any dtype without Python objects.
+        offset
+            Byte of the region where the array begins.
+        order
+            ``"C"`` or ``"F"``.
+
+        Returns
+        -------
+        numpy.ndarray
+            A plain, writable array; no copy.
+
+        Raises
+        ------
+        UsageError
+            When the array would not lie inside the region.
+        ClosedError
+            When the region was destroyed or the node closed.
+        """
+        self._check_open()
+        options = layouts.array_options(
+            None, shape, dtype, consistency="sequential", page_size=4096, home=0, fill=0, order=order
+        )
+        if (
+            isinstance(offset, bool)
+            or not isinstance(offset, int)
+            or offset < 0
+            or offset + options.nbytes > self.size
+        ):
+            raise UsageError(
+                f"an array of {options.nbytes} bytes at offset {offset!r} does not lie in {self!r}; "
+                f"it has {self.size} bytes"
+            )
+        assert options.layout is not None
+        return self._view(options.layout, offset)
+
+    def _whole(self) -> np.ndarray[Any, Any]:
+        """Return the array that this region was created for."""
+        layout = self.options.layout
+        if layout is None:
+            raise UsageError(
+                f"region {self.name!r} was made by node.region() and has no shape or dtype; "
+                f"use node.region({self.name!r}).array(shape, dtype)"
+            )
+        return self._view(layout, 0)
+
+    def _view(self, layout: types.ArrayLayout, offset: int) -> np.ndarray[Any, Any]:
+        dtype = layouts.decode_dtype(layout.dtype)
+        order: Any = layout.order
+        return np.ndarray(tuple(layout.shape), dtype, buffer=np.asarray(self), offset=offset, order=order)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ClosedError(f"{self!r} is closed: it was destroyed, or its node closed; open it again")
+
+    def destroy(self) -> None:
+        """End the region for every worker; touching it raises `ClosedError` from now on."""
+        self._node.destroy(self)
+
+    def __repr__(self) -> str:
+        return f"<dsm.Region {self.name or self.number!r}: {self.size} bytes at {self.address:#x}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open_region, (self.number,)
+
+
+def _open_region(number: int) -> Region:
+    from dsm.worker.attach import attach
+
+    return attach()._regions.open(number)
+
+
+#: How messages call regions that this process has seen, also after they were closed.
+_labels: dict[int, str] = {}
+
+
+def label(number: int) -> str:
+    """Return how messages call a region."""
+    return _labels.get(number, f"region {number}")
+
+
+class RegionTable:
+    """The regions that this process has mapped, by number."""
+
+    def __init__(self, node: Node, session: Session) -> None:
+        self._node = node
+        self._session = session
+        self._open: dict[int, Region] = {}
+        #: Held while a region is mapped or closed, never while waiting for the manager.
+        self._mutex = threading.Lock()
+
+    def get(self, number: int) -> Region | None:
+        """Return the open region of that number."""
+        return self._open.get(number)
+
+    def create(self, asked: RegionOptions, ready: bool = True) -> tuple[Region, bool]:
+        """Create, or open what has this name; returns the region and whether it was created."""
+        opened, _ = self._session.call(
+            control.CreateRegion(asked, ready), control.Opened, arrived=self._arrived,
+            undo=None if ready else self._undo_create,
+        )  # fmt: skip
+        if not opened.created:
+            layouts.check_same(asked, opened.region.options)
+        return self._found(opened), opened.created
+
+    def open(self, key: str | int) -> Region:
+        """Open an existing region by name or number."""
+        opened, _ = self._session.call(control.OpenRegion(key), control.Opened, arrived=self._arrived)
+        return self._found(opened)
+
+    def _undo_create(self, opened: control.Opened) -> control.DestroyRegion | None:
+        return control.DestroyRegion(opened.region.region) if opened.created else None
+
+    def _found(self, opened: control.Opened) -> Region:
+        region = self._open.get(opened.region.region)
+        if region is None:
+            raise ClosedError(f"{label(opened.region.region)} was destroyed while it was opened; try again")
+        return region
+
+    def _arrived(self, opened: control.Opened, received: Descriptors) -> None:
+        """Map a region, in the order of the manager's answers: only the first has descriptors."""
+        described = opened.region
+        with self._mutex:
+            if described.region in self._open:
+                if received:
+                    raise InternalError(
+                        f"the manager gave a second applied table for {label(described.region)}"
+                    )
+                return
+            name = described.options.name
+            anonymous = f"anonymous region {described.region}"
+            _labels[described.region] = anonymous if name is None else f"region {name!r}"
+            try:
+                map_region(described, received)
+            except BaseException:
+                self._session.post(control.CloseRegion(described.region))
+                raise
+            self._open[described.region] = Region(self._node, described)
+
+    def destroy(self, number: int) -> None:
+        """End a region everywhere."""
+        self._session.call(control.DestroyRegion(number), control.Done)
+        self.drop(number)
+
+    def drop(self, number: int) -> None:
+        """Close a region in this process only."""
+        with self._mutex:
+            if self._open.pop(number, None) is not None:
+                _native.region_close(number)
+
+    def remap(self, session: Session) -> None:
+        """In a child of fork, attached anew: map every region where the parent had it."""
+        self._session, self._mutex = session, threading.Lock()
+        for number, region in list(self._open.items()):
+            try:
+                opened, received = session.call(control.OpenRegion(number), control.Opened)
+                map_region(opened.region, received)
+            except (ClosedError, UsageError):  # destroyed meanwhile: its old arrays raise ClosedError
+                del self._open[number]
+            else:
+                region._described = opened.region
+
+    def clear(self) -> None:
+        """Forget every region: the shim has closed them."""
+        self._open.clear()
+
+
+def map_region(described: types.Region, received: Descriptors) -> None:
+    """Map a region at its address and close the descriptors."""
+    frames, wanted, applied = descriptors = received.take(3)
+    shift = described.options.page_size.bit_length() - 1
+    try:
+        _native.region_map(
+            described.region, described.address, described.pages, shift,
+            frames_fd=frames, wanted_fd=wanted, applied_fd=applied,
+        )  # fmt: skip
+    except OSError as error:
+        where = f"{label(described.region)}, {described.size} bytes at {described.address:#x}"
+        if error.errno == errno.EEXIST:
+            raise AddressRangeError(
+                f"the addresses of {where}, are in use in this process by somebody else; "
+                "attach before loading what maps memory there"
+            ) from None
+        if error.errno == errno.ENOMEM:
+            raise LimitError(
+                f"no memory maps left for {where}; raise vm.max_map_count or `ulimit -v`"
+            ) from None
+        raise InternalError(f"{where}, cannot be mapped: {error}") from error
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)

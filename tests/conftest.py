@@ -1,0 +1,68 @@
+"""For all tests: nothing is left behind, hypothesis is reproducible, hangs are dumped.
+
+Every test runs with a mark in the environment that the processes it starts inherit.  When it is over,
+no process with that mark, no manager's socket and no shared-memory file may remain; what belongs to a
+fixture of a module or of the session is checked when that ends.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import uuid
+from pathlib import Path
+
+import hypothesis
+import pytest
+import support
+
+hypothesis.settings.register_profile(
+    "default", deadline=None, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.register_profile("ci", hypothesis.settings.get_profile("default"), derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def _complain(name: str, value: str, when: str) -> None:
+    """Fail when processes with this mark remain; they are killed first, the next test is innocent."""
+    try:
+        support.wait_until(lambda: not support.processes_marked(name, value), support.GONE_S)
+    except AssertionError:
+        left = support.processes_marked(name, value)
+        described = [support.describe(pid) for pid in left]
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        if described:
+            pytest.fail(f"processes remain {when}:\n" + "\n".join(described), pytrace=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _session_leaves_nothing():
+    mark = uuid.uuid4().hex
+    os.environ[support.SESSION_MARK] = mark
+    # Children import the package that is tested, from whatever directory they run in.
+    root = str(Path(__file__).parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    yield
+    _complain(support.SESSION_MARK, mark, "after the last test")
+
+
+@pytest.fixture(autouse=True)
+def _test_leaves_nothing(_session_leaves_nothing):
+    mark = uuid.uuid4().hex
+    os.environ[support.TEST_MARK] = mark
+    sockets = set(support.abstract_sockets())
+    files = support.shared_memory_files()
+    yield
+    os.environ.pop(support.TEST_MARK, None)
+    _complain(support.TEST_MARK, mark, "after this test")
+
+    def sockets_left() -> dict[str, str]:
+        new = {name: inode for name, inode in support.abstract_sockets().items() if name not in sockets}
+        # Those of tests that run beside us (pytest-xdist) are held by processes that are not ours.
+        return new if new and support.holds_socket("self", set(new.values())) else {}
+
+    support.wait_until(lambda: not sockets_left(), support.GONE_S, "managers' sockets are closed")
+    support.wait_until(
+        lambda: support.shared_memory_files() <= files, support.GONE_S, "nothing new lies in /dev/shm"
+    )

@@ -1,0 +1,55 @@
+"""Starting a private manager: what it says, what it says when it cannot, and whose child it is not."""
+
+import os
+
+import pytest
+
+from dsm.errors import LimitError, NodeLostError, Status
+from dsm.worker import startup
+
+
+def manager(monkeypatch, program):
+    monkeypatch.setattr(startup, "MANAGER", ("-c", "import os, sys, json; fd = int(sys.argv[-1]); " + program))
+
+
+def test_its_address_is_what_it_wrote(monkeypatch):
+    manager(monkeypatch, "os.write(fd, json.dumps({'socket': '@dsm-1', 'parent': os.getppid()}).encode() + b'\\n')")
+    assert startup.start_private() == "@dsm-1"
+
+
+def test_it_is_no_child_of_this_process(monkeypatch):
+    manager(monkeypatch, "os.write(fd, json.dumps({'socket': f'@{os.getpid()} {os.getsid(0)}'}).encode() + b'\\n')")
+    _, session = startup.start_private().split()
+    assert int(session) != os.getsid(0)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_its_own_error_has_its_class(monkeypatch):
+    manager(monkeypatch, f"os.write(fd, json.dumps({{'error': 'too many', 'status': {Status.LIMIT:d}}}).encode())")
+    with pytest.raises(LimitError, match="too many"):
+        startup.start_private()
+
+
+def test_what_it_wrote_to_stderr_is_in_the_message(monkeypatch):
+    manager(monkeypatch, "sys.exit('no memory for this')")
+    with pytest.raises(NodeLostError, match="no memory for this"):
+        startup.start_private()
+
+
+def test_a_manager_that_is_never_ready_is_given_up(monkeypatch):
+    monkeypatch.setattr(startup, "START_TIMEOUT_S", 0.2)
+    manager(monkeypatch, "import select; select.select([], [], [], 2)")
+    with pytest.raises(NodeLostError, match="not ready within"):
+        startup.start_private()
+
+
+def test_the_working_directory_shadows_no_module(monkeypatch, tmp_path):
+    (tmp_path / "queue.py").write_text("raise SystemExit('the wrong queue')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        startup,
+        "MANAGER",
+        ("-P", "-c", "import os, queue, sys; os.write(int(sys.argv[-1]), b'{\"socket\": \"@dsm-2\"}\\n')"),
+    )
+    assert startup.start_private() == "@dsm-2"
