@@ -42,6 +42,7 @@ UNKNOWN_TO = {
 }
 #: Neighbours on one floor that are known nevertheless, and why.
 SIDEWAYS = {
+    "dsm.config": ("dsm.errors", "dsm.limits"),
     # The tables of messages and of calls are vocabulary: they import nothing of ours but floor 0.
     "dsm.wire": ("dsm.coherence.messages",),
     "dsm.sync": ("dsm.wire.calls",),

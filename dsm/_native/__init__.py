@@ -217,7 +217,7 @@ class Tables:
 # ---- worker's side ---------------------------------------------------------------------------------
 
 
-class Error(NamedTuple):
+class PageError(NamedTuple):
     """A fault that ended in an error; `thread` is the kernel's id, as of `threading.get_native_id`."""
 
     thread: int
@@ -309,15 +309,15 @@ def region_find(address: int) -> tuple[int, int] | None:
     return (region[0], offset[0]) if lib.dsm_region_find(address, region, offset) else None
 
 
-def error_take() -> Error | None:
+def error_take() -> PageError | None:
     """Return the next fault that ended in an error and has no exception yet."""
     error = _ffi.new("struct dsm_error *")
     if not lib.dsm_error_take(error):
         return None
-    return Error(error.thread, error.address, error.page, error.region, error.status)
+    return PageError(error.thread, error.address, error.page, error.region, error.status)
 
 
-def error_done(error: Error) -> None:
+def error_done(error: PageError) -> None:
     """Let the thread of `error` go on; its page traps again afterwards."""
     code = lib.dsm_error_done(_ffi.new("struct dsm_error *", error._asdict()))
     if code != -errno.ENOENT:  # unknown: a fork has forgotten it

@@ -52,7 +52,7 @@ struct dsm_region {
   _Atomic uint32_t state;  /* enum dsm_region_state */
   _Atomic uint32_t busy;   /* threads that are changing its maps now; closing waits for them */
   _Atomic uint32_t status; /* closed: what a touch ends with */
-  _Atomic uint64_t poisoned; /* OS pages from (low half) up to (high half) may be poison; 0 = none */
+  _Atomic uint64_t poisoned; /* OS pages from (low half) up to (high half) are to be mended yet; 0 = none */
   _Atomic uint8_t *wanted; /* open only, as are the next two */
   _Atomic uint8_t *applied;
   uint64_t shadow; /* a second map of the frames, never accessible: what a poisoned page is mended from */
@@ -142,7 +142,10 @@ void dsm_poison(struct dsm_region *region, uint64_t address, uint32_t status); /
 void dsm_poison_reserve(void);
 void dsm_poison_tend(void);
 void dsm_poison_forget(void);
-void dsm_mend(struct dsm_region *region);
+
+/* mend.c; SIGNAL-SAFE.  OS pages [first, end). */
+void dsm_mend(struct dsm_region *region, uint64_t first, uint64_t end);
+void dsm_mend_rest(void);
 
 /* service.c, fork.c */
 int dsm_service_start(void);

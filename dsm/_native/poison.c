@@ -1,8 +1,8 @@
 /* Worker side: faults that cannot be served.
  *
- * Owns poison pages (private memory, all 0xFF, so that floats read NaN), the table of errors that wait for a
- * Python thread to raise them, and mending: bringing a poisoned page back to what it must be, so that its next
- * touch traps again.  A page is mended when its error was handed over, not before the thread has gone on.
+ * Owns poison pages (private memory, all 0xFF, so that floats read NaN) and the table of errors that wait for a
+ * Python thread to raise them.  A page is mended (mend.c) when its error was handed over, not before the thread
+ * has gone on.
  *
  * A thread whose error is not handed over yet (it holds the interpreter's lock, or is deep in a C loop)
  * gets more poison without another error and without a wait.  It keeps its last RUNS runs; older ones are
@@ -22,7 +22,7 @@
 #define GRACE_NS 20000u      /* from there to having executed its instruction */
 #define SPARE_PAGES 128
 
-enum state { FREE, FILLING, POSTED, TAKEN, DONE };
+enum state { FREE, POSTED, TAKEN, DONE };
 
 struct run {
   struct dsm_region *region;
@@ -33,13 +33,14 @@ struct entry {
   _Atomic uint32_t state;
   _Atomic uint32_t left; /* the thread has left the handler */
   struct dsm_error error;
-  uint32_t runs; /* of the thread alone, as is what follows */
+  uint32_t runs; /* counted; the last RUNS of them are kept */
   struct run run[RUNS];
 };
 
 static struct entry entries[ERRORS];
 static uint8_t *spare;      /* maps held only to be given up when poison itself needs some */
 static _Atomic int spent;
+static _Atomic int locked; /* poisoning and mending, one at a time: what is in between is in no doubt */
 
 /* Pages of alternating protection: each costs a map until dsm_poison needs it. */
 void dsm_poison_reserve(void) {
@@ -62,16 +63,6 @@ static bool spend(void) {
   return mprotect(spare, SPARE_PAGES * dsm_worker.os_page, PROT_NONE) == 0;
 }
 
-static void widen(struct dsm_region *region, uint64_t first, uint64_t end) {
-  uint64_t old = load_relaxed(&region->poisoned), new;
-  do {
-    uint64_t low = old & UINT32_MAX, high = old >> 32;
-    if (!old || first < low) low = first;
-    if (end > high) high = end;
-    new = low | high << 32;
-  } while (!atomic_compare_exchange_weak(&region->poisoned, &old, new));
-}
-
 /* Complete before it is there: moved into its place, so that no thread sees it half filled. */
 static int place_poison(uint64_t address, uint64_t bytes) {
   void *page = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -83,6 +74,13 @@ static int place_poison(uint64_t address, uint64_t bytes) {
   return result;
 }
 
+/* SIGNAL-SAFE.  Held for some system calls, never while waiting for anybody; every signal is masked. */
+static void lock_entries(void) {
+  while (atomic_exchange(&locked, 1)) sched_yield();
+}
+
+static void unlock_entries(void) { store_release(&locked, 0); }
+
 /* 1 done, 0 the region has changed meanwhile, or a negative errno. */
 static int poison_run(const struct run *run, uint32_t state) {
   struct dsm_region *region = run->region;
@@ -90,86 +88,10 @@ static int poison_run(const struct run *run, uint32_t state) {
   if (!dsm_region_enter(region, state)) return 0;
   uint8_t applied = state == DSM_OPEN ? dsm_page_lock(region, page) : 0;
   int result = place_poison(region->address + run->first * os_page, (run->end - run->first) * os_page);
-  widen(region, run->first, run->end); /* after it is there: whoever takes the range finds it poisoned */
   if (state == DSM_OPEN) dsm_page_unlock(region, page, applied);
   dsm_region_leave(region);
   return result < 0 ? result : 1;
 }
-
-/* ---- mending ---- */
-
-/* [page, end) of an open region, all locked by us: fresh inaccessible maps of the frames in place of whatever is
- * there.  mremap of a shared map with an old size of 0 makes a second map of it (mremap(2)). */
-static int restore(struct dsm_region *region, uint64_t page, uint64_t end) {
-  uint64_t offset = page << region->page_shift, bytes = (end - page) << region->page_shift;
-  void *target = (void *)(region->address + offset);
-  void *source = (void *)(region->shadow + offset);
-  if (mremap(source, 0, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, target) == MAP_FAILED) return -errno;
-  madvise(target, bytes, MADV_DONTFORK);
-  return 0;
-}
-
-static int mend_open(struct dsm_region *region, uint64_t page, uint64_t end) {
-  for (uint64_t p = page; p < end; p++) dsm_page_lock(region, p);
-  int result = restore(region, page, end);
-  for (uint64_t p = page; p < end; p++) {
-    uint8_t applied = load_relaxed(&region->applied[p]) & (uint8_t)~DSM_LOCKED;
-    if (result < 0) {
-      dsm_page_unlock(region, p, applied);
-    } else if (!(applied & DSM_PINNED) || dsm_protect(region, p, 1, applied & DSM_LEVEL) < 0) {
-      dsm_page_unlock(region, p, applied & DSM_PINNED);
-    } else {
-      dsm_page_unlock(region, p, applied);
-    }
-  }
-  return result;
-}
-
-#define MEND_PAGES 1024
-
-static int mend_entered(struct dsm_region *region, uint32_t state, uint64_t first, uint64_t end) {
-  uint64_t os_page = dsm_worker.os_page;
-  if (state == DSM_CLOSED) {
-    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
-    void *start = (void *)(region->address + first * os_page);
-    return mmap(start, (end - first) * os_page, PROT_NONE, flags, -1, 0) == MAP_FAILED ? -errno : 0;
-  }
-  uint64_t page = first * os_page >> region->page_shift;
-  uint64_t behind = ((end * os_page - 1) >> region->page_shift) + 1;
-  int result = 0;
-  for (; page < behind && result == 0; page += MEND_PAGES) {
-    result = mend_open(region, page, behind - page > MEND_PAGES ? page + MEND_PAGES : behind);
-  }
-  return result;
-}
-
-/* SIGNAL-SAFE.  OS pages [first, end).  What cannot be mended now stays noted for the next time. */
-static void mend_range(struct dsm_region *region, uint64_t first, uint64_t end) {
-  for (;;) {
-    uint32_t state = load_ordered(&region->state);
-    if (state == DSM_GONE) return;
-    if (!dsm_region_enter(region, state)) continue; /* it is closing */
-    if (mend_entered(region, state, first, end) < 0) widen(region, first, end);
-    dsm_region_leave(region);
-    return;
-  }
-}
-
-void dsm_mend(struct dsm_region *region) {
-  uint64_t range = atomic_exchange(&region->poisoned, 0);
-  if (range) mend_range(region, range & UINT32_MAX, range >> 32);
-}
-
-static void mend_all(void) {
-  sigset_t old;
-  dsm_lock(&old);
-  for (struct dsm_region *region = dsm_registry_next(0); region; region = dsm_registry_next(region->end)) {
-    if (load_relaxed(&region->poisoned)) dsm_mend(region);
-  }
-  dsm_unlock(&old);
-}
-
-/* ---- errors ---- */
 
 static void die(const char *message) {
   if (write(STDERR_FILENO, message, strlen(message)) < 0) { /* nobody to tell */
@@ -183,14 +105,10 @@ static void die(const char *message) {
   syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), SIGBUS);
 }
 
-static bool is_open(struct entry *entry) {
-  uint32_t state = load_ordered(&entry->state);
-  return state == POSTED || state == TAKEN;
-}
-
 static struct entry *open_entry(uint64_t thread) {
   for (uint32_t i = 0; i < ERRORS; i++) {
-    if (is_open(&entries[i]) && entries[i].error.thread == thread) return &entries[i];
+    uint32_t state = load_relaxed(&entries[i].state);
+    if ((state == POSTED || state == TAKEN) && entries[i].error.thread == thread) return &entries[i];
   }
   return NULL;
 }
@@ -198,8 +116,7 @@ static struct entry *open_entry(uint64_t thread) {
 static struct entry *post_error(const struct dsm_error *error, const struct run *run) {
   for (uint32_t i = 0; i < ERRORS; i++) {
     struct entry *entry = &entries[i];
-    uint32_t free = FREE;
-    if (!atomic_compare_exchange_strong(&entry->state, &free, FILLING)) continue;
+    if (load_relaxed(&entry->state) != FREE) continue;
     store_relaxed(&entry->left, 0);
     entry->error = *error;
     entry->run[0] = *run;
@@ -237,38 +154,64 @@ static void choose_run(struct run *run, const struct entry *entry, uint32_t stat
   }
 }
 
+/* Whether another error's thread needs this OS page poisoned still; its own end mends it then. */
+static bool needed(const struct entry *but, const struct dsm_region *region, uint64_t page) {
+  for (uint32_t i = 0; i < ERRORS; i++) {
+    const struct entry *entry = &entries[i];
+    if (entry == but || load_relaxed(&entry->state) == FREE) continue;
+    for (uint32_t r = 0; r < entry->runs && r < RUNS; r++) {
+      const struct run *run = &entry->run[r];
+      if (run->region == region && run->first <= page && page < run->end) return true;
+    }
+  }
+  return false;
+}
+
+static void mend_run(const struct entry *entry, const struct run *run) {
+  for (uint64_t first = run->first, end; first < run->end; first = end + 1) {
+    for (end = first; end < run->end && !needed(entry, run->region, end);) end++;
+    if (end > first) dsm_mend(run->region, first, end);
+  }
+}
+
 /* Remember it with the thread's open error; mend what is too old to be of use. */
 static void remember_run(struct entry *entry, const struct run *run) {
   struct run *place = &entry->run[entry->runs++ % RUNS];
-  if (entry->runs > RUNS) mend_range(place->region, place->first, place->end);
+  const struct run oldest = *place;
   *place = *run;
+  if (entry->runs > RUNS) mend_run(NULL, &oldest);
 }
 
-void dsm_poison(struct dsm_region *region, uint64_t address, uint32_t status) {
+/* SIGNAL-SAFE.  The thread's new error, to wait for; NULL when there is nothing to wait for. */
+static struct entry *poison_locked(struct dsm_region *region, uint64_t address, uint32_t status) {
   uint64_t thread = (uint64_t)syscall(SYS_gettid);
   struct entry *entry = open_entry(thread);
   uint64_t first = (address - region->address) / dsm_worker.os_page;
   struct run run = {region, first, first + 1};
   uint32_t state = load_ordered(&region->state);
-  if (state == DSM_GONE) return; /* another region is there now: the instruction faults again */
+  if (state == DSM_GONE) return NULL; /* another region is there now: the instruction faults again */
   choose_run(&run, entry, state);
   int result = poison_run(&run, state);
   if (result == -ENOMEM && spend()) result = poison_run(&run, state);
-  if (result == 0) return; /* closed meanwhile: likewise */
+  if (result == 0) return NULL; /* closed meanwhile: likewise */
   if (result < 0) die("dsm: a page could not be served, and there is no memory map left to say so\n");
   add_relaxed(&dsm_worker.board->poisoned, 1);
-  if (entry && is_open(entry)) { /* asked again: after it was handed over, this page would never be mended */
+  if (entry) {
     remember_run(entry, &run);
-    return;
+    return NULL;
   }
   struct dsm_error error = {.thread = thread, .address = address, .region = region->number, .status = status};
   error.page = (address - region->address) >> region->page_shift;
   entry = post_error(&error, &run);
-  if (entry) {
-    wait_done(entry);
-  } else {
-    die("dsm: more threads than can be told have touched pages that could not be served\n");
-  }
+  if (!entry) die("dsm: more threads than can be told have touched pages that could not be served\n");
+  return entry;
+}
+
+void dsm_poison(struct dsm_region *region, uint64_t address, uint32_t status) {
+  lock_entries();
+  struct entry *entry = poison_locked(region, address, status);
+  unlock_entries();
+  if (entry) wait_done(entry);
 }
 
 int dsm_error_take(struct dsm_error *error) {
@@ -290,29 +233,43 @@ static struct entry *taken_entry(const struct dsm_error *error) {
   return NULL;
 }
 
-int dsm_error_done(const struct dsm_error *error) {
-  struct entry *entry = taken_entry(error);
-  if (!entry) return -ENOENT;
-  store_ordered(&entry->state, DONE);
-  dsm_futex_wake(&entry->state);
+/* The thread has left the handler and, as far as one can tell, executed its instruction. */
+static void wait_left(struct entry *entry) {
   uint64_t start = dsm_now();
   while (!load_ordered(&entry->left) && dsm_now() - start < LEAVE_NS) sched_yield();
   for (start = dsm_now(); dsm_now() - start < GRACE_NS;) sched_yield();
-  mend_all();
-  store_ordered(&entry->state, FREE);
-  return 0;
 }
 
-/* Once a second: what could not be mended, and the maps that were spent. */
-void dsm_poison_tend(void) {
-  for (uint32_t i = 0; i < ERRORS; i++) {
-    if (load_relaxed(&entries[i].state) != FREE) return;
+int dsm_error_done(const struct dsm_error *error) {
+  sigset_t all, old;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &old);
+  lock_entries();
+  struct entry *entry = taken_entry(error);
+  if (entry) store_ordered(&entry->state, DONE); /* from here on its thread's next error is another one */
+  unlock_entries();
+  if (entry) {
+    dsm_futex_wake(&entry->state);
+    wait_left(entry);
+    lock_entries();
+    for (uint32_t i = 0; i < entry->runs && i < RUNS; i++) mend_run(entry, &entry->run[i]);
+    store_ordered(&entry->state, FREE);
+    unlock_entries();
   }
-  mend_all();
+  pthread_sigmask(SIG_SETMASK, &old, NULL);
+  return entry ? 0 : -ENOENT;
+}
+
+/* Once a second, with every signal masked: what could not be mended, and the maps that were spent. */
+void dsm_poison_tend(void) {
+  lock_entries();
+  dsm_mend_rest();
+  unlock_entries();
   if (load_relaxed(&spent)) dsm_poison_reserve();
 }
 
 /* In a forked child: its threads are gone. */
 void dsm_poison_forget(void) {
   for (uint32_t i = 0; i < ERRORS; i++) store_relaxed(&entries[i].state, FREE);
+  store_ordered(&locked, 0);
 }

@@ -46,6 +46,7 @@ static void unmap_helpers(struct dsm_region *region) {
 
 /* A table that was used before says what another map allowed; this one allows nothing yet. */
 static void clear_file(int fd, uint64_t bytes) {
+  if (lseek(fd, 0, SEEK_DATA) < 0 && errno == ENXIO) return; /* the usual case: it is new, one hole */
   if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)bytes) == 0) return;
   static const uint8_t zeros[4096];
   for (uint64_t at = 0; at < bytes; at += sizeof zeros) {
@@ -132,7 +133,12 @@ static int take_addresses(struct dsm_region *region, int frames_fd, struct displ
     munmap((void *)low, high - low);
   }
   result = map_frames(region, frames_fd);
-  if (result == 0) return 0;
+  if (result == 0) {
+    for (uint32_t i = 1; i < change->come_count; i++) { /* without poison: the old record's is mended no more */
+      reserve(change->come[i]->address, change->come[i]->end - change->come[i]->address, MAP_FIXED);
+    }
+    return 0;
+  }
   for (uint32_t i = 0; i < change->gone_count; i++) {
     struct dsm_region *old = change->gone[i];
     uint64_t low = larger(old->address, region->address), high = smaller(old->end, region->end);
@@ -207,7 +213,8 @@ int dsm_region_apply(uint32_t number, uint64_t page, uint64_t count, int pin) {
   bool entered = region && dsm_region_enter(region, DSM_OPEN);
   dsm_mutex_release(); /* `busy` keeps it open from here; the mutex would make others wait for our page locks */
   if (entered) {
-    result = page < region->pages && count <= region->pages - page ? dsm_apply_range(region, page, count, pin) : -EINVAL;
+    bool inside = page < region->pages && count <= region->pages - page;
+    result = inside ? dsm_apply_range(region, page, count, pin) : -EINVAL;
     dsm_region_leave(region);
   }
   pthread_sigmask(SIG_SETMASK, &old, NULL);

@@ -6,13 +6,16 @@ import platform
 from collections.abc import Sequence
 from importlib import metadata
 
+from dsm import __version__
+
 
 def main(arguments: Sequence[str]) -> int:
     """Print one line each for dsm, the interpreter, the libraries and the kernel."""
     if arguments:
         print("usage: dsm version")
         return 0 if arguments[0] in ("-h", "--help") else 2
-    for name in ("dsm", "numpy", "cffi", "msgspec"):
+    print(f"dsm {__version__}")
+    for name in ("numpy", "cffi", "msgspec"):
         try:
             print(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:

@@ -8,6 +8,7 @@ the same page are answered in order of arrival.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from dsm.coherence.messages import Discard, Flag, Kind, Level, Lower, Message, SendPages
@@ -17,7 +18,7 @@ from dsm.limits import UNAPPLIED_MAX_NS
 if TYPE_CHECKING:
     from dsm.coherence.sequential import SequentialRegion
 
-_WRITE = int(Flag.WRITE)
+_WRITE, _SPECULATIVE = int(Flag.WRITE), int(Flag.SPECULATIVE)
 _FETCH, _INVALIDATE, _INVALIDATED, _DATA = (
     int(k) for k in (Kind.FETCH, Kind.INVALIDATE, Kind.INVALIDATED, Kind.DATA)
 )
@@ -72,18 +73,14 @@ class Holder:
         self.deadline = None
         if not self.demands:
             return
-        earlier: list[Demand] = []
-        for demand in list(self.demands):
-            if (
-                not demand.started
-                and not any(_overlap(demand, other) for other in earlier)
-                and not self._held_back(demand.message)
-            ):
-                self.demands.remove(demand)
+        waiting = [demand for demand in self.demands if not demand.started]
+        # The started ones stay in front: whoever overlaps one of them must wait.
+        self.demands = [demand for demand in self.demands if demand.started]
+        for demand in waiting:
+            if any(_overlap(demand, other) for other in self.demands) or self._held_back(demand.message):
+                self.demands.append(demand)
+            else:
                 self._start(demand)
-                if not demand.started:
-                    continue
-            earlier.append(demand)
 
     def _held_back(self, message: Message) -> bool:
         """Whether a hold or pin keeps this demand waiting; notes when to look again."""
@@ -114,6 +111,27 @@ class Holder:
             return state[page] in _SHAREABLE
         return _SHAREABLE.issuperset(state[page : page + count])
 
+    def _shareable_runs(self, page: int, count: int) -> list[tuple[int, int]]:
+        """Split a range where pages that a worker may write begin or end."""
+        state = self.region.table.state
+        cuts = [
+            p
+            for p in range(page + 1, page + count)
+            if (state[p] in _SHAREABLE) != (state[p - 1] in _SHAREABLE)
+        ]
+        return [(low, high - low) for low, high in itertools.pairwise((page, *cuts, page + count))]
+
+    def _start_parts(self, message: Message, runs: list[tuple[int, int]]) -> None:
+        """Start a speculative FETCH run by run.
+
+        The directory is not busy with these pages: some may be UPGRADING, and their grant must not
+        meet a `Lower`.  (A FETCH of a transaction has one answer and one confirmation, and no grant
+        can come before that.)
+        """
+        for page, count in runs:
+            part = Message(_FETCH, message.region, page, count, message.request, message.node, message.flags)
+            self._start(Demand(part))
+
     def _start(self, demand: Demand) -> None:
         region = self.region
         message = demand.message
@@ -123,6 +141,11 @@ class Holder:
             if self._shareable(page, count):
                 self._answer(demand)
                 return
+            if message.flags & _SPECULATIVE and count > 1:
+                runs = self._shareable_runs(page, count)
+                if len(runs) > 1:
+                    self._start_parts(message, runs)
+                    return
             table.shift("downgrade", page, count)
             level = _LEVEL_READ
         else:
@@ -136,8 +159,7 @@ class Holder:
                 return
             level = _LEVEL_NONE
         demand.started = True
-        # In front: whoever overlaps it and came before it in the list must see it and wait.
-        self.demands.insert(0, demand)
+        self.demands.append(demand)
         token = region.engine.next_token(region)
         self.lowering[token] = demand
         region.effects.append(Lower(region.number, page, count, level, token))

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _GET, _FETCH, _GRANT, _CONFIRM = int(Kind.GET), int(Kind.FETCH), int(Kind.GRANT), int(Kind.CONFIRM)
 _INVALIDATE, _INVALIDATED = int(Kind.INVALIDATE), int(Kind.INVALIDATED)
 _AHEAD, _DECLINE = int(Kind.AHEAD), int(Kind.DECLINE)
+_UNKNOWN_FLAGS = ~int(Flag.WRITE | Flag.HAVE | Flag.FRESH | Flag.SPECULATIVE)
 
 
 class SequentialRegion:
@@ -125,7 +126,7 @@ class SequentialRegion:
             return f"pages {message.page}+{message.count} of {self.table.pages}"
         if message.count > self.placement.chunk_pages:
             return f"{message.count} pages in one message, at most {self.placement.chunk_pages}"
-        if message.flags & ~int(Flag.WRITE | Flag.HAVE | Flag.FRESH | Flag.SPECULATIVE):
+        if message.flags & _UNKNOWN_FLAGS:
             return f"unknown flags {message.flags:#x}"
         return None
 

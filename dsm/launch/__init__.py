@@ -6,7 +6,8 @@ only, and workers by their environment; it imports neither.
 ===============  ===================================================================================
 `run`, `node`    the two verbs: their options, and what they print
 `job`            one run from start to end: which failure was first, who is told, which status
-`managers`       start a manager, read its ready line, end it
+`cluster`        the managers of a run, from the first to the last
+`managers`       one manager: start it, read its ready line, guard groups through it
 `workers`        start a worker in a process group of its own, and its environment
 `output`         lines of many processes on one terminal, never mixed, never blocking
 `terminal`       keyboard input for rank 0

@@ -32,13 +32,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from dsm.launch import processes, verdict
+from dsm.launch.cluster import Cluster
 from dsm.launch.loop import Loop, Signals
-from dsm.launch.managers import Manager, manager_command, manager_environment
+from dsm.launch.managers import Manager, manager_command
 from dsm.launch.output import Cursor, Relay, Sink
 from dsm.launch.ranks import deal
 from dsm.launch.terminal import Keyboard
 from dsm.launch.workers import Worker, worker_environment
-from dsm.wire.secret import make_secret
 
 #: Seconds between asking a worker to end and killing it.
 STOP_S = 1.0
@@ -46,9 +46,8 @@ STOP_S = 1.0
 INTERRUPT_S = 5.0
 #: Seconds in which the process that a peer error accuses must have failed, to be the origin.
 ACCUSED_S = 0.5
-#: Seconds in which a manager must be ready, and must end.
+#: Seconds in which the managers must be ready.
 READY_S = 30.0
-MANAGER_END_S = 2.0
 #: Seconds between two looks at processes that are nobody's child we know.
 _SWEEP_S = 0.01
 
@@ -87,11 +86,11 @@ class Job:
             for fd, cursor in zip((1, 2), cursors, strict=True)
         )
         self._signals = Signals(self._loop, _HANDLED, self._signalled)
-        self._managers: list[Manager] = []
+        command = [*options.manager_command, "--ranks", str(options.ranks)]
+        self._cluster = Cluster(self._loop, self._stderr, command, options.nodes, self._manager_failed)
         self._workers: list[Worker] = []
         self._errors: dict[int, Relay] = {}  #: standard error of each rank
         self._relays: list[Relay] = []
-        self._manager_relays: list[Relay] = []
         self._keyboard: Keyboard | None = None
         #: The run is being ended: failures are consequences from now on.
         self._ending = False
@@ -124,52 +123,31 @@ class Job:
         return self._exit_status()
 
     def _start_managers(self) -> None:
-        options = self._options
-        secret = make_secret() if options.nodes > 1 else None
-        environment = manager_environment(secret)
-        command = [*options.manager_command, "--ranks", str(options.ranks)]
-        several = options.nodes > 1
-        self._start_manager([*command, "--listen", "127.0.0.1:0"] if several else command, environment)
-        self._wait_ready()
-        if several and not self._ending:
-            join = self._managers[0].listen
-            for _ in range(options.nodes - 1):
-                self._start_manager([*command, "--listen", "127.0.0.1:0", "--join", join], environment)
-            self._wait_ready()
-        self._managers.sort(key=lambda manager: manager.node)
-
-    def _start_manager(self, command: Sequence[str], environment: dict[str, str]) -> None:
-        number = len(self._managers)
-        try:
-            manager = Manager(self._loop, command, environment, self._manager_ready)
-        except OSError as error:
-            self._fail(f"cannot start the manager of node {number} ({command[0]}): {error.strerror}")
-            return
-        self._managers.append(manager)
-        prefix = b"manager of node %d: " % number
-        self._manager_relays += [Relay(self._loop, fd, self._stderr, prefix) for fd in manager.outputs]
-        self._loop.add(manager.pidfd, lambda: self._manager_ended(manager))
+        for start in (self._cluster.start_first, self._cluster.start_others):
+            if not self._ending:
+                start()
+                self._wait_ready()
 
     def _wait_ready(self) -> None:
-        def settled() -> bool:
-            return self._ending or all(manager.socket for manager in self._managers)
-
-        if not self._loop.run_until(settled, READY_S):
-            late = [str(n) for n, manager in enumerate(self._managers) if not manager.socket]
+        if not self._loop.run_until(lambda: self._ending or self._cluster.ready, READY_S):
+            late = [str(n) for n, manager in enumerate(self._cluster) if not manager.socket]
             self._fail(f"the manager of node {', '.join(late)} was not ready after {READY_S:.0f} s")
 
-    def _manager_ready(self, manager: Manager) -> None:
-        if manager.error and not self._ending:
-            for relay in self._manager_relays:  # its traceback comes before our line
-                relay.drain()
-            number = self._managers.index(manager)
-            self._fail(f"the manager of node {number} did not start: {manager.error}")
+    def _manager_failed(self, manager: Manager | None, message: str) -> None:
+        if self._ending:
+            return
+        if manager is None or not manager.socket:
+            self._fail(message)
+            return
+        self._say(message)
+        self._origin = self._origin or manager
+        if self._options.on_failure == "stop":
+            self._stop(signal.SIGTERM)
 
     def _start_workers(self) -> None:
         before_exec = processes.die_with_parent()
-        for manager, block in zip(
-            self._managers, deal(self._options.ranks, self._options.nodes), strict=True
-        ):
+        blocks = deal(self._options.ranks, self._options.nodes)
+        for manager, block in zip(self._cluster, blocks, strict=False):
             for rank in block:
                 if self._ending:
                     return
@@ -187,8 +165,7 @@ class Job:
         finally:
             if typed >= 0:
                 os.close(stdin)
-        for other in self._managers:
-            other.guard(worker.pid)
+        self._cluster.guard(worker.pid)
         if typed >= 0:
             self._keyboard = Keyboard(self._loop, 0, typed)
         self._workers.append(worker)
@@ -244,19 +221,6 @@ class Job:
             if self._options.on_failure == "stop":
                 self._stop(signal.SIGTERM)
 
-    def _manager_ended(self, manager: Manager) -> None:
-        if not manager.look():
-            return
-        self._loop.remove(manager.pidfd)
-        if not manager.socket and not manager.error:
-            manager.error = f"it ended with {manager.describe_end()} before it was ready"
-            self._manager_ready(manager)
-        elif not self._ending:
-            self._say(f"{self._describe(manager)} ended with {manager.describe_end()} before its workers")
-            self._origin = self._origin or manager
-            if self._options.on_failure == "stop":
-                self._stop(signal.SIGTERM)
-
     def _timed_out(self) -> None:
         if not self._ending and not (self._workers and self._workers_gone()):
             self._say(f"not done after {self._options.timeout_s:g} s (--timeout): stopped")
@@ -300,14 +264,12 @@ class Job:
         Workers get SIGSTOP: the kernel ignores SIGTSTP in a session without a terminal.
         """
         self._tell(signal.SIGSTOP)
-        for manager in self._managers:
-            manager.signal_group(signal.SIGSTOP)
+        self._cluster.tell(signal.SIGSTOP)
         self._signals.stop_self()
         self._resume()
 
     def _resume(self) -> None:
-        for manager in self._managers:
-            manager.signal_group(signal.SIGCONT)
+        self._cluster.tell(signal.SIGCONT)
         self._tell(signal.SIGCONT)
         if self._keyboard:
             self._keyboard.resume()
@@ -327,8 +289,8 @@ class Job:
 
     def _kill(self) -> None:
         self._ending = self._killed = True
-        for process in (*self._workers, *self._managers):
-            process.signal_group(signal.SIGKILL)
+        self._tell(signal.SIGKILL)
+        self._cluster.tell(signal.SIGKILL)
 
     # ---- the end
 
@@ -342,13 +304,13 @@ class Job:
         self._sweep()
         if self._keyboard:
             self._keyboard.close()
-        self._end_managers()
-        for relay in (*self._relays, *self._manager_relays):
+        self._cluster.end()
+        for relay in self._relays:
             relay.drain()
             relay.close()
-        for process in (*self._workers, *self._managers):
-            self._loop.remove(process.pidfd)
-            process.reap()
+        for worker in self._workers:
+            self._loop.remove(worker.pidfd)
+            worker.reap()
         processes.reap_strangers()
 
     def _blame_accuser(self) -> None:
@@ -357,7 +319,7 @@ class Job:
 
     def _sweep(self) -> None:
         """End what workers left behind: children, also those that went into sessions of their own."""
-        own = [manager.pid for manager in self._managers]
+        own = self._cluster.pids
 
         def gone(number: int, told: set[int]) -> bool:
             left = set(processes.descendants(but_not=own))
@@ -372,23 +334,6 @@ class Job:
         killed: set[int] = set()
         if self._killed or not self._loop.run_until(lambda: gone(signal.SIGTERM, asked), STOP_S):
             self._loop.run_until(lambda: gone(signal.SIGKILL, killed), STOP_S)
-
-    def _end_managers(self) -> None:
-        """End them in the order of their dependence: node 0 holds the metadata and goes last."""
-        for group in (self._managers[1:], self._managers[:1]):
-            for manager in group:
-                manager.signal_group(signal.SIGTERM)
-                manager.signal_group(signal.SIGCONT)
-
-            def gone(group: Sequence[Manager] = group) -> bool:
-                return all(manager.look() for manager in group)
-
-            if not self._loop.run_until(gone, MANAGER_END_S):
-                for manager in group:
-                    manager.signal_group(signal.SIGKILL)
-                self._loop.run_until(gone)
-        for manager in self._managers:
-            manager.close()
 
     def _report(self) -> None:
         """Print what the origin said last, as the very last thing."""
@@ -415,10 +360,8 @@ class Job:
             return 0
         return self._origin.status or 1
 
-    def _describe(self, process: Worker | Manager) -> str:
-        if isinstance(process, Manager):
-            return f"the manager of node {process.node}"
-        return f"rank {process.rank}" + (f" (node {process.node})" if self._options.nodes > 1 else "")
+    def _describe(self, worker: Worker) -> str:
+        return f"rank {worker.rank}" + (f" (node {worker.node})" if self._options.nodes > 1 else "")
 
     def _say(self, message: str) -> None:
         self._stderr.write(self, f"dsm run: {message}\n".encode("utf-8", "backslashreplace"))

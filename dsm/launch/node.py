@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dsm.errors import UsageError
-from dsm.launch.job import MANAGER_END_S, READY_S
+from dsm.launch.cluster import END_S
+from dsm.launch.job import READY_S
 from dsm.launch.loop import Loop, Signals
 from dsm.launch.managers import Manager, manager_command, manager_environment
 from dsm.wire.secret import load_secret, make_secret
@@ -87,7 +88,9 @@ def _secret_file(given: Path | None, joining: bool) -> Path | None:
     path = path.expanduser().absolute()
     if not path.exists():
         if joining:
-            raise UsageError(f"there is no secret file {path}: copy it from the node that you join, mode 0600")
+            raise UsageError(
+                f"there is no secret file {path}: copy it from the node that you join, mode 0600"
+            )
         _create_secret_file(path)
     load_secret({"DSM_SECRET_FILE": str(path)})  # refuses what the manager would refuse
     return path
@@ -138,7 +141,7 @@ class _Foreground:
         elif self._manager.socket:  # asked a second time
             self._manager.signal_group(signal.SIGKILL)
         self._manager.signal_group(signal.SIGTERM)
-        self._loop.call_after(MANAGER_END_S, lambda: self._manager.signal_group(signal.SIGKILL))
+        self._loop.call_after(END_S, lambda: self._manager.signal_group(signal.SIGKILL))
 
     def _late(self) -> None:
         if not self._manager.socket and self._status is None:

@@ -133,6 +133,7 @@ class Relay:
         self._prefix = prefix
         self._line = bytearray()
         self._prompt_pending = False
+        self._muted = False
         #: The last bytes that came.
         self.tail = bytearray()
         os.set_blocking(fd, False)
@@ -183,12 +184,17 @@ class Relay:
     def _hand_over(self, end: int) -> None:
         lines = bytes(self._line[:end])
         del self._line[:end]
-        self._sink.write(self, lines, self._prefix)
+        if not self._muted:
+            self._sink.write(self, lines, self._prefix)
 
     def _show_prompt(self) -> None:
         self._prompt_pending = False
         if self._line:
             self._hand_over(len(self._line))
+
+    def mute(self) -> None:
+        """Read on, so that its process does not block, but show nothing any more."""
+        self._muted = True
 
     def resume(self) -> None:
         """There is room again."""

@@ -65,6 +65,10 @@ class Coordinator:
         #: Creator (node, worker) of regions that it has yet to fill.
         self._creators: dict[int, tuple[int, int]] = {}
 
+    def close(self) -> None:
+        """Forget everything."""
+        self._store.close()
+
     # -- questions ---------------------------------------------------------------------------------------
 
     def ask(self, node: int, ask: meta.Ask, answer: Answer) -> None:

@@ -60,6 +60,8 @@ class Link:
         #: What the socket did not take, in order.
         self._queue: deque[memoryview] = deque()
         self.closed = False
+        #: The peer has said that it ends on purpose.
+        self.leaving = False
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         loop.watch(sock.fileno(), self._ready)

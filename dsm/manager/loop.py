@@ -87,10 +87,10 @@ class Loop:
             spin = SPIN_NS if posted or ready else 0
             if posted:
                 self.on_posted(posted)
-            for word in ready:
-                callback = callbacks.get(word & 0xFFFFFFFF)
+            for fd, events in ready:
+                callback = callbacks.get(fd)
                 if callback is not None:
-                    callback(word >> 32)
+                    callback(events)
             now = monotonic_ns()
             while timers and timers[0][0] <= now:
                 heapq.heappop(timers)[2]()

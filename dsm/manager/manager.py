@@ -16,13 +16,14 @@ import msgspec
 
 from dsm._native import (
     EVENT_WORDS,
-    NODE_BOARD_BYTES,
     OP_DONE,
     OP_FAULT_READ,
     OP_FAULT_WRITE,
     OP_TOUCHED,
     Board,
+    node_board_bytes,
 )
+from dsm.config import address_range
 from dsm.errors import Status, WireError
 from dsm.manager.coherence import Coherence
 from dsm.manager.coordinator import Coordinator, LocalNode
@@ -59,7 +60,7 @@ class Manager:
 
     def __init__(self, name: str, secret: bytes | None, ranks: int) -> None:
         self.node_fd = os.memfd_create("dsm-node", os.MFD_CLOEXEC)
-        os.ftruncate(self.node_fd, NODE_BOARD_BYTES)
+        os.ftruncate(self.node_fd, node_board_bytes())
         self.bell_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.board = Board(self.node_fd, self.bell_fd)
         self.loop = Loop(self.board)
@@ -92,7 +93,8 @@ class Manager:
         self.sync = Sync(node, self.members.links, self.coherence.pager.wake)
         self._take_epoch()
         if welcome is None:
-            store = EmbeddedStore(ranks=self.ranks)
+            low, high = address_range(os.environ)
+            store = EmbeddedStore(self.ranks, low, high)
             store.add_member(self.members.address)
             local = LocalNode()
             local.add_region = self.coherence.add_region
@@ -117,8 +119,13 @@ class Manager:
         try:
             self.loop.run()
         finally:
+            for link in self.members.links.values():
+                link.send(self.members.header(MetaKind.LEAVE, 0))
+                link.flush()
             self.members.close()
             self.sessions.close()
+            if self.coordinator is not None:
+                self.coordinator.close()
 
     def stop(self) -> None:
         """End `run`; workers of this node get `NodeLostError`."""
@@ -216,6 +223,9 @@ class Manager:
     def _metadata(self, link: Link, fields: Fields, body: object) -> None:
         kind, number, request = fields[3], fields[8], fields[10]
         coordinator = self.coordinator
+        if kind == MetaKind.LEAVE:
+            link.leaving = True
+            return
         if coordinator is not None:
             if isinstance(body, meta.Join):
                 coordinator.join(link, body)
@@ -270,11 +280,12 @@ class Manager:
         if node < 0:
             return
         if self.coordinator is not None:
-            if member:
+            if member and not link.leaving:
                 self.log(f"node {node} is lost: {reason}")
             self.coordinator.node_gone(node, link)
         elif node == 0:
-            self.log(f"the coordinator is lost ({reason}); this node ends")
+            if not link.leaving:
+                self.log(f"the coordinator is lost ({reason}); this node ends")
             self.stop()
             return
         if member:

@@ -212,6 +212,14 @@ class Membership:
             raise AuthenticationError(
                 f"node {node} at {text} did not answer within {HANDSHAKE_TIMEOUT_S:g} s"
             ) from None
+        except OSError as error:
+            raise AuthenticationError(f"node {node} at {text} broke the connection: {error}") from None
+        if client.peer is None or client.peer.node != node:
+            found = "nobody" if client.peer is None else f"node {client.peer.node}"
+            raise AuthenticationError(
+                f"{found} answers at {text}, where node {node} should be; "
+                + ("join the node that was started without --join" if node == 0 else "was it started anew?")
+            )
         link = self._make_link(sock)
         self.adopt(node, link)
         if client.leftover:

@@ -78,8 +78,8 @@ class SignalPager:
         if not asked:
             self._lowered(token)
             return
-        self._missing[token] = len(asked) // 2
-        for worker, sequence in zip(asked[::2], asked[1::2], strict=True):
+        self._missing[token] = len(asked)
+        for worker, sequence in asked:
             self._asked.setdefault(worker, deque()).append((sequence, token))
 
     def acknowledged(self, worker: int, sequence: int) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from dsm._native import Statistics
 from dsm.errors import Status
 from dsm.manager.session import Session
 from dsm.types import Region
@@ -156,7 +155,7 @@ class Requests:
 
     def worker_gone(self, session: Session) -> None:
         """Let the coordinator give up what the worker was creating, and keep its counters."""
-        self._gone = _sum([self._gone, _counters(self._manager.board.statistics(session.worker))])
+        self._gone = _sum([self._gone, self._manager.board.statistics(session.worker)])
         self._ask(session.worker, meta.WorkerGone(session.worker), lambda reply: None)
 
     def _statistics(self) -> control.Statistics:
@@ -170,15 +169,9 @@ class Requests:
             "bytes_out": coherence.bytes_out,
             "invalidations": coherence.invalidations,
         }
-        live = [_counters(manager.board.statistics(worker)) for worker in manager.sessions.workers]
+        live = [manager.board.statistics(worker) for worker in manager.sessions.workers]
         counters, latency = _sum([self._gone, *live])
         return control.Statistics(values | counters, latency)
-
-
-def _counters(statistics: Statistics) -> Counters:
-    values = statistics._asdict()
-    latency = values.pop("latency")
-    return values, list(latency)
 
 
 def _sum(parts: Iterable[Counters]) -> Counters:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from dsm._native import WORKER_BOARD_BYTES, Board
+from dsm._native import Board, worker_board_bytes
 from dsm.errors import DSMError, LimitError, Status, status_of
 from dsm.limits import MAX_CONTROL_BYTES, MAX_WORKERS_PER_NODE
 from dsm.manager.loop import Loop
@@ -157,7 +157,7 @@ class Sessions:
                 f"this node has {MAX_WORKERS_PER_NODE} workers, as many as it can; start another node"
             )
         session.board_fd = os.memfd_create(f"dsm-board-{session.pid}", os.MFD_CLOEXEC)
-        os.ftruncate(session.board_fd, WORKER_BOARD_BYTES)
+        os.ftruncate(session.board_fd, worker_board_bytes())
         session.nudge_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._board.add(free, session.board_fd, session.nudge_fd)
         session.worker = free

@@ -113,7 +113,9 @@ class Sync:
             return
         link = self._links.get(home)
         if link is None:
-            self._waiting.pop(ticket, None)
+            waiting = self._waiting.pop(ticket, None)
+            if waiting is not None:
+                self._wake(waiting[0], Status.PAGE_LOST, 0)
             return
         link.send(pack(_SYNC, op, 0, self.node, self.epoch, 0, number, worker, ticket, a, b))
 

@@ -17,17 +17,16 @@ attached; it must be importable there, as for `multiprocessing`'s spawn.
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import json
-import multiprocessing
 import os
 import secrets
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -38,7 +37,10 @@ from dsm.errors import DSMError, NodeLostError, PageTimeoutError, UsageError
 
 #: Seconds that starting a process, or a call without its own timeout, may take.
 DEFAULT_TIMEOUT_S = 60.0
-_PR_SET_PDEATHSIG = 1
+#: Where the package lies: its processes import this very one.
+_ROOT = str(Path(__file__).resolve().parents[2])
+#: Seconds that a process may take to end before it is killed.
+_END_S = 5.0
 
 
 class WorkerFailed(DSMError):
@@ -70,21 +72,25 @@ class Worker:
     """A worker process of a `Cluster`."""
 
     def __init__(self, address: str, rank: int, size: int, cpus: set[int] | None) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
+        ours, theirs = socket.socketpair()
+        self._pipe = Connection(ours.detach())
         self.rank = rank
-        environment = {"DSM_NODE": address, "DSM_RANK": str(rank), "DSM_SIZE": str(size)}
-        arguments = (theirs, environment, cpus, os.getpid())
-        self.process = context.Process(target=_serve, args=arguments, daemon=False)
-        self.process.start()
+        environment = dict(os.environ, DSM_NODE=address, DSM_RANK=str(rank), DSM_SIZE=str(size))
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, *sys.path]))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "dsm.testing.serving", str(theirs.fileno()), str(os.getpid())],
+            pass_fds=(theirs.fileno(),),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+        )
         theirs.close()
+        if cpus is not None:
+            os.sched_setaffinity(self.process.pid, cpus)
 
     @property
     def pid(self) -> int:
         """Process id."""
-        pid = self.process.pid
-        assert pid is not None
-        return pid
+        return self.process.pid
 
     def start(self, function: Callable[..., Any], *arguments: Any) -> Future:
         """Begin ``function(node, *arguments)`` in the worker, which does one thing at a time."""
@@ -107,21 +113,17 @@ class Worker:
         try:
             good, value = self._pipe.recv()
         except (EOFError, ConnectionError):
-            self.process.join(5)
-            raise NodeLostError(
-                f"worker {self.rank} (process {self.pid}) ended with {self.process.exitcode}"
-            ) from None
+            status = _wait(self.process)
+            raise NodeLostError(f"worker {self.rank} (process {self.pid}) ended with {status}") from None
         if good:
             return value
         raise value
 
     def _end(self) -> None:
         self._pipe.close()
-        self.process.join(5)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
-        self.process.close()
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGCONT)
+        _wait(self.process)
 
 
 class ManagerProcess:
@@ -134,8 +136,7 @@ class ManagerProcess:
         command += ["--ready-fd", str(theirs), "--guard-fd", str(guard)]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("DSM_")}
         environment["DSM_SECRET"] = secret
-        root = str(Path(__file__).resolve().parents[2])
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, environment.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
             command, pass_fds=(theirs, guard), env=environment, stdin=subprocess.DEVNULL, process_group=0
         )
@@ -163,25 +164,24 @@ class ManagerProcess:
             if not data:
                 break
             line += data
-        said = json.loads(line) if line.endswith(b"\n") else {"error": "it was not ready in time"}
+        said: dict[str, Any] = {"error": "it was not ready in time"}
+        if line.endswith(b"\n"):
+            said = json.loads(line)
         if "error" in said:
             self.end()
             raise NodeLostError(f"a manager did not start: {said['error']}")
-        self.node: int = said["node"]
-        self.socket: str = said["socket"]
-        self.listen: str = said["listen"] or ""
+        self.node = int(said["node"])
+        self.socket = str(said["socket"])
+        self.listen = str(said["listen"] or "")
 
     def end(self) -> None:
         """End the process, politely first."""
         if self._guard >= 0:
             os.close(self._guard)
             self._guard = -1
-        self.process.send_signal(signal.SIGCONT)
-        try:
-            self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGCONT)
+        _wait(self.process)
 
 
 class Cluster:
@@ -248,35 +248,10 @@ class Cluster:
         self.close()
 
 
-def _serve(pipe: Connection, environment: dict[str, str], cpus: set[int] | None, parent: int) -> None:
-    """Run in a worker process: attach, then do what the pipe says until it closes."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != parent:
-        return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.update(environment)
-    if cpus is not None:
-        os.sched_setaffinity(0, cpus)
-    import dsm
-
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """Wait for the process's end, and make it come; returns its exit code."""
     try:
-        node = dsm.attach()
-        pipe.send((True, None))
-    except Exception as error:
-        pipe.send((False, error))
-        return
-    while True:
-        try:
-            function, arguments = pipe.recv()
-        except (EOFError, ConnectionError):
-            break
-        try:
-            answer = (True, function(node, *arguments))
-        except Exception as error:
-            error.add_note("".join(traceback.format_exception(error)))
-            answer = (False, error)
-        try:
-            pipe.send(answer)
-        except Exception as error:
-            pipe.send((False, WorkerFailed(f"the result cannot be sent back: {error}")))
-    node.close()
+        return process.wait(_END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()

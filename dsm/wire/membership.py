@@ -37,6 +37,8 @@ class MetaKind(IntEnum):
     SYNC_ADD = 9
     #: Member to coordinator: done.
     ACKNOWLEDGE = 10
+    #: Node to every other: it ends, on purpose.
+    LEAVE = 11
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -131,6 +133,7 @@ PAYLOADS: dict[int, object] = {
     MetaKind.REGION_DROP: None,
     MetaKind.SYNC_ADD: SyncObject,
     MetaKind.ACKNOWLEDGE: None,
+    MetaKind.LEAVE: None,
 }
 _decoders = {kind: msgspec.msgpack.Decoder(t) for kind, t in PAYLOADS.items() if t is not None}
 
@@ -144,4 +147,7 @@ def decode(kind: int, payload: memoryview) -> object:
         The payload is not of the kind's type.
     """
     decoder = _decoders.get(kind)
-    return None if decoder is None else decoder.decode(payload)
+    try:
+        return None if decoder is None else decoder.decode(payload)
+    except (UnicodeDecodeError, RecursionError) as error:  # text that is not UTF-8, absurd nesting
+        raise msgspec.DecodeError(str(error)) from None

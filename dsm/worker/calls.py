@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from dsm import _native
+from dsm import _native, limits
 from dsm.errors import ClosedError, DSMError, LimitError, Status, UsageError, WaitTimeoutError, error_for
 from dsm.wire.calls import Op
 
@@ -34,6 +34,12 @@ _SLICE_NS = 100_000_000
 #: How long to wait before another try when every slot is in use.
 _RETRY_S = 0.001
 
+#: Threads of a process that may wait in long calls at once: faults, and the calls that end those waits
+#: (a lock's release), find the remaining slots.
+MAX_LONG_CALLS = limits.SLOTS_PER_WORKER * 3 // 4
+#: Long calls under way.
+_long: set[_Call] = set()
+
 #: Statuses of a lock that this thread has got.
 _GRANTED = (Status.OK, Status.OWNER_DIED)
 
@@ -43,7 +49,7 @@ Request = tuple[int, int, int, int, int]
 _MEANING = {
     Status.CLOSED: "{what}: it was destroyed, or this process has closed its node",
     Status.NODE_LOST: "{what}: the manager of this node is gone; start again, or call dsm.attach()",
-    Status.PAGE_LOST: "{what}: the only copy of a page went away with its node; create the region again",
+    Status.PAGE_LOST: "{what}: the node that had it is gone; create it again",
     Status.PAGE_TIMEOUT: "{what}: a node did not answer in time; the pages are not lost, try again",
     Status.LIMIT: "{what}: a limit was reached; use fewer or larger pages (page_size=)",
     Status.NOT_OWNER: "{what}: this thread does not hold it; the thread that acquired a lock releases it",
@@ -102,13 +108,21 @@ def ask(
     deadline = None if timeout is None else time.monotonic_ns() + int(timeout * 1e9)
     call = _Call((op, number, a, b, c), what, brief)
     try:
-        call.begin(deadline)
+        if not brief:
+            _long.add(call)
+            if len(_long) > MAX_LONG_CALLS:
+                raise LimitError(
+                    f"{what}: {MAX_LONG_CALLS} threads of this process wait already, as many as may; use fewer"
+                )
+        call.begin()
         if not call.wait(deadline):
             _apart(call.withdraw)
         call.end()
     except BaseException:
         _apart(lambda: _undo(call, undo))
         raise
+    finally:
+        _long.discard(call)
     assert call.answer is not None
     status, result = call.answer
     if status == Status.OK:
@@ -116,6 +130,11 @@ def ask(
     if status == Status.CANCELLED:
         raise WaitTimeoutError(f"{what}: not done within {timeout} s; the request was withdrawn")
     raise failure(status, what)
+
+
+def forget() -> None:
+    """In a child of fork: the calls of the parent's threads are not its own."""
+    _long.clear()
 
 
 def failure(status: int, what: str) -> DSMError:
@@ -140,18 +159,14 @@ class _Call:
         #: Held while the call is withdrawn: an interrupted withdrawal goes on in its thread.
         self._withdrawal = threading.Lock()
 
-    def begin(self, deadline: int | None) -> None:
+    def begin(self) -> None:
         """Post the request; its slot is in `slots` before anything can interrupt."""
         while True:
             self.slots.extend(map(_native.lib.dsm_call_begin, *zip(self.request, strict=True)))
             if self.slots[0] >= 0:
                 return
             code = -self.slots.pop()
-            if code == errno.EAGAIN:
-                if deadline is not None and time.monotonic_ns() >= deadline:
-                    raise LimitError(
-                        f"{self.what}: every slot of this process is in use; let fewer threads wait"
-                    )
+            if code == errno.EAGAIN:  # brief calls and faults end soon
                 time.sleep(_RETRY_S)
             elif code != errno.EINTR:
                 raise ClosedError(
@@ -185,7 +200,7 @@ class _Call:
     def _cancel(self) -> None:
         cancel = _Call((Op.CANCEL, self.request[1], self.slots[0], 0, 0), f"withdrawing {self.what}", True)
         with contextlib.suppress(ClosedError):  # then every wait ends by itself
-            cancel.begin(None)
+            cancel.begin()
             cancel.wait(None)
             cancel.end()
 

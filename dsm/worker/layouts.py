@@ -18,6 +18,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any, SupportsIndex
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -244,8 +245,10 @@ def region_options(
     )
 
 
-def check_same(asked: RegionOptions, found: RegionOptions) -> None:
-    """Refuse `found` when it is not what was `asked`, naming both."""
+def check_same(asked: RegionOptions, found: RegionOptions, contents: bool = True) -> None:
+    """Refuse `found` when it is not what was `asked`, naming both; `contents` False: whatever the fill."""
+    if not contents:
+        asked = msgspec.structs.replace(asked, fill=found.fill)
     if asked == found:
         return
     have, want = explain(found), explain(asked)

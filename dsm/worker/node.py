@@ -13,8 +13,8 @@ from typing import Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from dsm.errors import ClosedError, UnknownNameError, UsageError
-from dsm.types import RegionOptions, SyncObject
+from dsm.errors import ClosedError, UsageError
+from dsm.types import SyncObject
 from dsm.wire import control
 from dsm.wire.calls import Op
 from dsm.worker import calls, layouts, ranges
@@ -271,7 +271,7 @@ class Node:
             When the array does not lie in an open region.
         """
         if isinstance(what, str):
-            self._regions.destroy(self._number_of(what))
+            self._regions.destroy_named(what)
         elif isinstance(what, Region):
             what._check_open()
             self._regions.destroy(what.number)
@@ -284,21 +284,12 @@ class Node:
                 )
             self._regions.destroy(found[0].number)
 
-    def _number_of(self, name: str) -> int:
-        for region in self._list():
-            if region.options.name == name:
-                return region.region
-        raise UnknownNameError(f"no array or region is named {name!r}; node.arrays() lists the arrays")
-
-    def _list(self) -> list[Any]:
-        reply, _ = self._connection.session.call(control.ListRegions(), control.RegionList)
-        return reply.regions
-
     def arrays(self) -> dict[str, ArrayInfo]:
         """Return the named arrays of the cluster, by name."""
         found = {}
-        for region in self._list():
-            options: RegionOptions = region.options
+        reply, _ = self._connection.session.call(control.ListRegions(), control.RegionList)
+        for region in reply.regions:
+            options = region.options
             if options.name is None or options.layout is None:
                 continue
             found[options.name] = ArrayInfo(
@@ -488,6 +479,7 @@ class Node:
         """In a child of fork: attach as a worker of its own and map every region where it was."""
         old = self._connection
         old.forget()
+        calls.forget()
         self._pins.clear()
         self._held.clear()
         self._closed = True

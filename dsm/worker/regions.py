@@ -194,7 +194,7 @@ class RegionTable:
             undo=None if ready else self._undo_create,
         )  # fmt: skip
         if not opened.created:
-            layouts.check_same(asked, opened.region.options)
+            layouts.check_same(asked, opened.region.options, contents=ready)
         return self._found(opened), opened.created
 
     def open(self, key: str | int) -> Region:
@@ -235,6 +235,13 @@ class RegionTable:
         """End a region everywhere."""
         self._session.call(control.DestroyRegion(number), control.Done)
         self.drop(number)
+
+    def destroy_named(self, name: str) -> None:
+        """End the region of that name everywhere."""
+        known = [number for number, region in list(self._open.items()) if region.name == name]
+        self._session.call(control.DestroyRegion(name), control.Done)
+        for number in known:
+            self.drop(number)
 
     def drop(self, number: int) -> None:
         """Close a region in this process only."""

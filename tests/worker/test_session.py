@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import threading
-import time
 
 import pytest
 
@@ -60,16 +59,9 @@ def in_thread(function):
         assert not thread.is_alive()
         if "error" in box:
             raise box["error"]
-        return box["value"]
+        return box.pop("value")
 
     return result
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def test_answers_find_their_calls_in_any_order(pair):

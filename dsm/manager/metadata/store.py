@@ -29,6 +29,9 @@ class MemberRecord(msgspec.Struct, frozen=True):
 class MetadataStore(Protocol):
     """Members, regions, synchronization objects and ranks of one cluster."""
 
+    def close(self) -> None:
+        """Let go of what the store holds in this process."""
+
     # -- members -----------------------------------------------------------------------------------------
 
     def epoch(self) -> int:

@@ -9,7 +9,8 @@ sockets, threads, clocks or cffi.
 `trace`         what a trace entry is and how it reads
 `truth`         what memory really holds, and the rules that must hold at every instant
 `network`       FIFO links with random delays; payloads that take time
-`node`          frames, wanted table, and the manager that drives the engine
+`frames`        frames and wanted table of a region at a node
+`node`          the manager that drives the engine
 `worker`        applied table, page locks, the service thread of one worker process
 `thread`        a program, and the fault handler as a machine of small steps
 `program`       instructions, calls, and programs drawn at random

@@ -27,13 +27,19 @@ def main(arguments: list[str] | None = None) -> int:
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--seed", type=int, help="run this seed alone")
-    what.add_argument("--seeds", type=_seeds, default=range(1000), metavar="FIRST:LAST", help="run many seeds")
+    what.add_argument(
+        "--seeds", type=_seeds, default=range(1000), metavar="FIRST:LAST", help="run many seeds"
+    )
     what.add_argument("--list-mutants", action="store_true", help="list the deliberate bugs")
     parser.add_argument("--jobs", type=int, default=1, help="processes to run many seeds in")
-    parser.add_argument("--events", type=int, default=MIN_EVENTS, help="least events a seed (default %(default)s)")
+    parser.add_argument(
+        "--events", type=int, default=MIN_EVENTS, help="least events a seed (default %(default)s)"
+    )
     parser.add_argument("--trace", action="store_true", help="print the whole trace of the seed")
     parser.add_argument("--mutant", choices=sorted(MUTANTS), default="", help="put a deliberate bug in")
-    parser.add_argument("--max-failures", type=int, default=5, help="stop after so many (default %(default)s)")
+    parser.add_argument(
+        "--max-failures", type=int, default=5, help="stop after so many (default %(default)s)"
+    )
     options = parser.parse_args(arguments)
     if options.list_mutants:
         for name, mutant in MUTANTS.items():
@@ -55,7 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
     if not outcome.ok:
         print(report(outcome))
         return 1
-    print(f"seed {outcome.seed}: {outcome.events:,} events, all checks held, digest {outcome.digest & (1 << 64) - 1:016x}")
+    print(
+    digest = outcome.digest & (1 << 64) - 1
+    print(f"seed {outcome.seed}: {outcome.events:,} events, all checks held, digest {digest:016x}")
+    )
     return 0
 
 

@@ -17,7 +17,7 @@ from dsm.coherence.states import State
 from dsm.limits import ADDRESS_LOW
 from dsm.testing.simulation.network import Network
 from dsm.testing.simulation.node import Node
-from dsm.testing.simulation.program import Operation, Style, Writer
+from dsm.testing.simulation.program import Operation, Style, Touch, Writer
 from dsm.testing.simulation.thread import Thread
 from dsm.testing.simulation.trace import What
 from dsm.testing.simulation.truth import Truth
@@ -38,6 +38,7 @@ class Parts:
     worker: type[Worker] = Worker
     thread: type[Thread] = Thread
     network: type[Network] = Network
+    truth: type[Truth] = Truth
 
 
 @dataclass
@@ -96,7 +97,9 @@ def unfinished(region: SequentialRegion) -> str:
 class Cluster:
     """Nodes, workers and threads of one simulation."""
 
-    def __init__(self, seed: int, shape: Shape | None = None, parts: Parts | None = None, *, keep: int = 400) -> None:
+    def __init__(
+        self, seed: int, shape: Shape | None = None, parts: Parts | None = None, *, keep: int = 400
+    ) -> None:
         self.world = World(seed, keep=keep)
         self.shape = shape or Shape.draw(self.world.random)
         self.parts = parts or Parts()
@@ -127,7 +130,7 @@ class Cluster:
     def add_region(self, region: Region) -> None:
         """Create a region on every node, before anybody uses it."""
         fill = region.options.fill[0] if region.options.fill else 0
-        truth = self.truths[region.region] = Truth(region.region, region.pages, fill)
+        truth = self.truths[region.region] = self.parts.truth(region.region, region.pages, fill)
         for node in self.nodes:
             node.add_region(region, truth, fill)
             node.engine.regions[region.region].table.taken = self.coverage
@@ -151,10 +154,10 @@ class Cluster:
             self.world.run(max_events)
             self.check_rest()
 
-    def run_programs(self, programs: dict[int, list[Operation]], max_events: int) -> None:
-        """Run given programs, by number of thread, to the end."""
+    def run_programs(self, programs: dict[int, list[Operation]], max_events: int, spread: int = 1) -> None:
+        """Run given programs, by number of thread, to the end; they start within `spread` nanoseconds."""
         for number, program in programs.items():
-            self.threads[number].start(program)
+            self.threads[number].start(program, self.world.random.randrange(spread))
         self.world.run(max_events)
         self.check_rest()
 
@@ -179,8 +182,8 @@ class Cluster:
                     f"node {node.number} rests with effects {list(node.effects)}, inbox {list(node.inbox)}, "
                     f"unfinished Lower {node.lowering}, slots {list(node.slots)}"
                 )
-            for number, region in node.engine.regions.items():
-                left = unfinished(region)
+            for number, engine_region in node.engine.regions.items():
+                left = unfinished(engine_region)
                 if left:
                     raise Violation(f"node {node.number} region {number} rests with {left}")
         for region in self.shape.regions:
@@ -190,7 +193,7 @@ class Cluster:
     def _explain(self, thread: Thread) -> str:
         lines = [thread.describe()]
         operation = thread.program[thread.position]
-        page = thread.program[thread.position].needs[0][0] if hasattr(operation, "needs") else operation.page
+        page = operation.needs[0][0] if isinstance(operation, Touch) else operation.page
         lines += [node.engine.story(operation.region, page) for node in self.nodes]
         return "\n".join(lines)
 
@@ -207,12 +210,16 @@ class Cluster:
                 here = state[page]
                 wanted = node.regions[number].wanted[page] & 3
                 if wanted != {State.INVALID: 0, State.SHARED: 1, State.EXCLUSIVE: 3}.get(State(here), -1):
-                    raise Violation(f"r{number} p{page}: node {node.number} is {State(here).name}, wanted {wanted}")
+                    raise Violation(
+                        f"r{number} p{page}: node {node.number} is {State(here).name}, wanted {wanted}"
+                    )
                 if here == State.INVALID:
                     continue
                 holders |= 1 << node.number
                 if here == State.EXCLUSIVE and (owner != node.number or copyset != 1 << node.number):
-                    raise Violation(f"r{number} p{page}: EXCLUSIVE on {node.number}, directory {owner}, {copyset:#x}")
+                    raise Violation(
+                        f"r{number} p{page}: EXCLUSIVE on {node.number}, directory {owner}, {copyset:#x}"
+                    )
                 if node.regions[number].frames[page] != truth.pages[page]:
                     raise Violation(f"r{number} p{page}: node {node.number} holds a stale frame")
             if holders != copyset or (owner >= 0 and not copyset >> owner & 1):

@@ -9,10 +9,10 @@ from typing import Any
 
 from dsm.coherence.messages import Discard, Kind, Level, Lower, Message, Send, Wake
 from dsm.testing.simulation.network import Link, Network, Transfer
-from dsm.testing.simulation.node import Node, NodeRegion
+from dsm.testing.simulation.frames import NodeRegion
+from dsm.testing.simulation.node import Node
 from dsm.testing.simulation.program import Call
 from dsm.testing.simulation.thread import Thread
-from dsm.testing.simulation.truth import WORDS, WRITE
 from dsm.testing.simulation.worker import LEVEL, LOCKED, MARK, PINNED, Worker, WorkerRegion
 
 #: How often a mutant that errs now and then does so.
@@ -152,7 +152,7 @@ class LosesAcknowledgement(Worker):
 
 class ServiceWithoutLock(Worker):
     def _lock(self, argument: Any) -> None:
-        _, region, page, count = self.commands[0]
+        _, _, page, count = self.commands[0]
         self._run = [(self._cursor, min(page + count, self._cursor + 16))]
         self.world.after(self.world.pause(), self._read)
 

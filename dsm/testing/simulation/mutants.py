@@ -83,7 +83,9 @@ class _ClosesEarly(Directory):
     def _close(self, transaction: Transaction) -> None:
         asked = transaction.message
         super().confirm(
-            Message(Kind.CONFIRM, asked.region, transaction.page, transaction.count, asked.request, asked.node)
+            Message(
+                Kind.CONFIRM, asked.region, transaction.page, transaction.count, asked.request, asked.node
+            )
         )
 
     def confirm(self, message: Message) -> None:
@@ -176,13 +178,29 @@ _add(
     "the directory takes the next request before the requester has installed",
     _engine(directory=_ClosesEarly),
 )
-_add("second-transaction", "a second transaction is opened on a page while one is open", _engine(directory=_NoQueue))
-_add("stale-upgrade", "a write grant without data to a node that lost its copy", _engine(directory=_StaleUpgrade))
+_add(
+    "second-transaction",
+    "a second transaction is opened on a page while one is open",
+    _engine(directory=_NoQueue),
+)
+_add(
+    "stale-upgrade",
+    "a write grant without data to a node that lost its copy",
+    _engine(directory=_StaleUpgrade),
+)
 _add("claimed-twice", "two nodes are told that a page was never touched", _engine(directory=_ForgetsClaim))
 _add("forgotten-reader", "a reader is not put into the copyset", _engine(directory=_ForgetsReader))
 _add("forgotten-read-ahead", "a reader ahead is not put into the copyset", _engine(directory=_ForgetsAhead))
-_add("read-ahead-of-busy", "a speculative read is served in the middle of a transaction", _engine(directory=_AheadOfBusy))
-_add("forgotten-owner", "after a write the directory still names the old owner", _engine(directory=_ForgetsOwner))
+_add(
+    "read-ahead-of-busy",
+    "a speculative read is served in the middle of a transaction",
+    _engine(directory=_AheadOfBusy),
+)
+_add(
+    "forgotten-owner",
+    "after a write the directory still names the old owner",
+    _engine(directory=_ForgetsOwner),
+)
 
 # -- holder ---------------------------------------------------------------------------------------------
 
@@ -228,14 +246,24 @@ class _OutOfOrder(Holder):
         self.demands = demands + self.demands
 
 
-_add("sent-before-protected", "a frame is read before every worker lost write access", _engine(holder=_SendsEarly))
+_add(
+    "sent-before-protected",
+    "a frame is read before every worker lost write access",
+    _engine(holder=_SendsEarly),
+)
 _add(
     "invalidated-too-early",
     "an invalidation is acknowledged before the workers acknowledged theirs",
     _engine(holder=_InvalidatedEarly),
 )
-_add("punched-too-early", "frames are discarded before PROT_NONE is acknowledged", _engine(holder=_PunchesEarly))
-_add("demands-out-of-order", "a demand overtakes an earlier one for the same page", _engine(holder=_OutOfOrder))
+_add(
+    "punched-too-early",
+    "frames are discarded before PROT_NONE is acknowledged",
+    _engine(holder=_PunchesEarly),
+)
+_add(
+    "demands-out-of-order", "a demand overtakes an earlier one for the same page", _engine(holder=_OutOfOrder)
+)
 
 # -- requester ------------------------------------------------------------------------------------------
 
@@ -281,27 +309,77 @@ class _NoHold(Hold):
         return 0
 
 
-_add("voided-installed", "a fetch that was voided by an invalidation is installed", _engine(requester=_InstallsVoided))
-_add("waiter-forgotten", "of several threads that wait for a page only one is woken", _engine(requester=_ForgetsWaiter))
+_add(
+    "voided-installed",
+    "a fetch that was voided by an invalidation is installed",
+    _engine(requester=_InstallsVoided),
+)
+_add(
+    "waiter-forgotten",
+    "of several threads that wait for a page only one is woken",
+    _engine(requester=_ForgetsWaiter),
+)
 _add("pins-ignored", "a pinned page is given away", _engine(region_class=_IgnoresPins))
-_add("no-hold", "pages are given away at once: instructions that need two never finish", _engine(hold=_NoHold))
+_add(
+    "no-hold", "pages are given away at once: instructions that need two never finish", _engine(hold=_NoHold)
+)
 
 # -- manager, shim, network -----------------------------------------------------------------------------
 
-_add("skipped-invalidation", "an invalidation is not sent but taken for done", Parts(node=driver.SkipsInvalidation))
+_add(
+    "skipped-invalidation",
+    "an invalidation is not sent but taken for done",
+    Parts(node=driver.SkipsInvalidation),
+)
 _add("granted-before-complete", "a frame is granted when its header is here", Parts(node=driver.GrantsEarly))
-_add("acknowledgement-lost", "an acknowledgement of a worker is lost", Parts(worker=driver.LosesAcknowledgement))
+_add(
+    "acknowledgement-lost",
+    "an acknowledgement of a worker is lost",
+    Parts(worker=driver.LosesAcknowledgement),
+)
 _add("invalidated-lost", "an INVALIDATED is lost", Parts(node=driver.LosesInvalidated))
 _add("wake-lost", "a wake-up is lost", Parts(node=driver.LosesWake))
-_add("lower-not-awaited", "the manager does not wait for its workers' acknowledgements", Parts(node=driver.DoesNotWait))
+_add(
+    "lower-not-awaited",
+    "the manager does not wait for its workers' acknowledgements",
+    Parts(node=driver.DoesNotWait),
+)
 _add("lower-not-far-enough", "a former owner keeps read access", Parts(node=driver.KeepsReading))
-_add("applied-read-first", "applied tables are read before the wanted table is written", Parts(node=driver.ReadsFirst))
+_add(
+    "applied-read-first",
+    "applied tables are read before the wanted table is written",
+    Parts(node=driver.ReadsFirst),
+)
 _add("page-lock-overlooked", "a worker about to decide is not asked", Parts(node=driver.OverlooksLocks))
-_add("punched-while-sending", "a frame is discarded before its last byte left", Parts(node=driver.PunchesWhileSending))
+_add(
+    "punched-while-sending",
+    "a frame is discarded before its last byte left",
+    Parts(node=driver.PunchesWhileSending),
+)
 _add("late-bytes-stored", "the bytes of a voided fetch go into the frame", Parts(node=driver.StoresLateBytes))
-_add("grant-after-revocation", "what is wanted is read before the page lock is taken", Parts(thread=driver.ReadsBeforeLock))
-_add("handler-without-lock", "the fault handler does not wait for the page lock", Parts(thread=driver.HandlerWithoutLock))
-_add("neighbours-without-lock", "neighbours are mapped without their locks", Parts(thread=driver.NeighboursWithoutLock))
-_add("service-without-lock", "the service thread does not wait for page locks", Parts(worker=driver.ServiceWithoutLock))
-_add("service-early", "the service thread acknowledges before it has obeyed", Parts(worker=driver.AcknowledgesEarly))
+_add(
+    "grant-after-revocation",
+    "what is wanted is read before the page lock is taken",
+    Parts(thread=driver.ReadsBeforeLock),
+)
+_add(
+    "handler-without-lock",
+    "the fault handler does not wait for the page lock",
+    Parts(thread=driver.HandlerWithoutLock),
+)
+_add(
+    "neighbours-without-lock",
+    "neighbours are mapped without their locks",
+    Parts(thread=driver.NeighboursWithoutLock),
+)
+_add(
+    "service-without-lock",
+    "the service thread does not wait for page locks",
+    Parts(worker=driver.ServiceWithoutLock),
+)
+_add(
+    "service-early",
+    "the service thread acknowledges before it has obeyed",
+    Parts(worker=driver.AcknowledgesEarly),
+)
 _add("link-reorders", "messages of one link overtake each other", Parts(network=driver.ReorderingNetwork))

@@ -16,7 +16,8 @@ from dsm.testing.simulation.truth import TORN, WORDS
 from dsm.testing.simulation.world import World
 
 if TYPE_CHECKING:
-    from dsm.testing.simulation.node import Node, NodeRegion
+    from dsm.testing.simulation.frames import NodeRegion
+    from dsm.testing.simulation.node import Node
 
 
 class Transfer:

@@ -26,6 +26,7 @@ from dsm.coherence.messages import (
     Wake,
 )
 from dsm.errors import Status
+from dsm.testing.simulation.frames import NodeRegion
 from dsm.testing.simulation.network import Network, Transfer
 from dsm.testing.simulation.program import PIN, PREFETCH, Call
 from dsm.testing.simulation.trace import What, message_text
@@ -42,42 +43,6 @@ if TYPE_CHECKING:
 Stimulus = tuple[Callable[[Any], None], Any]
 
 _FETCH, _INVALIDATE = int(Kind.FETCH), int(Kind.INVALIDATE)
-
-
-class NodeRegion:
-    """One region at one node."""
-
-    __slots__ = ("doomed", "dropped", "fill", "frames", "number", "pages", "sending", "truth", "wanted", "workers")
-
-    def __init__(self, number: int, truth: Truth, fill: int) -> None:
-        self.number = number
-        self.truth = truth
-        self.fill = fill
-        self.pages = len(truth.pages)
-        self.frames = [[UNFILLED] * WORDS for _ in range(self.pages)]
-        self.wanted = bytearray(self.pages)
-        self.workers: list[WorkerRegion] = []
-        #: Transfers whose last byte has not left, by page.
-        self.sending: dict[int, list[Transfer]] = {}
-        #: Pages to discard once their last byte has left.
-        self.doomed: set[int] = set()
-        self.dropped = False
-
-    def freeze(self, transfer: Transfer) -> None:
-        """These frames are being sent."""
-        message = transfer.message
-        for page in range(message.page, message.page + message.count):
-            self.sending.setdefault(page, []).append(transfer)
-
-    def changed(self, page: int) -> None:
-        """A frame changed while it was sent: what arrives is torn."""
-        for transfer in self.sending.get(page, ()):
-            transfer.tear(page)
-
-    def destroy(self, page: int) -> None:
-        """Return the memory of a frame."""
-        self.changed(page)
-        self.frames[page][:] = [DISCARDED] * WORDS
 
 
 class Node:
@@ -193,7 +158,9 @@ class Node:
         self.poll()
         engine.tick(self.world.now)
         if engine.deadline is not None and engine.deadline <= self.world.now:
-            raise Violation(f"node {self.number}: tick at {self.world.now} left the deadline at {engine.deadline}")
+            raise Violation(
+                f"node {self.number}: tick at {self.world.now} left the deadline at {engine.deadline}"
+            )
 
     def poll(self) -> None:
         """Tell the engine which grants its workers have applied by now."""
@@ -343,7 +310,9 @@ class Node:
         """Send frames."""
         if effect.node == self.number:
             raise Violation(f"node {self.number} sends pages to itself: {message_text(effect.message)}")
-        self.network.send_pages(self.number, effect.node, effect.message, self.live(effect.message.region, effect))
+        self.network.send_pages(
+            self.number, effect.node, effect.message, self.live(effect.message.region, effect)
+        )
 
     def do_fill(self, effect: Fill) -> None:
         """Fill frames with the region's pattern."""

@@ -44,7 +44,14 @@ class Call:
     __slots__ = ("count", "kind", "page", "patience", "region", "skip", "write")
 
     def __init__(
-        self, kind: int, region: int, page: int, count: int, write: bool = False, patience: int = 0, skip: int = 0
+        self,
+        kind: int,
+        region: int,
+        page: int,
+        count: int,
+        write: bool = False,
+        patience: int = 0,
+        skip: int = 0,
     ) -> None:
         self.kind = kind
         self.region = region
@@ -76,6 +83,8 @@ class Style:
             (2, 6, 0, 0, 0, 0),
             (2, 0, 6, 2, 0, 0.3),
             (3, 1, 0.5, 1, 3, 0),
+            # Ranges written while others read ahead in them.
+            (0.3, 0, 3, 6, 0, 0),
         )
         self.weights = random.choice(choices)
         self.write_chance = random.choice((0.05, 0.3, 0.5, 0.9))

@@ -72,10 +72,15 @@ class Thread:
             return f"{place} has finished"
         operation = self.program[self.position]
         if isinstance(operation, Touch):
-            doing = f"r{operation.region} {' '.join(f'p{page} level {level}' for page, level in operation.needs)}"
+            doing = (
+                f"r{operation.region} {' '.join(f'p{page} level {level}' for page, level in operation.needs)}"
+            )
         else:
-            doing = f"{CALL_NAMES[operation.kind]} r{operation.region} {pages(operation.page, operation.count)}"
-        return f"{place} at {self.position}/{len(self.program)}: {doing}; waiter {self.waiter}, waiting {self.waiting}"
+            doing = (
+                f"{CALL_NAMES[operation.kind]} r{operation.region} {pages(operation.page, operation.count)}"
+            )
+        waits = f"waiter {self.waiter}, waiting {self.waiting}"
+        return f"{place} at {self.position}/{len(self.program)}: {doing}; {waits}"
 
     # -- program ----------------------------------------------------------------------------------
 
@@ -143,7 +148,9 @@ class Thread:
 
     def _trap(self, region: WorkerRegion, page: int, level: int) -> None:
         world = self.world
-        world.note(What.TRAP, self.node.number, self.number, region.number, page, "writing" if level == WRITE else "")
+        world.note(
+            What.TRAP, self.node.number, self.number, region.number, page, "writing" if level == WRITE else ""
+        )
         if page in region.pins and region.applied[page] & LEVEL >= level and not region.home.dropped:
             raise Violation(f"region {region.number} page {page}: a pinned page traps (thread {self.number})")
         self._page = page
@@ -210,11 +217,17 @@ class Thread:
         world = self.world
         if wanted & MARK:
             region.home.wanted[self._page] &= ~MARK & 0xFF
-            world.after(world.pause(), self.node.post, (self.node.touched, (region.number, self._page, self.worker)))
+            world.after(
+                world.pause(), self.node.post, (self.node.touched, (region.number, self._page, self.worker))
+            )
         self._held = [(self._page, wanted & LEVEL)]
         for step in (1, -1):
             page = self._page + step
-            while 0 <= page < region.home.pages and abs(page - self._page) <= AROUND and self._neighbour(region, page):
+            while (
+                0 <= page < region.home.pages
+                and abs(page - self._page) <= AROUND
+                and self._neighbour(region, page)
+            ):
                 page += step
         world.after(world.pause(), self._protect)
 
@@ -251,7 +264,9 @@ class Thread:
     # -- calls ------------------------------------------------------------------------------------
 
     def _call(self, call: Call, region: WorkerRegion) -> None:
-        where = f"{CALL_NAMES[call.kind]} r{call.region} {pages(call.page, call.count)}{' write' * call.write}"
+        where = (
+            f"{CALL_NAMES[call.kind]} r{call.region} {pages(call.page, call.count)}{' write' * call.write}"
+        )
         self.world.note(What.CALL, self.node.number, self.number, call.kind, call.page, where)
         if call.kind == MERGE:
             self.worker.drop_maps(region, call.page, call.count)
@@ -278,7 +293,9 @@ class Thread:
         self.waiter = 0
         if self.status == _OK:
             self._next()
-        elif (self.status == _CLOSED and region.home.dropped) or (self.status == _CANCELLED and call.patience):
+        elif (self.status == _CLOSED and region.home.dropped) or (
+            self.status == _CANCELLED and call.patience
+        ):
             self._skip(call)
         else:
             raise Violation(f"{self.describe()}: a call ends with status {self.status}")

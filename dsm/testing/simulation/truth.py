@@ -40,7 +40,8 @@ class Truth:
 
     def _broken(self, page: int, rule: str) -> Violation:
         return Violation(
-            f"region {self.region} page {page}: {rule} (nodes as bits: wanted read {self.wanted_read[page]:#x}, "
+            f"region {self.region} page {page}: {rule} "
+            f"(nodes as bits: wanted read {self.wanted_read[page]:#x}, "
             f"write {self.wanted_write[page]:#x}; mapped read {self.mapped_read[page]:#x}, "
             f"write {self.mapped_write[page]:#x}; truth {self.pages[page]})"
         )
@@ -72,12 +73,12 @@ class Truth:
         bit = 1 << node
         if after == WRITE:
             if self.mapped_read[page] & ~bit:
-                raise self._broken(page, f"node {node} maps for writing while another node has the page mapped")
+                raise self._broken(page, f"node {node} maps for writing what another node has mapped")
             self.mapped_read[page] |= bit
             self.mapped_write[page] |= bit
         elif after == READ:
             if self.mapped_write[page] & ~bit:
-                raise self._broken(page, f"node {node} maps for reading while another node may write the page")
+                raise self._broken(page, f"node {node} maps for reading what another node may write")
             self.mapped_read[page] |= bit
             self.mapped_write[page] &= ~bit
         else:

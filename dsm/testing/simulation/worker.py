@@ -16,7 +16,8 @@ from dsm.testing.simulation.truth import NONE
 from dsm.testing.simulation.world import Violation, World
 
 if TYPE_CHECKING:
-    from dsm.testing.simulation.node import Node, NodeRegion
+    from dsm.testing.simulation.frames import NodeRegion
+    from dsm.testing.simulation.node import Node
     from dsm.testing.simulation.thread import Thread
 
 #: Bits of wanted and applied bytes, as in layout.h.
@@ -90,7 +91,8 @@ class Worker:
     def _begin(self, _: Any) -> None:
         sequence, region, page, count = self.commands[0]
         world = self.world
-        world.note(What.COMMAND, self.node.number, self.number, sequence, page, f"r{region.number} {pages(page, count)}")
+        what = f"r{region.number} {pages(page, count)}"
+        world.note(What.COMMAND, self.node.number, self.number, sequence, page, what)
         self._cursor = page
         self._lock(None)
 

@@ -109,7 +109,9 @@ class World:
             self.now = time
             self.events += 1
             if self.events > max_events:
-                raise Violation(f"no quiescence after {max_events} events ({time / 1e6:.1f} ms simulated): livelock?")
+                raise Violation(
+                    f"no quiescence after {max_events} events ({time / 1e6:.1f} ms simulated): livelock?"
+                )
             action(argument)
 
     def step(self) -> bool:

@@ -1,0 +1,48 @@
+"""Settings that come from the environment, and nothing else.
+
+Owns the names of the variables that change how the runtime behaves, and what is refused.  Variables that
+say where a process belongs (DSM_NODE, DSM_RANK, DSM_SECRET, …) are read by the floor that obeys them.
+
+===================================  =====================================================================
+``DSM_ADDRESS_LOW``, ``…_HIGH``      range of addresses for regions (hexadecimal); the coordinator's count
+===================================  =====================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dsm.errors import UsageError
+from dsm.limits import ADDRESS_ALIGNMENT, ADDRESS_HIGH, ADDRESS_LOW
+
+
+def address_range(environ: Mapping[str, str]) -> tuple[int, int]:
+    """Return the first address for regions, and the first one after them.
+
+    Raises
+    ------
+    UsageError
+        A variable is not a multiple of 2 MiB, or the range is empty.
+    """
+    low = _address(environ, "DSM_ADDRESS_LOW", ADDRESS_LOW)
+    high = _address(environ, "DSM_ADDRESS_HIGH", ADDRESS_HIGH)
+    if low >= high:
+        raise UsageError(
+            f"the range of addresses {low:#x} to {high:#x} is empty; unset DSM_ADDRESS_LOW and _HIGH"
+        )
+    return low, high
+
+
+def _address(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(name)
+    if not text:
+        return default
+    try:
+        value = int(text, 16)
+    except ValueError:
+        value = -1
+    if value <= 0 or value % ADDRESS_ALIGNMENT or value >= 1 << 47:
+        raise UsageError(
+            f"{name} is {text!r}; it must be a hexadecimal multiple of {ADDRESS_ALIGNMENT:#x} below {1 << 47:#x}"
+        )
+    return value

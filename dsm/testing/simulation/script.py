@@ -1,0 +1,227 @@
+"""Scripted traces: real engines driven step by step from a text file, their effects recorded.
+
+Owns the commands.  A file is a sequence of blocks, a command line, ``----``, what came of it, and a
+blank line (the form of etcd-raft's datadriven tests).  Nothing moves by itself: a message waits on its
+link until ``deliver``, a payload between ``header`` and ``end``, a `Lower` until ``lowered``, and time
+stands still until ``time``.  The file is the specification of one interleaving; the recorded text is
+compared, never guessed.
+
+========================================  =========================================================
+``cluster nodes=3 pages=4 home=0``         begin; also ``page_size=`` and ``fill=``
+``fault n1 p0 read w7 [ip=5]``             a thread of n1 traps and waits as waiter 7
+``prefetch n1 p0+4 read w8``               also ``pin``; ``unpin n1 p0+4 read``; ``cancel n1 w8``
+``touched n1 p4``                          a worker used a marked page
+``applied n1 w7``                          the woken thread has mapped its page
+``deliver n1 n0``                          the next message of that link arrives; ``all`` of them
+``header n1 n0``, ``end n1 n0``            the two halves of a message with pages
+``lowered n1 [token]``                     the workers acknowledged (the oldest `Lower`)
+``time +150``                              microseconds pass, and every engine that asked is called
+``drop n1``                                the region is destroyed, as n1 learns it
+``pages p0+2``                             states, directory entries
+``links``                                  what is on its way
+========================================  =========================================================
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from dsm.coherence.engine import Engine
+from dsm.coherence.messages import Kind, Lower, Message, Send, SendPages
+from dsm.coherence.states import State
+from dsm.errors import DSMError
+from dsm.limits import ADDRESS_LOW
+from dsm.testing.simulation.trace import effect_text, message_text
+from dsm.types import Region, RegionOptions
+
+_REGION = 1
+
+
+def _number(word: str, prefix: str) -> int:
+    if not word.startswith(prefix):
+        raise ValueError(f"{word!r}: a word like {prefix}1 is meant")
+    return int(word[len(prefix) :])
+
+
+def _range(word: str) -> tuple[int, int]:
+    page, _, count = word.partition("+")
+    return _number(page, "p"), int(count or "1")
+
+
+class Script:
+    """Engines and links of one file."""
+
+    def __init__(self) -> None:
+        self.engines: list[Engine] = []
+        self.links: dict[tuple[int, int], deque[Message]] = {}
+        #: Messages whose header has arrived: accepted or not.
+        self.open: dict[tuple[int, int], bool] = {}
+        #: Tokens of `Lower` that are not done, for each node.
+        self.lowering: dict[int, deque[int]] = {}
+        self.now = 0
+        self._said: list[str] = []
+
+    def run(self, line: str) -> str:
+        """Do one command and return what came of it."""
+        self._said = []
+        name, *words = line.split()
+        command: Callable[[list[str]], None] | None = getattr(self, f"do_{name}", None)
+        if command is None:
+            raise ValueError(f"{name!r} is no command of a scripted trace")
+        try:
+            command(words)
+        except DSMError as error:
+            self._said.append(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        for engine in self.engines:
+            self._collect(engine)
+        return "\n".join(self._said) or "nothing"
+
+    def _collect(self, engine: Engine) -> None:
+        for effect in engine.take():
+            self._said.append(f"n{engine.node}: {effect_text(effect)}")
+            if isinstance(effect, Send | SendPages):
+                self.links.setdefault((engine.node, effect.node), deque()).append(effect.message)
+            elif isinstance(effect, Lower):
+                self.lowering[engine.node].append(effect.token)
+
+    # -- commands -----------------------------------------------------------------------------------
+
+    def do_cluster(self, words: list[str]) -> None:
+        options = {"nodes": "2", "pages": "1", "page_size": "4096", "home": "0", "fill": ""}
+        for word in words:
+            name, _, value = word.partition("=")
+            options[name] = value
+        count, size = int(options["nodes"]), int(options["page_size"])
+        home = options["home"]
+        chosen = RegionOptions(
+            nbytes=int(options["pages"]) * size,
+            page_size=size,
+            home=int(home) if home.isdigit() else home,
+            fill=options["fill"].encode(),
+        )
+        region = Region(_REGION, chosen, ADDRESS_LOW, tuple(range(count)))
+        for node in range(count):
+            engine = Engine(node)
+            engine.add_region(region)
+            self.engines.append(engine)
+            self.lowering[node] = deque()
+
+    def do_fault(self, words: list[str]) -> None:
+        node, page, access, waiter = words[:4]
+        ip = int(words[4].removeprefix("ip=")) if len(words) > 4 else 1
+        engine = self.engines[_number(node, "n")]
+        engine.fault(_REGION, _number(page, "p"), access == "write", _number(waiter, "w"), 0, ip, self.now)
+
+    def do_prefetch(self, words: list[str]) -> None:
+        node, pages, access, waiter = words
+        engine = self.engines[_number(node, "n")]
+        engine.prefetch(_REGION, *_range(pages), access == "write", _number(waiter, "w"), self.now)
+
+    def do_pin(self, words: list[str]) -> None:
+        node, pages, access, waiter = words
+        engine = self.engines[_number(node, "n")]
+        engine.pin(_REGION, *_range(pages), access == "write", _number(waiter, "w"), self.now)
+
+    def do_unpin(self, words: list[str]) -> None:
+        node, pages, access = words
+        self.engines[_number(node, "n")].unpin(_REGION, *_range(pages), access == "write", self.now)
+
+    def do_cancel(self, words: list[str]) -> None:
+        found = self.engines[_number(words[0], "n")].cancel(_number(words[1], "w"), self.now)
+        self._said.append("found" if found else "not waiting")
+
+    def do_touched(self, words: list[str]) -> None:
+        self.engines[_number(words[0], "n")].touched(_REGION, _number(words[1], "p"), 0, self.now)
+
+    def do_applied(self, words: list[str]) -> None:
+        self.engines[_number(words[0], "n")].applied(_number(words[1], "w"), self.now)
+
+    def do_deliver(self, words: list[str]) -> None:
+        ends = _number(words[0], "n"), _number(words[1], "n")
+        for _ in range(len(self.links[ends]) if words[2:] == ["all"] else 1):
+            message = self.links[ends][0]
+            if message.kind == Kind.DATA:
+                self._header(ends)
+                self._end(ends)
+            else:
+                self.links[ends].popleft()
+                self._said.append(f"n{ends[1]} gets {message_text(message)}")
+                self.engines[ends[1]].message(message, self.now)
+            self._collect(self.engines[ends[1]])
+
+    def do_header(self, words: list[str]) -> None:
+        self._header((_number(words[0], "n"), _number(words[1], "n")))
+
+    def do_end(self, words: list[str]) -> None:
+        self._end((_number(words[0], "n"), _number(words[1], "n")))
+
+    def _header(self, ends: tuple[int, int]) -> None:
+        message = self.links[ends][0]
+        engine = self.engines[ends[1]]
+        self.open[ends] = engine.accepts(message)
+        runs = " ".join(f"p{page}+{count}" for page, count in engine.wanted_runs(message))
+        where = "its frames" if self.open[ends] else "scratch"
+        self._said.append(f"n{ends[1]} takes {message_text(message)} into {where}; wanted: {runs or 'none'}")
+
+    def _end(self, ends: tuple[int, int]) -> None:
+        del self.open[ends]
+        message = self.links[ends].popleft()
+        engine = self.engines[ends[1]]
+        runs = " ".join(f"p{page}+{count}" for page, count in engine.wanted_runs(message))
+        self._said.append(f"n{ends[1]} has all of {message_text(message)}; wanted: {runs or 'none'}")
+        engine.received(message, self.now)
+
+    def do_lowered(self, words: list[str]) -> None:
+        node = _number(words[0], "n")
+        token = int(words[1]) if len(words) > 1 else self.lowering[node][0]
+        self.lowering[node].remove(token)
+        self.engines[node].lowered(token, self.now)
+
+    def do_time(self, words: list[str]) -> None:
+        self.now += int(words[0]) * 1000
+        for engine in self.engines:
+            if engine.deadline is not None and engine.deadline <= self.now:
+                self._said.append(f"n{engine.node} ticks")
+                engine.tick(self.now)
+                self._collect(engine)
+
+    def do_drop(self, words: list[str]) -> None:
+        self.engines[_number(words[0], "n")].drop_region(_REGION)
+
+    def do_pages(self, words: list[str]) -> None:
+        first, count = _range(words[0])
+        for page in range(first, first + count):
+            live = [engine for engine in self.engines if _REGION in engine.regions]
+            states = " ".join(f"n{e.node} {State(e.state(_REGION, page)).name}" for e in live)
+            region = live[0].regions[_REGION]
+            entry = self.engines[region.placement.directory(page)].regions[_REGION]
+            owner, copyset = entry.table.owner[page] - 1, entry.table.copyset[page]
+            holders = ",".join(f"n{n}" for n in range(64) if copyset >> n & 1)
+            busy = ", in a transaction" if page in entry.directory.busy else ""
+            kept = f"owner n{owner}, copies {holders}" if owner >= 0 else "unclaimed"
+            self._said.append(f"p{page}: {states}; {kept}{busy}")
+
+    def do_links(self, words: list[str]) -> None:
+        for (sender, receiver), messages in sorted(self.links.items()):
+            for message in messages:
+                self._said.append(f"n{sender} to n{receiver}: {message_text(message)}")
+
+
+def replay(text: str) -> str:
+    """Run the commands of a file and return the file as it should read."""
+    script = Script()
+    out: list[str] = []
+    lines = iter(text.splitlines())
+    for line in lines:
+        if not line.strip() or line.startswith("#"):
+            out.append(line)
+            continue
+        out += [line, "----", script.run(line)]
+        for old in lines:
+            if old == "----":
+                continue
+            if not old.strip():
+                out.append("")
+                break
+    return "\n".join(out).rstrip() + "\n"

@@ -1,0 +1,54 @@
+"""What others see when a process of the cluster dies."""
+
+from __future__ import annotations
+
+import signal
+
+import programs
+import pytest
+
+import dsm
+from dsm.testing import Cluster
+
+
+def test_a_worker_in_a_fault_gets_node_lost_error_when_its_manager_is_killed():
+    with Cluster(nodes=2) as cluster:
+        waiting = [worker.start(programs.fault_for_ever) for worker in cluster.workers]
+        cluster.managers[1].process.send_signal(signal.SIGKILL)
+        with pytest.raises(dsm.NodeLostError):
+            waiting[1].result(10)
+        cluster.workers[0].kill()
+
+
+def test_pages_of_a_killed_node_are_lost_to_the_others():
+    with Cluster(nodes=2) as cluster:
+        first, second = cluster.workers
+        second.call(_take_and_write)
+        cluster.managers[1].process.send_signal(signal.SIGKILL)
+        with pytest.raises(dsm.PageLostError, match="page"):
+            first.call(_read)
+
+
+def _read(node):
+    return float(node.array("page", 10, "f8")[3])
+
+
+def test_a_killed_worker_does_not_keep_its_lock_or_its_pages():
+    with Cluster(nodes=2) as cluster:
+        first, second = cluster.workers
+        first.call(_take_and_write)
+        first.kill()
+        assert second.call(_take_and_read) == 7.0
+
+
+def _take_and_write(node):
+    node.lock("held").acquire()
+    node.array("page", 10, "f8")[:] = 7.0
+
+
+def _take_and_read(node):
+    try:
+        node.lock("held").acquire()
+    except dsm.OwnerDiedError:
+        pass
+    return float(node.array("page", 10, "f8")[3])

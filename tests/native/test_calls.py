@@ -1,0 +1,147 @@
+"""Calls through a slot: answers, time limits, signals, running out."""
+
+from __future__ import annotations
+
+
+def test_an_answer_carries_status_and_result(run):
+    run("""
+        node = Node()
+        with running(node) as manager:
+            for a in (0, 5, 1 << 31):
+                slot = _native.call_begin(20, 3, a)
+                assert _native.call_wait(slot, -1) == (4, (3 << 32) + a)
+                _native.call_end(slot)
+    """)
+
+
+def test_a_wait_ends_with_its_time_and_can_go_on(run):
+    run("""
+        node = Node()
+        with running(node) as manager:
+            slot = _native.call_begin(17, 0)
+            assert _native.call_wait(slot, 0) is None
+            start = time.monotonic()
+            assert _native.call_wait(slot, 30_000_000) is None
+            assert 0.03 <= time.monotonic() - start < 0.5
+            until(lambda: manager.held() == 1)
+            manager.release(7, 99)
+            while (answer := _native.call_wait(slot, -1)) is None:
+                pass
+            assert answer == (7, 99)
+            _native.call_end(slot)
+    """)
+
+
+def test_an_answer_wakes_a_sleeping_thread_at_once(run):
+    run("""
+        node = Node()
+        with running(node) as manager:
+            taken = []
+            for _ in range(5):
+                slot = _native.call_begin(17, 0)
+                def answer():
+                    assert manager.held() == 1
+                    taken.append(-time.monotonic())
+                    manager.release(0)
+                timer = threading.Timer(0.02, answer)  # by then the thread sleeps
+                timer.start()
+                while _native.call_wait(slot, -1) is None:
+                    pass
+                taken[-1] += time.monotonic()
+                _native.call_end(slot)
+                timer.join()
+            assert min(taken) < 0.015, taken  # a slice would be 0.1
+    """)
+
+
+def test_a_signal_ends_a_wait_soon(run):
+    run("""
+        node = Node()
+        class Interrupted(Exception): pass
+        def interrupt(*_): raise Interrupted
+        signal.signal(signal.SIGUSR1, interrupt)
+        with running(node) as manager:
+            slot = _native.call_begin(17, 0)
+            for pause in (0.0001, 0.05):
+                start = time.monotonic()
+                try:
+                    threading.Timer(pause, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+                    while True:
+                        assert _native.call_wait(slot, -1) is None
+                except Interrupted:
+                    assert time.monotonic() - start < 0.5
+    """)
+
+
+def test_slots_run_out_and_come_back(run):
+    run("""
+        node = Node(); r = node.region(pages=4)
+        with running(node) as manager:
+            slots = [_native.call_begin(17, 0) for _ in range(256)]
+            assert sorted(slots) == list(range(256))
+            try:
+                _native.call_begin(17, 0)
+            except BlockingIOError:
+                pass
+            else:
+                raise AssertionError
+            # A fault waits until there is one.
+            thread = threading.Thread(target=helper.touch, args=(r.address, 1, PAGE, 1, 1, 0, 0))
+            thread.start()
+            until(lambda: manager.held() == 256)
+            manager.release(0)
+            for slot in slots:
+                assert _native.call_wait(slot, -1) == (0, 0)
+                _native.call_end(slot)
+            thread.join()
+            assert r.frames[0] == 1
+    """)
+
+
+def test_stopping_ends_waits_of_calls_and_faults(run):
+    run("""
+        node = Node(); r = node.region(pages=4)
+        with running(node, silent=[2], worker={"error_pause_ns": 1000}) as manager:
+            answers = []
+            def call():
+                slot = _native.call_begin(17, 0)
+                while (answer := _native.call_wait(slot, -1)) is None:
+                    pass
+                answers.append(answer)
+                _native.call_end(slot)
+            threads = [
+                threading.Thread(target=call),
+                threading.Thread(target=helper.touch, args=(r.address + 2 * PAGE, 1, PAGE, 0, 1, 0, 0)),
+            ]
+            for thread in threads:
+                thread.start()
+            until(lambda: manager.held() == 2)
+            start = time.monotonic()
+            _native.worker_stop()
+            for thread in threads:
+                thread.join()
+            assert time.monotonic() - start < 0.5
+            assert answers == [(CLOSED, 0)] and _native.error_take().status == CLOSED
+    """)
+
+
+def test_many_threads_call_at_once(run):
+    run("""
+        node = Node()
+        with running(node) as manager:
+            wrong = []
+            def calls(a):
+                for i in range(100):
+                    slot = _native.call_begin(20, a, i)
+                    while (answer := _native.call_wait(slot, -1)) is None:
+                        pass
+                    if answer != (4, (a << 32) + i):
+                        wrong.append((a, i, answer))
+                    _native.call_end(slot)
+            threads = [threading.Thread(target=calls, args=(a,)) for a in range(16)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert not wrong
+    """)

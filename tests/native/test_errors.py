@@ -1,0 +1,175 @@
+"""Faults that cannot be served: poison, the error for Python, and what comes after."""
+
+from __future__ import annotations
+
+WATCH = """
+    errors = []
+    def watch():
+        while True:
+            select.select([node.error_fd], [], [])
+            os.eventfd_read(node.error_fd)
+            while (error := _native.error_take()) is not None:
+                errors.append(error)
+                _native.error_done(error)
+    def watching():
+        threading.Thread(target=watch, daemon=True).start()
+"""
+
+
+def test_a_refused_page_reads_as_nan_and_its_error_names_it(run):
+    run(
+        WATCH
+        + """
+    node = Node(); r = node.region(pages=8)
+    with running(node, refuse={"3": 4}) as manager:
+        r.frames[:] = 1
+        r.bytes[2 * PAGE]
+        watching()
+        assert np.isnan(r.words("f8")[3 * PAGE // 8 + 1])
+        until(lambda: errors)
+        [error] = errors
+        assert (error.region, error.page, error.status, error.address) == (1, 3, 4, r.address + 3 * PAGE + 8)
+        assert error.thread == threading.get_native_id()
+        # Neighbours are untouched, and the page traps again.
+        assert r.bytes[2 * PAGE] == r.bytes[4 * PAGE] == 1
+        assert r.bytes[3 * PAGE] == 255
+        until(lambda: len(errors) == 2)
+        counters, _ = manager.statistics()
+        assert counters["poisoned"] == 2
+    """
+    )
+
+
+def test_a_page_that_is_granted_later_shows_its_frame(run):
+    run(
+        WATCH
+        + """
+    node = Node(); r = node.region(pages=8, shift=16)
+    with running(node, refuse={"3": 4}) as manager:
+        r.frames[:] = 1
+        watching()
+        address = (3 << 16) + 2 * PAGE
+        assert r.bytes[address] == 255 and r.frames[address] == 1
+        until(lambda: errors)
+        until(lambda: r.applied()[3] == 0)
+        getattr(manager, "raise")(1, 3, 1, _native.WRITE)
+        r.bytes[address] += 1
+        assert r.frames[address] == 2 and r.applied()[3] == _native.WRITE
+    """
+    )
+
+
+def test_without_a_watcher_the_pause_is_bounded_and_more_poison_is_free(run):
+    run("""
+        node = Node(); r = node.region(pages=4000)
+        with running(node, worker={"error_pause_ns": 100_000_000}) as manager:
+            _native.region_close(1)
+            start = time.monotonic()
+            assert r.bytes[0] == 255
+            assert 0.09 < time.monotonic() - start < 1
+            start = time.monotonic()
+            assert (r.bytes == 255).all()
+            r.bytes[:] = 3
+            assert time.monotonic() - start < 1
+            error = _native.error_take()
+            assert (error.region, error.page, error.status) == (1, 0, CLOSED) and _native.error_take() is None
+            _native.error_done(error)
+            assert r.bytes[0] == 255  # mended: a new error
+            assert _native.error_take().page == 0
+            with open("/proc/self/maps") as maps:
+                assert sum(line.startswith("59") for line in maps) < 100
+    """)
+
+
+def test_closed_regions_are_errors_and_stay_reserved(run):
+    run(
+        WATCH
+        + """
+    node = Node(); r = node.region(pages=8)
+    with running(node) as manager:
+        watching()
+        r.bytes[0] = 1
+        _native.region_close(1)
+        assert r.bytes[0] == 255 and r.frames[0] == 1
+        until(lambda: errors)
+        assert errors[0].status == CLOSED
+        assert _native.region_find(r.address + 5) == (1, 5)
+        _native.region_close(1)
+        r.bytes[PAGE] = 7
+        until(lambda: len(errors) == 2)
+        assert r.frames[PAGE] == 0
+    """
+    )
+
+
+def test_a_manager_that_is_killed_ends_the_wait(run):
+    run(
+        WATCH
+        + """
+    node = Node(); r = node.region(pages=8)
+    manager = node.manager(silent=[5])
+    node.worker(manager)
+    watching()
+    r.bytes[0] = 1
+    waiting = threading.Thread(target=helper.touch, args=(r.address + 5 * PAGE, 1, PAGE, 0, 1, 0, 0))
+    call = _native.call_begin(17, 0)
+    waiting.start()
+    until(lambda: manager.held() == 2)
+    start = time.monotonic()
+    manager.kill()
+    waiting.join()
+    assert time.monotonic() - start < 0.5
+    assert _native.call_wait(call, -1) == (LOST, 0)
+    _native.call_end(call)
+    until(lambda: errors)
+    assert errors[0].status == LOST and _native.worker_lost()
+    # What is mapped stays, what was granted can be mapped, everything else is an error at once.
+    assert r.bytes[0] == 1
+    start = time.monotonic()
+    assert r.bytes[6 * PAGE] == 255 and time.monotonic() - start < 0.5
+    until(lambda: len(errors) == 2)
+    """
+    )
+
+
+def test_many_threads_in_error_at_once(run):
+    run(
+        WATCH
+        + """
+    node = Node(); r = node.region(pages=200)
+    with running(node) as manager:
+        watching()
+        _native.region_close(1)
+        assert helper.touch(r.address, 200, PAGE, 0, 200, 1, 65536) == 200 * 255
+        assert len({error.thread for error in errors}) == 200
+        until(lambda: helper.touch(r.address, 1, PAGE, 0, 1, 0, 0) == 255)
+    """
+    )
+
+
+def test_more_threads_in_error_than_can_be_told_end_the_process(run):
+    ended = run(
+        """
+        node = Node(); r = node.region(pages=500)
+        with running(node, worker={"error_pause_ns": 20_000_000_000}) as manager:
+            _native.region_close(1)
+            helper.touch(r.address, 500, PAGE, 0, 500, 1, 65536)
+        """,
+        status=-7,
+    )
+    assert ended.stderr.startswith("dsm: more threads than can be told")
+
+
+def test_touching_while_errors_are_handed_over_never_shows_zeros(run):
+    run(
+        WATCH
+        + """
+    node = Node(); r = node.region(pages=64)
+    with running(node) as manager:
+        r.frames[:] = 1
+        watching()
+        _native.region_close(1)
+        for _ in range(20):
+            assert helper.touch(r.address, 64, PAGE, 0, 8, 0, 0) == 8 * 64 * 255
+    """
+    )

@@ -1,0 +1,194 @@
+"""Errors of page faults: raised where they belong, once, with a message; never a crash or a silent value."""
+
+import _thread
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+import dsm
+from dsm.errors import Status
+from support import wait_until
+
+CLASSES = [
+    (Status.PAGE_LOST, dsm.PageLostError, "create the region again"),
+    (Status.PAGE_TIMEOUT, dsm.PageTimeoutError, "not lost"),
+    (Status.LIMIT, dsm.LimitError, "vm.max_map_count"),
+    (Status.CLOSED, dsm.ClosedError, "destroyed"),
+    (Status.INTERNAL, dsm.InternalError, "status 11"),
+]
+
+
+def lost(node, name, size=10):
+    return node.array(f"status-{Status.PAGE_LOST:d}-{name}", size)
+
+
+@pytest.mark.parametrize("status, cls, words", CLASSES, ids=str)
+def test_each_status_is_its_exception(node, needs_fake, status, cls, words):
+    a = node.array(f"status-{status:d}-each", 10_000)
+    with pytest.raises(cls, match=f"page 0 of region 'status-{status:d}-each'.*{words}") as caught:
+        a.sum()
+    assert type(caught.value) is cls
+
+
+def test_a_single_index_raises_before_its_value_is_used_by_a_call(node, needs_fake):
+    a, seen = lost(node, "index"), []
+    with pytest.raises(dsm.PageLostError):
+        seen.append(float(a[3]))
+    assert seen == []
+
+
+def test_a_write_raises(node, needs_fake):
+    a = lost(node, "write")
+    with pytest.raises(dsm.PageLostError):
+        a.fill(3)
+
+
+def test_one_operation_over_many_pages_raises_once(node, needs_fake):
+    a = lost(node, "many", 50 * 512)
+    for _ in range(5):
+        with pytest.raises(dsm.PageLostError):
+            a.sum()
+        for _ in range(1000):  # a second exception would come here
+            len("")
+
+
+def test_every_access_raises_again(node, needs_fake):
+    a = lost(node, "again")
+    for _ in range(20):
+        with pytest.raises(dsm.PageLostError):
+            a.max()
+
+
+def test_each_thread_gets_its_own(node, needs_fake):
+    outcomes = []
+
+    def touch(index):
+        a = lost(node, f"thread-{index % 4}")
+        try:
+            a.sum()
+            outcomes.append("nothing")
+        except dsm.PageLostError as error:
+            outcomes.append(f"thread-{index % 4}" in str(error))
+
+    threads = [threading.Thread(target=touch, args=(index,)) for index in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert outcomes == [True] * 16
+
+
+def test_a_thread_that_threading_did_not_start(node, needs_fake):
+    a, outcomes = lost(node, "bare"), []
+
+    def touch():
+        try:
+            a.sum()
+            outcomes.append("nothing")
+        except dsm.PageLostError:
+            outcomes.append("raised")
+
+    _thread.start_new_thread(touch, ())
+    wait_until(lambda: outcomes)
+    assert outcomes == ["raised"]
+
+
+def test_check_raises_what_is_pending(node, needs_fake):
+    a = lost(node, "check")
+    node.check()
+    with pytest.raises(dsm.PageLostError):
+        a[0]
+        node.check()
+    node.check()
+
+
+def test_a_thread_unknown_to_python_ends_the_process(run_worker, needs_fake):
+    result = run_worker(
+        """
+import ctypes, dsm, time
+node = dsm.attach()
+a = node.array("status-3-native", 10)
+libc = ctypes.CDLL(None)
+thread = ctypes.c_ulong()
+# memset(address, ...) as the body of a native thread: pthread_create passes its one argument first.
+libc.pthread_create(ctypes.byref(thread), None, ctypes.cast(libc.strlen, ctypes.c_void_p), ctypes.c_void_p(a.ctypes.data))
+time.sleep(30)
+"""
+    )
+    assert result.returncode == -signal.SIGBUS, result.stderr
+    lines = [line for line in result.stderr.splitlines() if "dsm:" in line]
+    assert len(lines) == 1
+    assert "PageLostError" in lines[0] and "status-3-native" in lines[0]
+
+
+def test_a_segmentation_fault_elsewhere_is_one(run_worker):
+    result = run_worker("import ctypes, dsm; dsm.attach(); ctypes.string_at(16)")
+    assert result.returncode == -signal.SIGSEGV
+
+
+def test_faulthandler_enabled_later_does_not_take_over(run_worker):
+    result = run_worker(
+        """
+import dsm, faulthandler, signal
+node = dsm.attach()
+faulthandler.enable()
+a = node.array(None, 100_000)
+a[:] = 1
+faulthandler.disable()
+b = node.array(None, 100_000)
+b[:] = 2
+signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+c = node.array(None, 100_000)
+c[:] = 3
+print(a.sum() + b.sum() + c.sum())
+"""
+    )
+    assert (result.stdout, result.returncode) == ("600000.0\n", 0), result.stderr
+
+
+def test_faulthandler_still_reports_other_faults(run_worker):
+    result = run_worker("import ctypes, dsm, faulthandler; dsm.attach(); faulthandler.enable(); ctypes.string_at(16)")
+    assert result.returncode == -signal.SIGSEGV
+    assert "Segmentation fault" in result.stderr
+
+
+def test_touching_after_the_end_of_the_node_never_crashes(run_worker):
+    result = run_worker(
+        """
+import dsm, numpy as np
+with dsm.attach() as node:
+    a = node.array(None, (100, 1000))
+    a[:] = 1
+    view = a[::-3, 5:7]
+for use in (lambda: view.sum(), lambda: a.fill(0), lambda: np.linalg.norm(a), lambda: a.tobytes(), lambda: a + 1):
+    try:
+        use()
+        print("nothing")
+    except dsm.ClosedError as error:
+        print("closed")
+"""
+    )
+    assert (result.stdout, result.returncode) == ("closed\n" * 5, 0), result.stderr
+
+
+def test_an_array_used_at_the_end_of_the_interpreter(run_worker):
+    result = run_worker(
+        """
+import atexit, dsm
+atexit.register(lambda: print("sum", a.sum()))  # runs after dsm's own, which was registered later
+node = dsm.attach()
+a = node.array(None, 10_000)
+"""
+    )
+    assert result.returncode == 0
+    assert "ClosedError" in result.stderr
+
+
+def test_lost_pages_read_as_nan_where_the_error_is_ignored(node, needs_fake):
+    a = lost(node, "poison")
+    value = np.zeros(1)
+    with pytest.raises(dsm.PageLostError):
+        np.copyto(value, a[:1])
+    assert np.isnan(value[0]) or value[0] == 0

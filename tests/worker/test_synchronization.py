@@ -1,0 +1,330 @@
+"""Locks, barriers and atomics as a user holds them: ownership, timeouts, interruptions, deaths."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import dsm
+from dsm.worker import calls
+from support import wait_until
+
+DEADLINE_S = 20
+
+
+def in_threads(*functions):
+    """Run functions in threads of their own; return what each returned, or the exception."""
+    outcomes = [None] * len(functions)
+
+    def run(index, function):
+        try:
+            outcomes[index] = function()
+        except BaseException as error:
+            outcomes[index] = error
+
+    threads = [threading.Thread(target=run, args=each) for each in enumerate(functions)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()
+    return outcomes
+
+
+def interrupt_when(condition):
+    """Send Ctrl-C to the main thread once `condition()` is true."""
+    main = threading.get_ident()
+
+    def run():
+        wait_until(condition)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+# ---- locks -----------------------------------------------------------------------------------------
+
+
+def test_a_lock_excludes(node):
+    counter = node.array(None, 1, "i8")
+    lock = node.lock("excludes")
+
+    def add():
+        for _ in range(50):
+            with lock:
+                counter[0] = counter[0] + 1
+
+    assert in_threads(*[add] * 4) == [None] * 4
+    assert counter[0] == 200
+
+
+def test_acquire_and_release(node):
+    lock = node.lock("plain")
+    assert lock.acquire() is True
+    lock.release()
+    assert lock.acquire(timeout=0) is True
+    lock.release()
+
+
+def test_a_lock_is_owned_by_its_thread(node):
+    lock = node.lock("owned")
+    with pytest.raises(dsm.NotOwnerError, match="owned"):
+        lock.release()
+    with lock:
+        (outcome,) = in_threads(lock.release)
+        assert isinstance(outcome, dsm.NotOwnerError)
+        node.lock("owned").release()  # another handle, the same thread
+        lock.acquire()
+
+
+def test_a_lock_is_not_reentrant(node):
+    lock = node.lock("once")
+    with lock, pytest.raises(dsm.UsageError, match="already"):
+        lock.acquire()
+    assert lock.acquire(timeout=5)
+    lock.release()
+
+
+def test_a_timeout_is_false_or_raises(node):
+    with node.lock("busy"):
+        lock = node.lock("busy", timeout=0.02)
+
+        def enter():
+            with lock:
+                pass
+
+        outcomes = in_threads(lambda: lock.acquire(timeout=0), lambda: lock.acquire(timeout=0.02), enter)
+    assert outcomes[:2] == [False, False]
+    assert isinstance(outcomes[2], dsm.WaitTimeoutError)
+    assert isinstance(outcomes[2], TimeoutError)
+    with lock:  # those who gave up are no longer in the queue
+        pass
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), "soon"])
+def test_a_wrong_timeout_is_named(node, timeout):
+    with pytest.raises(dsm.UsageError, match="timeout"):
+        node.lock("wrong").acquire(timeout=timeout)
+    with pytest.raises(dsm.UsageError, match="timeout"):
+        node.lock("wrong", timeout=timeout)
+
+
+def test_ctrl_c_leaves_no_request_behind(node):
+    lock, held, go = node.lock("interrupted"), threading.Event(), threading.Event()
+
+    def hold():
+        with lock:
+            held.set()
+            go.wait(DEADLINE_S)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(DEADLINE_S)
+    waiting = threading.Event()
+    interrupter = interrupt_when(waiting.is_set)
+    with pytest.raises(KeyboardInterrupt):
+        waiting.set()
+        lock.acquire()
+    interrupter.join()
+    go.set()
+    holder.join()
+    (acquired,) = in_threads(lambda: lock.acquire(timeout=5))
+    assert acquired
+
+
+def test_the_death_of_an_owner_is_told_once(node, manager):
+    program = "import dsm, sys; dsm.attach().lock('orphan').acquire(); print('held', flush=True); sys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", program], **pipes) as owner:
+        assert owner.stdout.readline() == b"held\n"
+        owner.kill()
+    lock = node.lock("orphan")
+    with pytest.raises(dsm.OwnerDiedError, match="orphan"), lock:
+        pass
+    with lock:
+        pass
+
+
+@pytest.mark.parametrize("name", ["", None, "x" * 300, 5])
+def test_a_wrong_name_is_refused(node, name):
+    with pytest.raises(dsm.UsageError, match="name"):
+        node.lock(name)
+
+
+# ---- barriers --------------------------------------------------------------------------------------
+
+
+def test_a_barrier_gives_everybody_another_index(node):
+    outcomes = in_threads(*[lambda: node.barrier("three", parties=3)] * 3)
+    assert sorted(outcomes) == [0, 1, 2]
+
+
+def test_without_a_launcher_parties_are_required(node):
+    for name in (None, "unsaid"):
+        with pytest.raises(dsm.UsageError, match="parties"):
+            node.barrier(name)
+
+
+def test_everybody_must_give_the_same_parties(node):
+    node.barrier("alone", parties=1)
+    with pytest.raises(dsm.UsageError, match="1 parties, not 2"):
+        node.barrier("alone", parties=2)
+
+
+@pytest.mark.parametrize("parties", [0, -1, 1.5, True, "3"])
+def test_wrong_parties_are_named(node, parties):
+    with pytest.raises(dsm.UsageError, match="parties"):
+        node.barrier("odd", parties=parties)
+
+
+def test_a_timeout_breaks_the_barrier_and_it_mends(node):
+    outcomes = in_threads(
+        lambda: node.barrier("slow", parties=3, timeout=0.05), lambda: node.barrier("slow", parties=3)
+    )
+    kinds = {type(outcome) for outcome in outcomes}
+    assert kinds == {dsm.WaitTimeoutError, dsm.BrokenBarrierError}
+    node.reset_barrier("slow", parties=3)
+    assert sorted(in_threads(*[lambda: node.barrier("slow", parties=3)] * 3)) == [0, 1, 2]
+
+
+def test_an_interrupted_barrier_can_be_run_again(node):
+    waiting = threading.Event()
+    interrupter = interrupt_when(waiting.is_set)
+    with pytest.raises(KeyboardInterrupt):
+        waiting.set()
+        node.barrier("cell", parties=2)
+    interrupter.join()
+    node.reset_barrier("cell", parties=2)
+    assert sorted(in_threads(*[lambda: node.barrier("cell", parties=2)] * 2)) == [0, 1]
+
+
+# ---- atomics ---------------------------------------------------------------------------------------
+
+
+def test_an_atomic(node):
+    n = node.atomic("cell", initial=-5)
+    assert n.load() == -5
+    assert n.fetch_add(7) == -5
+    assert n.exchange(-1) == 2
+    n.store(-(2**63))
+    assert n.fetch_add(-1) == -(2**63)
+    assert n.load() == 2**63 - 1
+    assert n.compare_exchange(3, 4) is False
+    assert n.compare_exchange(2**63 - 1, 0) is True
+    assert node.atomic("cell", initial=99).load() == 0
+
+
+def test_an_atomic_counts_every_one(node):
+    n = node.atomic("count")
+    in_threads(*[lambda: [n.fetch_add() for _ in range(50)]] * 4)
+    assert n.load() == 200
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 1.5, "1", None])
+def test_a_wrong_value_is_named(node, value):
+    n = node.atomic("values")
+    for use in (n.store, n.exchange, n.fetch_add, lambda v: n.compare_exchange(0, v)):
+        with pytest.raises(dsm.UsageError):
+            use(value)
+    assert n.load() == 0
+
+
+# ---- prefetching and pinning -----------------------------------------------------------------------
+
+
+def test_prefetch_takes_any_view(node):
+    a = node.array(None, (100, 1000))
+    for view in (a, a[3:5], a[::-2, 7], a[50:50], a.T, node.region(None, 5000)):
+        node.prefetch(view)
+        node.prefetch(view, write=True)
+
+
+def test_what_is_no_shared_memory_is_refused(node, manager):
+    a = node.array(None, 10)
+    for what in ([1, 2], a.copy(), a + 1, 5):
+        with pytest.raises(dsm.UsageError):
+            node.prefetch(what)
+        with pytest.raises(dsm.UsageError):
+            node.pin(what)
+
+
+def test_pins_may_overlap(node):
+    a = node.array(None, 10_000)
+    with node.pin(a[:5000]) as first, node.pin(a[2000:]) as second:
+        first[:] = 1
+        second[:] = 2
+    with pytest.raises(ZeroDivisionError), node.pin(a):
+        raise ZeroDivisionError
+    assert a.sum() == 2000 + 2 * 8000
+
+
+def test_ctrl_c_ends_a_prefetch(node, needs_fake):
+    a = node.array("hang-1", 1000)
+    waiting = threading.Event()
+    interrupter = interrupt_when(waiting.is_set)
+    with pytest.raises(KeyboardInterrupt):
+        waiting.set()
+        node.prefetch(a)
+    interrupter.join()
+
+
+def test_too_many_that_wait_are_refused_and_nobody_hangs(node):
+    n, lock, refused = node.atomic("crowded"), node.lock("crowd"), []
+
+    def work():
+        try:
+            with lock:
+                n.fetch_add()
+        except dsm.LimitError:
+            refused.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(calls.MAX_LONG_CALLS + 20)]
+    with lock:
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(refused) == 20)
+    for thread in threads:
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()
+    assert n.load() == calls.MAX_LONG_CALLS
+
+
+def test_closing_ends_what_waits(node):
+    lock = node.lock("closing")
+    lock.acquire()
+    started = threading.Event()
+    outcomes = []
+
+    def wait():
+        started.set()
+        try:
+            outcomes.append(lock.acquire())
+        except dsm.DSMError as error:
+            outcomes.append(type(error))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    started.wait(DEADLINE_S)
+    node.close()
+    thread.join(DEADLINE_S)
+    assert outcomes == [dsm.ClosedError]
+
+
+def test_the_loss_of_the_manager_ends_what_waits(private):
+    with dsm.attach() as node:
+        lock = node.lock("lost")
+        lock.acquire()
+        pid = node._connection.attached.manager_pid
+        killer = interrupt = threading.Thread(target=os.kill, args=(pid, signal.SIGKILL))
+        interrupt.start()
+        with pytest.raises(dsm.NodeLostError):
+            node.barrier("never", parties=2)
+        killer.join()
+        wait_until(lambda: node.lost)
+        with pytest.raises(dsm.NodeLostError):
+            node.statistics()
