@@ -43,8 +43,8 @@ MAX_METADATA_BYTES = 16 * 1024 * 1024
 
 #: Δ of Mirage: a page that a thread waited for is kept this long after its grant was applied.
 HOLD_NS = 100_000
-#: The longest that Δ grows when one instruction faults again and again.
-HOLD_MAX_NS = 20_000_000
+#: The longest that an instruction keeps a page while it waits for another one.
+HOLD_WAIT_MAX_NS = 1_000_000_000
 #: How long a grant may stay unapplied before a revocation stops waiting for it (a stopped worker).
 UNAPPLIED_MAX_NS = 50_000_000
 
@@ -64,4 +64,4 @@ assert READ_AHEAD_MAX_BYTES <= DIRECTORY_BLOCK_BYTES
 assert READ_AHEAD_MIN_BYTES <= READ_AHEAD_MAX_BYTES
 assert MAX_NODES <= 64, "a copyset is one 64-bit word"
 assert ADDRESS_LOW % ADDRESS_ALIGNMENT == 0 and ADDRESS_HIGH % ADDRESS_ALIGNMENT == 0
-assert HOLD_NS < HOLD_MAX_NS < UNAPPLIED_MAX_NS
+assert HOLD_NS < UNAPPLIED_MAX_NS < HOLD_WAIT_MAX_NS

@@ -67,6 +67,8 @@ def main():
     parser.add_argument("--items", type=int, default=1000, help="how many items go through the queue (1000)")
     parser.add_argument("--slots", type=int, default=32, help="slots of the ring (32)")
     options = parser.parse_args()
+    if options.items < 0 or options.slots < 1:
+        parser.error("--items must be 0 or more, --slots 1 or more")
 
     node = dsm.attach()
     if node.size < 2:

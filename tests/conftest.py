@@ -14,6 +14,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+
 import support
 
 hypothesis.settings.register_profile(

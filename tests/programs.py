@@ -243,4 +243,4 @@ def fault_for_ever(node):
     """Read pages that another node keeps writing, until something goes wrong."""
     data = node.array("hot", 64 * ITEMS, "i8")
     while True:
-        data[:: ITEMS] += 1
+        data[::ITEMS] += 1

@@ -317,6 +317,11 @@ def error_take() -> PageError | None:
     return PageError(error.thread, error.address, error.page, error.region, error.status)
 
 
+def error_told(error: PageError) -> None:
+    """Let the thread of `error` go on, its exception is pending; it touches poison silently until `error_done`."""
+    lib.dsm_error_told(_ffi.new("struct dsm_error *", error._asdict()))
+
+
 def error_done(error: PageError) -> None:
     """Let the thread of `error` go on; its page traps again afterwards."""
     code = lib.dsm_error_done(_ffi.new("struct dsm_error *", error._asdict()))

@@ -19,8 +19,9 @@
 
 uint8_t dsm_page_lock(struct dsm_region *region, uint64_t page) {
   uint8_t old;
+  /* Sequentially consistent, as is the reading of wanted that follows: the manager stores wanted before it reads
+   * the lock, so one of us sees the other. */
   while ((old = atomic_fetch_or(&region->applied[page], DSM_LOCKED)) & DSM_LOCKED) sched_yield();
-  fence_ordered(); /* wanted is read after this; the manager stores it before it reads the lock */
   return old;
 }
 
@@ -79,7 +80,6 @@ static bool join_run(struct dsm_region *region, uint64_t page, uint8_t level) {
   if ((applied & DSM_LOCKED) || (applied & DSM_LEVEL) >= level) return false;
   if (load_relaxed(&region->wanted[page]) != level) return false; /* nor marked: its first use must trap */
   if (!atomic_compare_exchange_strong(&region->applied[page], &applied, applied | DSM_LOCKED)) return false;
-  fence_ordered();
   if (load_ordered(&region->wanted[page]) == level) return true;
   dsm_page_unlock(region, page, applied);
   return false;

@@ -128,6 +128,7 @@ static int wait_epoll(int epoll_fd, struct epoll_event *events, int room, int64_
 }
 
 #define READY_AT_ONCE 64
+#define POLL_EVERY 4 /* while slots keep coming, sockets are asked every so many times: they must not starve */
 
 /* Ask the kernel; the bell is not reported.  The number of descriptors, or a negative errno. */
 static int poll_ready(struct dsm_board *board, uint64_t *ready, uint32_t room, int64_t timeout_ns) {
@@ -171,7 +172,8 @@ int dsm_board_wait(struct dsm_board *board, int epoll_fd, uint64_t *events, uint
   uint64_t start = 0; /* the clock is read only when there is nothing to do */
   for (;;) {
     uint32_t found = collect(board, events, max_events);
-    int count = poll_ready(board, ready, max_ready, 0); /* also when slots keep coming: sockets must not starve */
+    if (found && ++board->unpolled % POLL_EVERY) return (int)found; /* a fault is not delayed by a system call */
+    int count = poll_ready(board, ready, max_ready, 0);
     if (count > 0) *ready_count = (uint32_t)count;
     if (found || count > 0) return (int)found;
     if (count < 0) return count == -EINTR ? 0 : count;

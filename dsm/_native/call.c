@@ -20,5 +20,9 @@ int dsm_call_wait(uint32_t slot, int64_t timeout_ns, uint32_t *status, uint64_t 
 }
 
 void dsm_call_end(uint32_t slot) {
-  if (slot < DSM_SLOTS && dsm_worker.board) dsm_slot_give(slot);
+  if (slot >= DSM_SLOTS || !dsm_worker.board) return;
+  /* After a stop and another start the slot may be somebody else's: it is ours only when it was answered, or
+   * when nobody is left to answer. */
+  bool answered = load_acquire(&dsm_worker.board->slots[slot].state) == DSM_SLOT_DONE;
+  if (answered || load_ordered(&dsm_worker.lost) || load_ordered(&dsm_worker.ended)) dsm_slot_give(slot);
 }

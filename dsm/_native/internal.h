@@ -43,6 +43,8 @@
 /* A region of this process.  Records are never freed: a handler may hold one for as long as it waits. */
 enum dsm_region_state { DSM_OPEN, DSM_CLOSED, DSM_GONE /* its addresses belong to another record now */ };
 
+#define DSM_MAPS_OF_A_REGION 4 /* itself, its shadow, two tables */
+
 struct dsm_region {
   uint64_t address;
   uint64_t end; /* first address behind it */
@@ -146,6 +148,9 @@ void dsm_poison_forget(void);
 /* mend.c; SIGNAL-SAFE.  OS pages [first, end). */
 void dsm_mend(struct dsm_region *region, uint64_t first, uint64_t end);
 void dsm_mend_rest(void);
+
+/* tell.c; SIGNAL-SAFE for synchronous faults.  True: the exception is pending in this thread, it need not wait. */
+bool dsm_tell_thread(void);
 
 /* service.c, fork.c */
 int dsm_service_start(void);

@@ -16,6 +16,7 @@ struct dsm_board {
   int epoll_fd; /* the one that the bell is registered with */
   uint32_t doorbell_seen;
   bool unfinished; /* the last collection ran out of room */
+  uint32_t unpolled; /* counts waits that slots ended */
   uint32_t first;  /* whom the next collection asks first */
   uint32_t count;
   uint32_t numbers[DSM_WORKERS]; /* the first `count`: who is attached */

@@ -9,9 +9,11 @@
 
 #define PART_PAGES 1024 /* pages locked at once */
 #define LONG_RUN 64     /* a longer run of one level costs one map and is worth it */
+#define PATIENCE_NS 10000000u
 
 static _Atomic int merging;
 static uint64_t cursor; /* of whoever set `merging` */
+static _Atomic uint64_t useless_until; /* nothing was found to merge: looking again at each fault would cost more */
 
 static uint32_t level_of(struct dsm_region *region, uint64_t page) {
   return load_relaxed(&region->applied[page]) & DSM_LEVEL;
@@ -111,6 +113,17 @@ static int64_t go_round(int64_t target, uint64_t longest) {
   return saved;
 }
 
+/* The estimate adds up what changes at borders whose other side may be changing, too: begin anew. */
+static void recount(void) {
+  int64_t maps = 0;
+  for (struct dsm_region *region = dsm_registry_next(0); region; region = dsm_registry_next(region->end)) {
+    if (!dsm_region_enter(region, DSM_OPEN)) continue;
+    maps += DSM_MAPS_OF_A_REGION + dsm_borders(region, 0, region->pages);
+    dsm_region_leave(region);
+  }
+  store_relaxed(&dsm_worker.maps, maps);
+}
+
 /* Free about `target` maps.  Returns how many it freed; 0 when another thread was at it and is done. */
 uint64_t dsm_merge(uint64_t target) {
   if (atomic_exchange(&merging, 1)) {
@@ -119,7 +132,12 @@ uint64_t dsm_merge(uint64_t target) {
   }
   int64_t saved = go_round((int64_t)target, LONG_RUN);
   if (saved == 0) saved = go_round((int64_t)target, UINT64_MAX / 2);
-  atomic_fetch_sub(&dsm_worker.maps, saved);
+  if (saved < (int64_t)target) {
+    recount();
+    store_relaxed(&useless_until, dsm_now() + PATIENCE_NS);
+  } else {
+    atomic_fetch_sub(&dsm_worker.maps, saved);
+  }
   add_relaxed(&dsm_worker.board->merges, (uint64_t)saved);
   store_release(&merging, 0);
   return (uint64_t)saved;
@@ -127,7 +145,8 @@ uint64_t dsm_merge(uint64_t target) {
 
 void dsm_merge_if_many(void) {
   int64_t limit = (int64_t)dsm_worker.options.map_limit;
-  if (load_relaxed(&dsm_worker.maps) + 2 > limit) dsm_merge((uint64_t)limit / 32 + 8);
+  if (load_relaxed(&dsm_worker.maps) + 2 <= limit) return;
+  if (dsm_now() >= load_relaxed(&useless_until)) dsm_merge((uint64_t)limit / 32 + 8);
 }
 
 void dsm_merge_reset(void) { store_ordered(&merging, 0); }

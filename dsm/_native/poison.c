@@ -4,9 +4,9 @@
  * Python thread to raise them.  A page is mended (mend.c) when its error was handed over, not before the thread
  * has gone on.
  *
- * A thread whose error is not handed over yet (it holds the interpreter's lock, or is deep in a C loop)
- * gets more poison without another error and without a wait.  It keeps its last RUNS runs; older ones are
- * mended at once, so that a loop over a terabyte of closed memory costs neither memory nor maps.
+ * A thread that was told of its error goes on, but the error stays open until it is raised (done): until
+ * then the thread gets more poison without another error and without a wait.  It keeps its last RUNS runs; older
+ * ones are mended at once, so that a loop over a terabyte of closed memory costs neither memory nor maps.
  */
 #include "internal.h"
 
@@ -20,9 +20,9 @@
 #define SLICE_NS 5000000u
 #define LEAVE_NS 1000000000u /* longest wait for a thread to leave the handler */
 #define GRACE_NS 20000u      /* from there to having executed its instruction */
-#define SPARE_PAGES 128
+#define RETELL_NS 10000000u  /* a thread that touches more pages after that has perhaps lost its exception */
 
-enum state { FREE, POSTED, TAKEN, DONE };
+enum state { FREE, POSTED, TAKEN, TOLD, DONE };
 
 struct run {
   struct dsm_region *region;
@@ -33,35 +33,13 @@ struct entry {
   _Atomic uint32_t state;
   _Atomic uint32_t left; /* the thread has left the handler */
   struct dsm_error error;
+  uint64_t told; /* when */
   uint32_t runs; /* counted; the last RUNS of them are kept */
   struct run run[RUNS];
 };
 
 static struct entry entries[ERRORS];
-static uint8_t *spare;      /* maps held only to be given up when poison itself needs some */
-static _Atomic int spent;
 static _Atomic int locked; /* poisoning and mending, one at a time: what is in between is in no doubt */
-
-/* Pages of alternating protection: each costs a map until dsm_poison needs it. */
-void dsm_poison_reserve(void) {
-  if (!spare) return;
-  for (uint64_t i = 1; i < SPARE_PAGES; i += 2) mprotect(spare + i * dsm_worker.os_page, dsm_worker.os_page, PROT_READ);
-  store_release(&spent, 0);
-}
-
-int dsm_poison_prepare(void) {
-  if (spare) return 0;
-  void *map = mmap(NULL, SPARE_PAGES * dsm_worker.os_page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (map == MAP_FAILED) return -errno;
-  spare = map;
-  dsm_poison_reserve();
-  return 0;
-}
-
-static bool spend(void) {
-  if (!spare || atomic_exchange(&spent, 1)) return false;
-  return mprotect(spare, SPARE_PAGES * dsm_worker.os_page, PROT_NONE) == 0;
-}
 
 /* Complete before it is there: moved into its place, so that no thread sees it half filled. */
 static int place_poison(uint64_t address, uint64_t bytes) {
@@ -108,7 +86,7 @@ static void die(const char *message) {
 static struct entry *open_entry(uint64_t thread) {
   for (uint32_t i = 0; i < ERRORS; i++) {
     uint32_t state = load_relaxed(&entries[i].state);
-    if ((state == POSTED || state == TAKEN) && entries[i].error.thread == thread) return &entries[i];
+    if ((state == POSTED || state == TAKEN || state == TOLD) && entries[i].error.thread == thread) return &entries[i];
   }
   return NULL;
 }
@@ -127,15 +105,20 @@ static struct entry *post_error(const struct dsm_error *error, const struct run 
   return NULL;
 }
 
-static void wait_done(struct entry *entry) {
-  uint64_t start = dsm_now(), pause = dsm_worker.options.error_pause_ns, one = 1;
+static void ring_watcher(void) {
+  uint64_t one = 1;
   int fd = dsm_worker.options.error_fd;
   if (fd >= 0 && write(fd, &one, sizeof one) < 0) { /* full: it is readable anyway */
   }
+}
+
+static void wait_told(struct entry *entry) {
+  uint64_t start = dsm_now(), pause = dsm_worker.options.error_pause_ns;
+  ring_watcher();
   for (;;) {
     uint32_t state = load_ordered(&entry->state);
     uint64_t waited = dsm_now() - start;
-    if (state == DONE || waited >= pause) break;
+    if (state == TOLD || state == DONE || waited >= pause) break;
     dsm_futex_wait(&entry->state, state, pause - waited < SLICE_NS ? pause - waited : SLICE_NS);
   }
   store_ordered(&entry->left, 1);
@@ -182,6 +165,13 @@ static void remember_run(struct entry *entry, const struct run *run) {
   if (entry->runs > RUNS) mend_run(NULL, &oldest);
 }
 
+/* C code may have dropped the exception. */
+static void tell_again(struct entry *entry) {
+  if (dsm_tell_thread() || load_relaxed(&entry->state) != TOLD || dsm_now() - entry->told < RETELL_NS) return;
+  store_ordered(&entry->state, POSTED);
+  ring_watcher();
+}
+
 /* SIGNAL-SAFE.  The thread's new error, to wait for; NULL when there is nothing to wait for. */
 static struct entry *poison_locked(struct dsm_region *region, uint64_t address, uint32_t status) {
   uint64_t thread = (uint64_t)syscall(SYS_gettid);
@@ -192,12 +182,13 @@ static struct entry *poison_locked(struct dsm_region *region, uint64_t address, 
   if (state == DSM_GONE) return NULL; /* another region is there now: the instruction faults again */
   choose_run(&run, entry, state);
   int result = poison_run(&run, state);
-  if (result == -ENOMEM && spend()) result = poison_run(&run, state);
+  if (result == -ENOMEM && dsm_spare_spend()) result = poison_run(&run, state);
   if (result == 0) return NULL; /* closed meanwhile: likewise */
   if (result < 0) die("dsm: a page could not be served, and there is no memory map left to say so\n");
   add_relaxed(&dsm_worker.board->poisoned, 1);
   if (entry) {
     remember_run(entry, &run);
+    tell_again(entry);
     return NULL;
   }
   struct dsm_error error = {.thread = thread, .address = address, .region = region->number, .status = status};
@@ -211,7 +202,12 @@ void dsm_poison(struct dsm_region *region, uint64_t address, uint32_t status) {
   lock_entries();
   struct entry *entry = poison_locked(region, address, status);
   unlock_entries();
-  if (entry) wait_done(entry);
+  if (!entry) return;
+  if (dsm_tell_thread()) {
+    store_ordered(&entry->left, 1);
+  } else {
+    wait_told(entry);
+  }
 }
 
 int dsm_error_take(struct dsm_error *error) {
@@ -227,10 +223,27 @@ int dsm_error_take(struct dsm_error *error) {
 static struct entry *taken_entry(const struct dsm_error *error) {
   for (uint32_t i = 0; i < ERRORS; i++) {
     const struct dsm_error *at = &entries[i].error;
-    if (load_ordered(&entries[i].state) != TAKEN) continue;
+    uint32_t state = load_ordered(&entries[i].state);
+    if (state != TAKEN && state != TOLD) continue;
     if (at->thread == error->thread && at->address == error->address) return &entries[i];
   }
   return NULL;
+}
+
+int dsm_error_told(const struct dsm_error *error) {
+  sigset_t all, old;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &old);
+  lock_entries();
+  struct entry *entry = taken_entry(error);
+  if (entry) {
+    entry->told = dsm_now();
+    store_ordered(&entry->state, TOLD);
+    dsm_futex_wake(&entry->state);
+  }
+  unlock_entries();
+  pthread_sigmask(SIG_SETMASK, &old, NULL);
+  return entry ? 0 : -ENOENT;
 }
 
 /* The thread has left the handler and, as far as one can tell, executed its instruction. */
@@ -265,7 +278,7 @@ void dsm_poison_tend(void) {
   lock_entries();
   dsm_mend_rest();
   unlock_entries();
-  if (load_relaxed(&spent)) dsm_poison_reserve();
+  dsm_spare_renew();
 }
 
 /* In a forked child: its threads are gone. */

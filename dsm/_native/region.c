@@ -15,8 +15,6 @@
 #define MAP_FIXED_NOREPLACE 0x100000
 #endif
 
-#define MAPS_OF_A_REGION 4 /* the region, its shadow, two tables */
-
 /* SIGNAL-SAFE.  Closing first says so and then waits until `busy` is zero: one of the two sees the other. */
 bool dsm_region_enter(struct dsm_region *region, uint32_t state) {
   atomic_fetch_add(&region->busy, 1);
@@ -163,7 +161,7 @@ static int map_locked(struct dsm_region *region, int frames_fd, int wanted_fd, i
     return result;
   }
   dsm_registry_change(change.gone, change.gone_count, change.come, change.come_count);
-  atomic_fetch_add(&dsm_worker.maps, MAPS_OF_A_REGION);
+  atomic_fetch_add(&dsm_worker.maps, DSM_MAPS_OF_A_REGION);
   return 0;
 }
 
@@ -188,7 +186,7 @@ int dsm_close_locked(struct dsm_region *region, uint32_t status) {
   if (load_ordered(&region->state) != DSM_OPEN) return 0;
   store_ordered(&region->status, status);
   set_state(region, DSM_CLOSED);
-  int64_t maps = dsm_borders(region, 0, region->pages) + MAPS_OF_A_REGION;
+  int64_t maps = dsm_borders(region, 0, region->pages) + DSM_MAPS_OF_A_REGION;
   atomic_fetch_sub(&dsm_worker.maps, maps);
   int result = reserve(region->address, region->end - region->address, MAP_FIXED) == MAP_FAILED ? -errno : 0;
   store_ordered(&region->poisoned, 0);

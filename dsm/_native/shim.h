@@ -99,8 +99,15 @@ struct dsm_error {
 };
 /* 1 with the next error, 0 when there is none. */
 int dsm_error_take(struct dsm_error *error);
-/* The error was queued in its thread (or cannot be): the thread goes on, and the page traps again. */
+/* The exception is pending in its thread, which goes on.  Until it is done, the thread touches poison silently. */
+int dsm_error_told(const struct dsm_error *error);
+/* The exception was raised (or cannot be): the thread goes on, and the page traps again. */
 int dsm_error_done(const struct dsm_error *error);
+
+/* How a thread that faults while it holds an interpreter's lock is told at once, without a wait: when
+ * `holds_lock()` is true there, `make_pending(pthread_self(), what)`; 1 when that has been done.  Its error
+ * stays in the queue for dsm_error_take. */
+void dsm_error_hook(void *holds_lock, void *make_pending, void *what);
 
 /* Ask the manager something: posts a slot and returns its number.  -EAGAIN when all are in use. */
 int dsm_call_begin(uint32_t op, uint32_t object, uint64_t a, uint64_t b, uint64_t c);

@@ -76,8 +76,9 @@ void dsm_empty_boards(void) {
 static int start_locked(const struct dsm_worker_options *options) {
   if (load_ordered(&dsm_worker.started)) return -EBUSY;
   dsm_worker.os_page = (uint64_t)sysconf(_SC_PAGESIZE);
-  int result = place_board((void **)&dsm_worker.node, sizeof(struct dsm_node_board), options->node_fd);
-  if (result == 0) result = place_board((void **)&dsm_worker.board, sizeof(struct dsm_worker_board), options->worker_fd);
+  void **node = (void **)&dsm_worker.node, **board = (void **)&dsm_worker.board;
+  int result = place_board(node, sizeof(struct dsm_node_board), options->node_fd);
+  if (result == 0) result = place_board(board, sizeof(struct dsm_worker_board), options->worker_fd);
   if (result == 0) result = dsm_poison_prepare();
   if (result == 0) result = dsm_fork_prepare();
   if (result < 0) {
@@ -109,14 +110,21 @@ int dsm_worker_start(const struct dsm_worker_options *options) {
   return result;
 }
 
-#define LEAVE_NS 1000000000u /* how long stopping waits for threads to leave the boards */
+#define LEAVE_NS 300000000u /* how long stopping waits for threads to leave the boards */
+
+/* Whether a thread has a slot; what says that a page was touched belongs to the manager. */
+static bool slots_in_use(void) {
+  struct dsm_worker_board *board = dsm_worker.board;
+  for (uint32_t i = 0; i < DSM_SLOTS; i++) {
+    bool used = load_ordered(&board->used[i / 64]) >> i % 64 & 1;
+    if (used && board->slots[i].op != DSM_OP_TOUCHED) return true;
+  }
+  return false;
+}
 
 static void wait_until_slots_free(void) {
   uint64_t start = dsm_now();
-  for (;;) {
-    uint64_t used = 0;
-    for (uint32_t i = 0; i < DSM_SLOTS / 64; i++) used |= load_ordered(&dsm_worker.board->used[i]);
-    if (!used || dsm_now() - start > LEAVE_NS) return;
+  while (slots_in_use() && dsm_now() - start < LEAVE_NS) {
     dsm_wake_slots();
     sched_yield();
   }

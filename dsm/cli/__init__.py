@@ -1,20 +1,23 @@
 """The command line ``dsm``: finds the verb and hands over.
 
-Owns the list of verbs.  Each verb is the ``main(arguments) -> status`` of a module that is imported only
-when it is asked for: the doors know nothing of each other, and starting costs what the verb needs.
+Owns the list of verbs.  Each verb is a module that is imported only when it is asked for: the doors know
+nothing of each other, and starting costs what the verb needs.  Such a module has either
+``main(arguments) -> status``, or ``add_arguments(parser)`` and ``run(options) -> status``.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import sys
 from collections.abc import Sequence
 
-#: Verb: module with `main`, what it does.
+#: Verb: its module, what it does.
 VERBS = {
     "run": ("dsm.launch.run", "start a program on one or several nodes of this machine"),
     "node": ("dsm.launch.node", "run one node's manager in the foreground, to join hosts by hand"),
     "bench": ("dsm.bench", "measure faults, scans, locks and barriers against their floors"),
+    "doctor": ("dsm.cli.doctor", "say what this machine allows, and which limits a program will meet"),
     "version": ("dsm.cli.version", "print the versions of dsm and of what it runs on"),
 }
 
@@ -45,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"dsm: there is no verb {verb!r}; the verbs are {', '.join(VERBS)}", file=sys.stderr)
         return 2
     module = importlib.import_module(VERBS[verb][0])
-    if not hasattr(module, "main"):
-        print(f"dsm: this installation has no {verb!r} ({module.__name__} has no main)", file=sys.stderr)
-        return 2
-    status = module.main(given)
-    return int(status or 0)
+    if hasattr(module, "main"):
+        return int(module.main(given) or 0)
+    parser = argparse.ArgumentParser(prog=f"dsm {verb}", description=VERBS[verb][1])
+    module.add_arguments(parser)
+    return int(module.run(parser.parse_args(given)) or 0)

@@ -53,6 +53,10 @@ class Directory:
 
     # -- requests ----------------------------------------------------------------------------------------
 
+    def request(self, message: Message) -> None:
+        """Take a GET."""
+        self.get(message, message.page, message.count)
+
     def get(self, message: Message, page: int, count: int) -> None:
         """Serve a demand for these pages, or queue it."""
         busy = self.busy

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+from dsm.coherence.hold import Hold
 from dsm.coherence.messages import Effect, Kind, Message
 from dsm.coherence.sequential import SequentialRegion
 from dsm.errors import InternalError, Status
@@ -40,10 +41,13 @@ class Engine:
         self.regions: dict[int, SequentialRegion] = {}
         #: Nanoseconds, as the driver last said.
         self.now = 0
+        self.hold = Hold()
         self._requests = 0
         self._tokens = 0
         self._lowering: dict[int, SequentialRegion] = {}
-        self._recent: deque[tuple[int, str, Message]] = deque(maxlen=_STORY)
+        self._recent: deque[tuple[int, Message]] = deque(maxlen=_STORY)
+        #: Numbers of regions where a demand waits for time to pass.
+        self.held_back: set[int] = set()
 
     # -- regions -----------------------------------------------------------------------------------------
 
@@ -54,6 +58,7 @@ class Engine:
     def drop_region(self, number: int) -> None:
         """Forget a destroyed region: waits end with `CLOSED`, late messages find nothing."""
         region = self.regions.pop(number, None)
+        self.held_back.discard(number)
         if region is not None:
             region.requester.end_all(Status.CLOSED)
 
@@ -102,9 +107,9 @@ class Engine:
     def worker_gone(self, waits: Callable[[int], bool], worker: int, now: int) -> None:
         """A worker is gone: forget the waiters that `waits` tells, and how it read ahead."""
         self.now = now
+        self.hold.forget(waits, now)
         for region in self.regions.values():
             region.requester.forget(waits)
-            region.hold.forget(waits)
             region.read_ahead.forget(worker)
             region.holder.resume()
         self._drain()
@@ -118,13 +123,12 @@ class Engine:
 
     @property
     def unapplied(self) -> dict[int, int]:
-        """Waiters that were woken and are not known to have mapped their page: waiter -> region."""
-        return {w: r.number for r in self.regions.values() for w in r.hold.unapplied}
+        """Waiters that were woken and are not known to have mapped their page."""
+        return self.hold.unapplied
 
     def applied(self, waiter: int, now: int) -> None:
         """A woken thread has mapped its page: its hold time starts."""
-        for region in self.regions.values():
-            region.hold.applied(waiter, now)
+        self.hold.applied(waiter, now)
 
     # -- other nodes -------------------------------------------------------------------------------------
 
@@ -175,17 +179,17 @@ class Engine:
     def tick(self, now: int) -> None:
         """Time has passed: what was held back may go on."""
         self.now = now
-        for region in self.regions.values():
-            deadline = region.holder.deadline
-            if deadline is not None:
-                region.holder.resume()
+        for number in list(self.held_back):
+            self.regions[number].holder.resume()
         self._drain()
 
     @property
     def deadline(self) -> int | None:
         """When `tick` is next needed, in the driver's nanoseconds; None when it is not."""
-        times = [r.holder.deadline for r in self.regions.values() if r.holder.deadline is not None]
-        return min(times) if times else None
+        if not self.held_back:
+            return None
+        holders = [self.regions[number].holder for number in self.held_back]
+        return min((h.deadline for h in holders if h.deadline is not None), default=None)
 
     def state(self, region: int, page: int) -> int:
         """Return the `State` of a page on this node."""
@@ -196,7 +200,7 @@ class Engine:
         lines = []
         if region in self.regions:
             lines.append(f"node {self.node}, region {region}: {self.regions[region].describe(page)}")
-        for time, _, m in self._recent:
+        for time, m in self._recent:
             if m.region == region and m.page <= page < m.page + m.count:
                 name = Kind(m.kind).name
                 lines.append(
@@ -231,7 +235,7 @@ class Engine:
             region = regions.get(message.region)
             if region is None:
                 continue
-            self._recent.append((self.now, "", message))
+            self._recent.append((self.now, message))
             try:
                 region.message(message)
             except InternalError as error:

@@ -70,7 +70,9 @@ class Holder:
 
     def resume(self) -> None:
         """Time has passed, a pin was released or a demand ended: start what may start now."""
-        self.deadline = None
+        if self.deadline is not None:
+            self.deadline = None
+            self.region.engine.held_back.discard(self.region.number)
         if not self.demands:
             return
         waiting = [demand for demand in self.demands if not demand.started]
@@ -92,13 +94,14 @@ class Holder:
         if region.is_pinned(page, count, bool(takes_all)):
             return True
         now = region.engine.now
-        until = region.hold.until(page, count, now)
+        until = region.hold.until(region.base + page, count, now)
         if not until:
             return False
         if region.hold.unapplied:
             until = min(until, now + _POLL_NS)
         if self.deadline is None or until < self.deadline:
             self.deadline = until
+            region.engine.held_back.add(region.number)
         return True
 
     def _shareable(self, page: int, count: int) -> bool:

@@ -67,8 +67,8 @@ class Requester:
         self.region = region
         #: request number -> pages under way.
         self.requests: dict[int, Request] = {}
-        #: page -> [(waiter, write, hold in ns)]: threads in a fault.
-        self.waiting: dict[int, list[tuple[int, bool, int]]] = {}
+        #: page -> [(waiter, write)]: threads in a fault.
+        self.waiting: dict[int, list[tuple[int, bool]]] = {}
         self.bulks: list[Bulk] = []
 
     # -- what the node's workers want --------------------------------------------------------------------
@@ -76,16 +76,16 @@ class Requester:
     def fault(self, page: int, write: bool, waiter: int, worker: int, instruction: int) -> None:
         region = self.region
         state = region.table.state[page]
-        region.hold.unapplied.pop(waiter, None)
         if state == _EXCLUSIVE or (not write and state in _READABLE):
             # Granted to another thread meanwhile; the wanted table has it.
+            region.hold.unapplied.pop(waiter, None)
             region.effects.append(Wake(waiter, _OK))
             return
         if region.failed is not None:
             region.effects.append(Wake(waiter, region.failed))
             return
-        hold_ns = region.hold.fault(page, worker, instruction)
-        self.waiting.setdefault(page, []).append((waiter, write, hold_ns))
+        region.hold.fault(region.base + page, waiter, worker, instruction, region.engine.now)
+        self.waiting.setdefault(page, []).append((waiter, write))
         if state in (_INVALID, _SHARED):
             self.ask(page, 1, write)
         start, count = region.read_ahead.fault(page, worker, write)
@@ -157,6 +157,7 @@ class Requester:
                     self.waiting[page] = left
                 else:
                     del self.waiting[page]
+                self.region.hold.ended(waiter, self.region.engine.now)
                 break
         else:
             bulks = [b for b in self.bulks if b.waiter != waiter]
@@ -181,7 +182,9 @@ class Requester:
         """Every wait ends with `status`; late answers find no request."""
         effects = self.region.effects
         for waiters in self.waiting.values():
-            effects.extend(Wake(waiter, status) for waiter, _, _ in waiters)
+            for waiter, _ in waiters:
+                self.region.hold.ended(waiter, self.region.engine.now)
+            effects.extend(Wake(waiter, status) for waiter, _ in waiters)
         effects.extend(Wake(bulk.waiter, status) for bulk in self.bulks)
         self.waiting.clear()
         self.bulks.clear()
@@ -277,16 +280,16 @@ class Requester:
         state = region.table.state[page]
         left = []
         for entry in self.waiting.pop(page):
-            waiter, write, hold_ns = entry
+            waiter, write = entry
             if state == _EXCLUSIVE or (not write and state in _READABLE):
-                region.hold.granted(waiter, page, hold_ns, region.engine.now)
+                region.hold.granted(waiter, region.base + page, region.engine.now)
                 region.effects.append(Wake(waiter, _OK))
             else:
                 left.append(entry)
         if left:
             self.waiting[page] = left
             if state in (_INVALID, _SHARED):
-                self.ask(page, 1, any(write for _, write, _ in left))
+                self.ask(page, 1, any(write for _, write in left))
 
     def _answered(self, message: Message, request: Request) -> None:
         request.left -= message.count

@@ -8,10 +8,11 @@ another role of this node go through the engine's inbox, in order, never through
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dsm.coherence.directory import Directory
-from dsm.coherence.hold import Hold
+from dsm.coherence.hold import key_of
 from dsm.coherence.holder import Holder
 from dsm.coherence.messages import Effect, Flag, Kind, Level, Message, Raise, Send
 from dsm.coherence.placement import Placement
@@ -26,9 +27,6 @@ from dsm.types import Region
 if TYPE_CHECKING:
     from dsm.coherence.engine import Engine
 
-_GET, _FETCH, _GRANT, _CONFIRM = int(Kind.GET), int(Kind.FETCH), int(Kind.GRANT), int(Kind.CONFIRM)
-_INVALIDATE, _INVALIDATED = int(Kind.INVALIDATE), int(Kind.INVALIDATED)
-_AHEAD, _DECLINE = int(Kind.AHEAD), int(Kind.DECLINE)
 _UNKNOWN_FLAGS = ~int(Flag.WRITE | Flag.HAVE | Flag.FRESH | Flag.SPECULATIVE)
 
 
@@ -36,6 +34,8 @@ class SequentialRegion:
     """One region under the `sequential` model."""
 
     __slots__ = (
+        "_roles",
+        "base",
         "directory",
         "effects",
         "engine",
@@ -66,7 +66,9 @@ class SequentialRegion:
         self.failed: Status | None = None
         self.placement = Placement(region)
         self.table = PageTable(region.pages)
-        self.hold = Hold(engine.node)
+        self.hold = engine.hold
+        #: What to add to a page's number for its place in the order of all pages.
+        self.base = key_of(region.region, 0)
         size = region.options.page_size
         self.read_ahead = ReadAhead(
             max(1, READ_AHEAD_MIN_BYTES // size),
@@ -76,6 +78,16 @@ class SequentialRegion:
         self.requester = Requester(self)
         self.directory = Directory(self)
         self.holder = Holder(self)
+        self._roles: dict[int, Callable[[Message], None]] = {
+            Kind.GET: self.directory.request,
+            Kind.AHEAD: self.directory.ahead,
+            Kind.INVALIDATED: self.directory.invalidated,
+            Kind.CONFIRM: self.directory.confirm,
+            Kind.FETCH: self.holder.revoke,
+            Kind.INVALIDATE: self.holder.revoke,
+            Kind.GRANT: self.requester.install,
+            Kind.DECLINE: self.requester.decline,
+        }
         #: First pages of read-ahead windows: a worker's first use of one opens the next window.
         self.marks: set[int] = set()
         #: Ranges held for system calls: (page, end, write).
@@ -102,23 +114,10 @@ class SequentialRegion:
 
     def message(self, message: Message) -> None:
         """Take one message: the transition of every role starts here."""
-        kind = message.kind
-        if kind == _GET:
-            self.directory.get(message, message.page, message.count)
-        elif kind in (_FETCH, _INVALIDATE):
-            self.holder.revoke(message)
-        elif kind == _GRANT:
-            self.requester.install(message)
-        elif kind == _CONFIRM:
-            self.directory.confirm(message)
-        elif kind == _INVALIDATED:
-            self.directory.invalidated(message)
-        elif kind == _AHEAD:
-            self.directory.ahead(message)
-        elif kind == _DECLINE:
-            self.requester.decline(message)
-        else:
-            raise InternalError(f"a message of kind {kind} came where only its payload may")
+        role = self._roles.get(message.kind)
+        if role is None:
+            raise InternalError(f"a message of kind {message.kind} came where only its payload may")
+        role(message)
 
     def check(self, message: Message) -> str | None:
         """Return what is wrong with a message from a peer, None when it may be handled."""

@@ -21,7 +21,8 @@ from dsm.manager.pager import SLOT_BITS, SignalPager
 from dsm.types import Region
 from dsm.wire.header import Fields, pack_coherence, unpack_coherence
 
-_FETCH, _INVALIDATE, _DATA = int(Kind.FETCH), int(Kind.INVALIDATE), int(Kind.DATA)
+_FETCH, _INVALIDATE = int(Kind.FETCH), int(Kind.INVALIDATE)
+_DATA, _CONFIRM = int(Kind.DATA), int(Kind.CONFIRM)
 
 
 class _Payload:
@@ -177,7 +178,7 @@ class Coherence:
             raise WireError(f"a coherence message of kind {message.kind} is wrong: {wrong or 'no payload'}")
         kind = message.kind
         if kind in (_FETCH, _INVALIDATE):
-            self.poll_applied(message.region)
+            self.poll_applied()
         engine.message(message, time.monotonic_ns())
         self.perform()
         if kind == _INVALIDATE and self._payloads:
@@ -236,25 +237,27 @@ class Coherence:
     def tick(self, now: int) -> int | None:
         """Let held-back demands go on; return when to tick next."""
         engine = self.engine
-        deadline = engine.deadline
-        if deadline is not None and deadline <= now:
-            for region in self.frames:
-                self.poll_applied(region)
-            engine.tick(now)
-            self.perform()
+        if not engine.held_back:
+            deadline = None
+        else:
             deadline = engine.deadline
+            if deadline is not None and deadline <= now:
+                self.poll_applied()
+                engine.tick(now)
+                self.perform()
+                deadline = engine.deadline
         if self._reclaim or self._dying:
             self._give_back()
         return deadline
 
-    def poll_applied(self, region: int) -> None:
+    def poll_applied(self) -> None:
         """Tell the engine which woken threads have mapped their page by now."""
-        held = self.engine.regions.get(region)
-        if held is not None and held.hold.unapplied:
+        unapplied = self.engine.unapplied
+        if unapplied:
             now = time.monotonic_ns()
-            for waiter in list(held.hold.unapplied):
+            for waiter in list(unapplied):
                 if not self.pager.is_unapplied(waiter):
-                    held.hold.applied(waiter, now)
+                    self.engine.applied(waiter, now)
 
     # -- effects -----------------------------------------------------------------------------------------
 
@@ -278,7 +281,9 @@ class Coherence:
     def _send(self, effect: Send) -> None:
         link = self._links.get(effect.node)
         if link is not None:
-            link.send(pack_coherence(effect.message, self.epoch))
+            message = effect.message
+            send = link.send_later if message.kind == _CONFIRM else link.send
+            send(pack_coherence(message, self.epoch))
 
     def _send_pages(self, effect: SendPages) -> None:
         message = effect.message

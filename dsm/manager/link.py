@@ -57,6 +57,9 @@ class Link:
         self._on_lost = on_lost
         #: Headers that wait for `flush`.
         self._gathered: list[bytes | memoryview] = []
+        #: Whether the loop is to flush this link at the end of its round, or a little later.
+        self._is_dirty = False
+        self._is_lazy = False
         #: What the socket did not take, in order.
         self._queue: deque[memoryview] = deque()
         self.closed = False
@@ -74,14 +77,25 @@ class Link:
         return bool(self._queue)
 
     def send(self, header: bytes, payload: bytes | memoryview | None = None) -> None:
-        """Send a message; it leaves with `flush` at the latest."""
+        """Send a message; it leaves at the end of the loop's round at the latest."""
+        if not self._is_dirty:
+            self._is_dirty = True
+            self.loop.dirty.append(self)
         self._gathered.append(header)
         if payload is not None:
             self._gathered.append(payload)
 
+    def send_later(self, header: bytes) -> None:
+        """Send a message that nobody waits for: with the next one, or a few microseconds later."""
+        if not self._is_lazy and not self._is_dirty:
+            self._is_lazy = True
+            self.loop.lazy.append(self)
+        self._gathered.append(header)
+
     def flush(self) -> None:
         """Hand to the kernel what was gathered, as far as it takes it."""
         gathered = self._gathered
+        self._is_dirty = self._is_lazy = False
         if not gathered or self.closed:
             return
         self._gathered = []

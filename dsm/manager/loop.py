@@ -11,15 +11,24 @@ import heapq
 import select
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from dsm._native import Board
 from dsm.limits import SPIN_NS
 
 IN = select.EPOLLIN
 OUT = select.EPOLLOUT
+#: How long a message that nobody waits for may stay, for another one to go with it.
+_LAZY_NS = 10_000
 #: The longest sleep, so that a lost wake-up could only delay and never hang.
 _SLEEP_MAX_NS = 1_000_000_000
+
+
+class Flushable(Protocol):
+    """Something that gathers output."""
+
+    def flush(self) -> None:
+        """Hand it to the kernel."""
 
 
 class Loop:
@@ -42,6 +51,10 @@ class Loop:
         self.on_posted: Callable[[list[int]], None] = lambda events: None
         #: Called at the end of each round; returns the next time it wants to be called, or None.
         self.on_round: Callable[[int], int | None] = lambda now: None
+        #: What is to be flushed at the end of this round, and what may wait a little.
+        self.dirty: list[Flushable] = []
+        self.lazy: list[Flushable] = []
+        self._lazy_due = 0
 
     def watch(self, fd: int, callback: Callable[[int], None], events: int = IN) -> None:
         """Call `callback(events)` when `fd` is ready."""
@@ -95,6 +108,24 @@ class Loop:
             while timers and timers[0][0] <= now:
                 heapq.heappop(timers)[2]()
             deadline = self.on_round(now)
+            if self.dirty:
+                for each in self.dirty:
+                    each.flush()
+                self.dirty.clear()
+            if self.lazy:
+                deadline = self._flush_lazy(now, deadline)
+
+    def _flush_lazy(self, now: int, deadline: int | None) -> int | None:
+        """Flush what has waited long enough; return when to look again."""
+        if not self._lazy_due:
+            self._lazy_due = now + _LAZY_NS
+        elif now >= self._lazy_due:
+            self._lazy_due = 0
+            for each in self.lazy:
+                each.flush()
+            self.lazy.clear()
+            return deadline
+        return self._lazy_due if deadline is None else min(deadline, self._lazy_due)
 
     def close(self) -> None:
         """Release the descriptor."""

@@ -177,10 +177,7 @@ class Manager:
             self.coherence.pager.wake(waiter, Status.USAGE)
 
     def _round(self, now: int) -> int | None:
-        deadline = self.coherence.tick(now)
-        for link in list(self.members.links.values()):
-            link.flush()
-        return deadline
+        return self.coherence.tick(now)
 
     # -- workers -----------------------------------------------------------------------------------------
 

@@ -53,10 +53,13 @@ class SignalPager:
             regions.discard(region)
 
     def map_region(self, region: int, worker: int, applied_fd: int) -> None:
-        """A worker is about to map a region; a table that it had for it is void."""
-        self.unmap_region(region, worker)
+        """A worker is about to map a region, which it has not mapped."""
         self._tables[region].add(worker, applied_fd)
         self._mapped.setdefault(worker, set()).add(region)
+
+    def is_mapped(self, region: int, worker: int) -> bool:
+        """Whether a worker has mapped a region."""
+        return region in self._mapped.get(worker, ())
 
     def unmap_region(self, region: int, worker: int) -> None:
         """A worker has closed a region; nothing happens when it had not mapped it."""

@@ -116,6 +116,10 @@ class Requests:
         frames = self._manager.coherence.frames.get(region.region)
         if session.closed:
             return
+        if frames is not None and self._manager.coherence.pager.is_mapped(region.region, session.worker):
+            # It has the region open: its applied table stays the one that we read.
+            session.answer(number, control.Opened(region, reply.created))
+            return
         if frames is None:
             session.fail(number, Status.CLOSED, f"region {region.region} was destroyed meanwhile")
             return

@@ -12,7 +12,7 @@ from dsm import _native, limits
 from dsm.errors import ClosedError, NodeLostError, Status
 from dsm.wire import control
 from dsm.worker import session
-from dsm.worker.raising import Raiser, pause_ns
+from dsm.worker.raising import PAUSE_NS, Raiser
 from dsm.worker.watcher import Watcher
 
 
@@ -60,7 +60,7 @@ class Connection:
                 error_fd=raiser.error_fd,
                 spin_ns=limits.SPIN_NS,
                 map_limit=_map_limit(),
-                error_pause_ns=pause_ns(),
+                error_pause_ns=PAUSE_NS,
             )
         except BaseException:
             self._release()

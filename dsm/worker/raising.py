@@ -1,22 +1,25 @@
 """Errors of page faults, raised as exceptions in the thread that faulted.
 
 Owns the way from the shim's queue of errors to Python.  A fault that cannot be served lets its
-instruction go on with a poison page; the shim queues the error, writes to a descriptor and holds the
-thread for a moment.  A daemon thread here takes the error, makes the exception pending in that
-thread (`PyThreadState_SetAsyncExc`) and lets the thread go on.  Python raises it at the thread's
-next safe point: after a call, or at a loop's jump; see `Raiser.check` for code that has neither.
+instruction go on with a poison page, and the shim queues the error.  The class `_PageFault` is made
+pending in that thread (`PyThreadState_SetAsyncExc`), so that Python raises it at the thread's next safe
+point: after a call, or at a loop's jump; see `Raiser.check` for code that has neither.  Who makes it
+pending depends on who holds the interpreter's lock:
 
-A thread that faults inside ``a[0]`` holds the interpreter's lock, so this thread waits for it, which
-takes one switch interval, and gets it at that same safe point, before the thread goes on.  Hence the
-moment (`pause_ns`) must be longer than a switch interval.  From getting the lock to making the exception
-pending, this thread must not give it up even for a moment, or the other one runs on: no blocking call,
-and no call through cffi, which releases the lock around each.
+* The faulting thread itself (``a[0]``): then nobody else can, and the shim's handler does it there.
+* Nobody, or another thread (numpy's loops give the lock up): the shim writes to a descriptor and holds
+  the thread, which a daemon thread here lets go when its exception is pending.
+
+When Python raises the class it calls it, in that thread, and gets the exception with its message: the
+thread's error is taken from the queue then.  One operation may touch many pages that cannot be served;
+it is one error, that of the first page.
+
+A thread that Python does not know (BLAS has some) cannot be told.  When there is only one Python thread,
+which then waits for it, that one is.  Otherwise the process ends with SIGBUS and a line that says why:
+a result made of poison must not be used.  Only `ClosedError` is raised in every thread instead.
 
 The queue outlives a node: after ``node.close()`` old arrays still raise `ClosedError`.  So there is
 one `Raiser` in a process.
-
-One operation may touch many pages that cannot be served: each is an error, the first one is raised.
-When it is raised, whatever else is queued for that thread is older, and dropped.
 """
 
 from __future__ import annotations
@@ -27,12 +30,11 @@ import signal
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from dsm import _native
-from dsm.errors import DSMError, Status, error_for
+from dsm.errors import DSMError, InternalError, Status, error_for
 from dsm.worker.watcher import Watcher
 
 _HAPPENED = {
@@ -43,71 +45,41 @@ _HAPPENED = {
     Status.LIMIT: "no memory maps left in this process; raise vm.max_map_count or choose a larger page_size",
 }
 
+#: How long a thread without the interpreter's lock waits for its exception.  The daemon thread needs that
+#: lock, which a third thread may keep during a long call into C.
+PAUSE_NS = 1_000_000_000
 
-def _keeping_lock(name: str) -> Callable[[Any], int]:
-    """Return a function of the shim that takes an error, called without giving up the interpreter's lock."""
-    ffi = _native._ffi
-    address = int(ffi.cast("uintptr_t", ffi.addressof(_native.lib, name)))
-    function = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(address)
-    return lambda error: function(int(ffi.cast("uintptr_t", error)))
+_api = ctypes.pythonapi
 
 
-_take = _keeping_lock("dsm_error_take")
-_done = _keeping_lock("dsm_error_done")
+def _make_pending(ident: int, cls: type[BaseException] | None) -> None:
+    """Make a class of exceptions pending in a thread; None takes the pending one away."""
+    _api.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), None if cls is None else ctypes.py_object(cls))
 
 
-def take_error() -> _native.PageError | None:
-    """Return the next error that has no exception yet, like `_native.error_take`."""
-    error = _native._ffi.new("struct dsm_error *")
-    if not _take(error):
-        return None
-    return _native.PageError(error.thread, error.address, error.page, error.region, error.status)
-
-
-def error_done(error: _native.PageError) -> None:
-    """Let the thread of `error` go on, like `_native.error_done`; it needs no lock to do so."""
-    _done(_native._ffi.new("struct dsm_error *", error._asdict()))
-
-
-def pause_ns() -> int:
-    """Return how long a poisoned thread waits for its error: many switch intervals."""
-    return int(10 * sys.getswitchinterval() * 1e9)
-
-
-def pending_class(error: BaseException, raised: Callable[[], None]) -> type[BaseException]:
-    """Return a class whose call gives `error`, after a call of `raised`.
-
-    `PyThreadState_SetAsyncExc` takes a class and calls it when it raises, in the thread; what is raised
-    is then `error` itself, of its own class and with its message.
-    """
-    cls = type(error)
-
-    def new(_cls: type[BaseException], *_args: object) -> BaseException:
-        raised()
-        return error
-
-    return type(cls.__name__, (cls,), {"__new__": new, "__module__": cls.__module__})
-
-
-def _set_pending(ident: int, cls: type[BaseException] | None) -> None:
-    """Make an exception pending in a thread; None takes the pending one away."""
-    value = None if cls is None else ctypes.py_object(cls)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), value)
-
-
-def thread_ident(native_id: int) -> int | None:
-    """Return Python's identity of the thread with this kernel id; None when Python does not know it."""
-    for thread in threading.enumerate():
-        if thread.native_id == native_id:
-            return thread.ident
-    for ident in sys._current_frames():  # threads that the threading module did not start
+def python_threads() -> dict[int, int]:
+    """Return the threads that Python knows: kernel id → Python's identity."""
+    found = {}
+    for ident in sys._current_frames():
         try:
             clock = time.pthread_getcpuclockid(ident)
         except OSError:
             continue
-        if ~(clock >> 3) == native_id:  # clock ids contain the kernel's thread id (MAKE_THREAD_CPUCLOCK)
-            return ident
-    return None
+        found[~(clock >> 3)] = ident  # clock ids contain the kernel's thread id (MAKE_THREAD_CPUCLOCK)
+    return found
+
+
+class _PageFault(DSMError):
+    """What is made pending; calling it gives the exception of the calling thread's error instead."""
+
+    raiser: ClassVar[Raiser]
+
+    def __new__(cls, *raised: object) -> Any:
+        # CPython 3.11 keeps the class beside the exception, and may call it once more with that.
+        return raised[0] if raised and isinstance(raised[0], DSMError) else cls.raiser.collect()
+
+
+_PageFault.__module__, _PageFault.__qualname__ = DSMError.__module__, DSMError.__qualname__
 
 
 class Raiser:
@@ -121,21 +93,24 @@ class Raiser:
 
     def __init__(self, label: Callable[[int], str]) -> None:
         self._label = label
-        #: Held from taking an error until its exception is pending.  Reentrant: an exception may become
-        #: raised in a thread that holds it.
+        #: Held from taking an error until it is handed over.  Reentrant: an exception may become raised in
+        #: a thread that holds it.
         self._mutex = threading.RLock()
-        #: What was made pending and has not been raised yet, by kernel id of the thread.
-        self._pending: dict[int, type[BaseException]] = {}
-        #: Kernel ids of the threads in which an exception was raised last.
-        self._told: deque[int] = deque(maxlen=256)
-        #: Written by the shim when there is an error to take.  Open as long as the process lives.
+        #: Errors taken for threads that have not raised them yet, by kernel id.  They are open in the shim:
+        #: their threads meet no further error.
+        self._taken: dict[int, list[_native.PageError]] = {}
+        #: Written by the shim when a thread waits to be told.  Open as long as the process lives.
         self.error_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        _PageFault.raiser = self
+        _native.lib.dsm_error_hook(
+            _pointer(_api.PyGILState_Check), _pointer(_api.PyThreadState_SetAsyncExc), _object(_PageFault)
+        )
         self._watcher = Watcher({self.error_fd: self._deliver})
 
     def renew(self) -> None:
-        """In a child of fork: its own thread, and its own event under the number that the shim knows."""
+        """In a child of fork: its own thread, and its own event under the number that is known."""
         self._mutex = threading.RLock()
-        self._pending.clear()
+        self._taken.clear()
         self._watcher.forget()
         fresh = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         os.dup2(fresh, self.error_fd, inheritable=False)
@@ -144,70 +119,74 @@ class Raiser:
 
     def check(self) -> None:
         """Raise the error of this thread that has not been raised yet, if there is one."""
-        error = self._drain()
+        error = self._take_mine()
         if error is not None:
             raise self._exception(error)
 
-    def _drain(self) -> _native.PageError | None:
-        """Take every error; return one of the calling thread's."""
-        native_id, mine = threading.get_native_id(), None
-        with self._mutex:
-            while (error := take_error()) is not None:
-                if error.thread == native_id:
-                    mine = error
-                    error_done(error)
-                else:
-                    self._raise_in_thread(error)
-        return mine
+    def collect(self) -> DSMError:
+        """Return the exception that is being raised in the calling thread."""
+        error = self._take_mine()
+        if error is None:
+            return InternalError("a page could not be served; another exception was raised for it already")
+        return self._exception(error)
 
-    def _raised(self) -> None:
-        """In a thread whose exception is being raised: what else is queued for it belongs to it."""
+    def _take_mine(self) -> _native.PageError | None:
+        """Take the calling thread's error, so that nothing is pending or queued for it any more."""
+        native_id = threading.get_native_id()
         with self._mutex:
-            self._drain()
-            self._pending.pop(threading.get_native_id(), None)
-            self._told.append(threading.get_native_id())
-            _set_pending(threading.get_ident(), None)
+            _make_pending(threading.get_ident(), None)  # before anything is taken: it would end this half way
+            self._take_all(native_id)
+            mine = self._taken.pop(native_id, [])
+            for error in mine:
+                _native.error_done(error)
+        return mine[0] if mine else None
 
     def _deliver(self) -> bool:
-        """Raise what is queued; the event is read afterwards, since that gives up the interpreter's lock."""
-        while True:
-            with self._mutex:
-                while (error := take_error()) is not None:
-                    self._raise_in_thread(error)
-            try:
-                os.eventfd_read(self.error_fd)
-            except BlockingIOError:
-                return True
+        os.eventfd_read(self.error_fd)
+        with self._mutex:
+            self._take_all(threading.get_native_id())
+        return True
+
+    def _take_all(self, taker: int) -> None:
+        """Take every error; those of other threads than `taker` become pending."""
+        while (error := _native.error_take()) is not None:
+            for native_id, ident in self._whom_to_tell(error):
+                self._taken.setdefault(native_id, []).append(error)
+                if native_id != taker:
+                    _make_pending(ident, _PageFault)
+            _native.error_told(error)
+        for ended in self._taken.keys() - python_threads().keys():
+            for error in self._taken.pop(ended):
+                _native.error_done(error)
+
+    def _whom_to_tell(self, error: _native.PageError) -> list[tuple[int, int]]:
+        threads = python_threads()
+        if error.thread in threads:
+            return [(error.thread, threads[error.thread])]
+        own = {thread.ident for thread in threading.enumerate() if thread.name.startswith("dsm-")}
+        waiting = [(native_id, ident) for native_id, ident in threads.items() if ident not in own]
+        if len(waiting) != 1 and error.status != Status.CLOSED:
+            _die(error.thread, self._exception(error))
+        return waiting
 
     def _exception(self, error: _native.PageError) -> DSMError:
         known = Status(error.status) if error.status in set(Status) else Status.INTERNAL
         happened = _HAPPENED.get(known, f"the fault ended with status {error.status}")
-        return error_for(
-            error.status,
-            f"page {error.page} of {self._label(error.region)} (at {error.address:#x}): {happened}",
-        )
+        page = f"page {error.page} of {self._label(error.region)} (at {error.address:#x})"
+        return error_for(error.status, f"{page}: {happened}")
 
-    def _raise_in_thread(self, error: _native.PageError) -> None:
-        ident = thread_ident(error.thread)
-        if ident is None:
-            if error.thread not in self._told or os.path.exists(f"/proc/self/task/{error.thread}"):
-                _die(error.thread, self._exception(error))
-            error_done(error)  # it has raised and ended; this one came from the same operation
-            return
-        first = self._pending.get(error.thread) or pending_class(self._exception(error), self._raised)
-        self._pending[error.thread] = first
-        _set_pending(ident, first)
-        error_done(error)
+
+def _pointer(function: Any) -> Any:
+    return _native._ffi.cast("void *", ctypes.cast(function, ctypes.c_void_p).value)
+
+
+def _object(value: object) -> Any:
+    return _native._ffi.cast("void *", id(value))
 
 
 def _die(native_id: int, exception: DSMError) -> None:
     """End the process with SIGBUS: the thread would compute with poison and nobody could tell it."""
-    message = (
-        f"dsm: {type(exception).__name__} in thread {native_id}, which Python does not know: {exception}\n"
-    )
+    message = f"dsm: {type(exception).__name__} in thread {native_id}, unknown to Python: {exception}\n"
     os.write(2, message.encode())
-    libc = ctypes.CDLL(None)
-    libc.signal(
-        int(signal.SIGBUS), ctypes.c_void_p(0)
-    )  # SIG_DFL; signal.signal works in the main thread only
+    ctypes.CDLL(None).signal(int(signal.SIGBUS), None)  # to SIG_DFL; signal.signal is for the main thread
     os.kill(os.getpid(), signal.SIGBUS)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
-import support
+
+from launched import Launched
 
 FAKE_MANAGER = Path(__file__).with_name("fake_manager.py")
 #: Runs a verb with the manager's command replaced.
@@ -23,47 +21,6 @@ for module in (managers, verb, sys.modules.get("dsm.launch.job")):
         module.manager_command = lambda: command
 sys.exit(verb.main(sys.argv[1:]))
 """
-
-
-class Launched:
-    """A running `dsm` whose output is collected in files."""
-
-    def __init__(self, command, directory, environment, **options):
-        self._out = directory / "stdout"
-        self._err = directory / "stderr"
-        with self._out.open("wb") as out, self._err.open("wb") as err:
-            self.process = subprocess.Popen(
-                command,
-                cwd=directory,
-                env={**os.environ, **environment},
-                stdin=options.pop("stdin", subprocess.DEVNULL),
-                stdout=options.pop("stdout", out),
-                stderr=options.pop("stderr", err),
-                **options,
-            )
-
-    @property
-    def pid(self):
-        return self.process.pid
-
-    @property
-    def stdout(self):
-        return self._out.read_text()
-
-    @property
-    def stderr(self):
-        return self._err.read_text()
-
-    def status(self, timeout_s=20):
-        return self.process.wait(timeout_s)
-
-    def wait_printed(self, text, count=1):
-        support.wait_until(
-            lambda: self.stdout.count(text) >= count, what=f"{text!r} is printed {count} times"
-        )
-
-    def wait_said(self, text, count=1):
-        support.wait_until(lambda: self.stderr.count(text) >= count, what=f"{text!r} is said {count} times")
 
 
 @pytest.fixture
@@ -88,9 +45,7 @@ def launch(tmp_path):
 
     yield start
     for launched in started:
-        if launched.process.poll() is None:
-            launched.process.send_signal(signal.SIGKILL)
-        launched.process.wait(10)
+        launched.stop()
 
 
 _PREAMBLE = """\

@@ -3,12 +3,11 @@
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import support
 
+import support
 from dsm.launch.ranks import deal
 
 
@@ -183,23 +182,6 @@ def test_what_workers_leave_behind_is_ended(launch):
     run = launch("-n", 2, program=program)
     assert run.status() == 0
     assert support.processes_marked(support.TEST_MARK, os.environ[support.TEST_MARK]) == []
-
-
-def test_version_and_help_need_no_cluster():
-    shown = subprocess.run(
-        [sys.executable, "-m", "dsm", "--help"], capture_output=True, text=True, timeout=20
-    )
-    assert shown.returncode == 0
-    assert "dsm run" in shown.stdout
-    shown = subprocess.run(
-        [sys.executable, "-m", "dsm", "frobnicate"], capture_output=True, text=True, timeout=20
-    )
-    assert shown.returncode == 2
-    assert "the verbs are run, node" in shown.stderr
-    shown = subprocess.run(
-        [sys.executable, "-m", "dsm", "version"], capture_output=True, text=True, timeout=20
-    )
-    assert "numpy" in shown.stdout
 
 
 def test_node_runs_until_it_is_told_to_end(launch, tmp_path):

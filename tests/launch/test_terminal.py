@@ -7,6 +7,7 @@ import signal
 import termios
 
 import pytest
+
 import support
 
 

@@ -170,5 +170,5 @@ def test_revocations_while_nobody_holds_the_interpreter(run):
 def test_pages_bounce_between_two_nodes_and_nothing_is_lost(run, shift):
     run(f"""
         import bounce
-        bounce.play(helper, pages=6, shift={shift}, workers=2, threads=2, rounds=20_000)
+        bounce.play(helper, pages=6, shift={shift}, workers=2, threads=2, rounds=6000)
     """)

@@ -65,19 +65,20 @@ def test_each_thread_gets_its_own(node, needs_fake):
     outcomes = []
 
     def touch(index):
-        a = lost(node, f"thread-{index % 4}")
-        try:
-            a.sum()
-            outcomes.append("nothing")
-        except dsm.PageLostError as error:
-            outcomes.append(f"thread-{index % 4}" in str(error))
+        a = lost(node, f"thread-{index}-", 10 if index % 2 else 5000)  # with and without the interpreter's lock
+        for _ in range(10):
+            try:
+                a.sum()
+                outcomes.append("nothing")
+            except dsm.PageLostError as error:
+                outcomes.append(f"page 0 of region 'status-3-thread-{index}-'" in str(error))
 
     threads = [threading.Thread(target=touch, args=(index,)) for index in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(20)
-    assert outcomes == [True] * 16
+    assert outcomes == [True] * 160
 
 
 def test_a_thread_that_threading_did_not_start(node, needs_fake):
@@ -104,19 +105,28 @@ def test_check_raises_what_is_pending(node, needs_fake):
     node.check()
 
 
-def test_a_thread_unknown_to_python_ends_the_process(run_worker, needs_fake):
-    result = run_worker(
-        """
-import ctypes, dsm, time
+#: atoi(address) as the body of a native thread: pthread_create passes its one argument first.
+NATIVE = """
+import ctypes, dsm, threading, time
+def touch(a):
+    libc, thread = ctypes.CDLL(None), ctypes.c_ulong()
+    body = ctypes.cast(libc.atoi, ctypes.c_void_p)
+    libc.pthread_create(ctypes.byref(thread), None, body, ctypes.c_void_p(a.ctypes.data))
+    for _ in range(3000):
+        time.sleep(0.01)
 node = dsm.attach()
 a = node.array("status-3-native", 10)
-libc = ctypes.CDLL(None)
-thread = ctypes.c_ulong()
-# memset(address, ...) as the body of a native thread: pthread_create passes its one argument first.
-libc.pthread_create(ctypes.byref(thread), None, ctypes.cast(libc.strlen, ctypes.c_void_p), ctypes.c_void_p(a.ctypes.data))
-time.sleep(30)
 """
-    )
+
+
+def test_a_native_threads_error_is_raised_in_the_only_python_thread(run_worker, needs_fake):
+    result = run_worker(NATIVE + "touch(a)", timeout=20)
+    assert result.returncode == 1
+    assert "PageLostError: page 0 of region 'status-3-native'" in result.stderr
+
+
+def test_a_native_threads_error_ends_a_process_of_many_python_threads(run_worker, needs_fake):
+    result = run_worker(NATIVE + "threading.Thread(target=time.sleep, args=(30,), daemon=True).start(); touch(a)")
     assert result.returncode == -signal.SIGBUS, result.stderr
     lines = [line for line in result.stderr.splitlines() if "dsm:" in line]
     assert len(lines) == 1
@@ -162,7 +172,7 @@ with dsm.attach() as node:
     a = node.array(None, (100, 1000))
     a[:] = 1
     view = a[::-3, 5:7]
-for use in (lambda: view.sum(), lambda: a.fill(0), lambda: np.linalg.norm(a), lambda: a.tobytes(), lambda: a + 1):
+for use in (lambda: view.sum(), lambda: a.fill(0), lambda: np.linalg.norm(a), lambda: np.matmul(a, a.T), lambda: a.tobytes(), lambda: np.add(a, 1)):
     try:
         use()
         print("nothing")
@@ -170,7 +180,7 @@ for use in (lambda: view.sum(), lambda: a.fill(0), lambda: np.linalg.norm(a), la
         print("closed")
 """
     )
-    assert (result.stdout, result.returncode) == ("closed\n" * 5, 0), result.stderr
+    assert (result.stdout, result.returncode) == ("closed\n" * 6, 0), result.stderr
 
 
 def test_an_array_used_at_the_end_of_the_interpreter(run_worker):
@@ -183,7 +193,7 @@ a = node.array(None, 10_000)
 """
     )
     assert result.returncode == 0
-    assert "ClosedError" in result.stderr
+    assert "region" in result.stderr and "closed its node" in result.stderr
 
 
 def test_lost_pages_read_as_nan_where_the_error_is_ignored(node, needs_fake):

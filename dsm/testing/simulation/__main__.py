@@ -61,10 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not outcome.ok:
         print(report(outcome))
         return 1
-    print(
     digest = outcome.digest & (1 << 64) - 1
     print(f"seed {outcome.seed}: {outcome.events:,} events, all checks held, digest {digest:016x}")
-    )
     return 0
 
 

@@ -5,15 +5,17 @@ Owns the classes; `mutants` names them and says what is wrong.
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 from dsm.coherence.messages import Discard, Kind, Level, Lower, Message, Send, Wake
-from dsm.testing.simulation.network import Link, Network, Transfer
 from dsm.testing.simulation.frames import NodeRegion
+from dsm.testing.simulation.network import Link, Network, Transfer
 from dsm.testing.simulation.node import Node
-from dsm.testing.simulation.program import Call
+from dsm.testing.simulation.program import Call, Style
 from dsm.testing.simulation.thread import Thread
 from dsm.testing.simulation.worker import LEVEL, LOCKED, MARK, PINNED, Worker, WorkerRegion
+from dsm.testing.simulation.world import Timing
 
 #: How often a mutant that errs now and then does so.
 RARELY = 0.05
@@ -115,6 +117,27 @@ class StoresLateBytes(Node):
             for offset, words in enumerate(transfer.payload):
                 home.frames[message.page + offset][:] = words
         super().end(transfer)
+
+
+class SlowPages(Timing):
+    """Payloads so slow that whole transactions fit between a header and its end."""
+
+    def __init__(self, random: Random) -> None:
+        super().__init__(random)
+        self.page_high = self.link_high * 100
+
+
+class Windows(Style):
+    """Windows are read ahead all the time, in pages that others write."""
+
+    def __init__(self, random: Random, pages: int) -> None:
+        super().__init__(random, pages)
+        self.weights = (4, 0, 1, 0, 0, 0)
+        self.write_chance = 0.4
+        self.scan_pages = 12
+        self.hot = min(pages, 12)
+        self.hot_chance = 1.0
+        self.think = 10_000
 
 
 class ReadsBeforeLock(Thread):

@@ -69,7 +69,13 @@ def placements(threads: int) -> Iterator[Placement]:
 
 
 def run_litmus(
-    name: str, placement: Placement, seed: int, *, same_page: bool, parts: Parts | None = None
+    name: str,
+    placement: Placement,
+    seed: int,
+    *,
+    same_page: bool,
+    parts: Parts | None = None,
+    check: bool = True,
 ) -> list[tuple[int, ...]]:
     """Run one test some rounds and return its outcomes.
 
@@ -85,6 +91,8 @@ def run_litmus(
         Both variables of a round lie on one page.
     parts
         Classes to build the simulation of.
+    check
+        Check the cluster at its rests; False: the outcomes alone are asked for.
 
     Returns
     -------
@@ -112,7 +120,7 @@ def run_litmus(
         thread = cluster.nodes[node].workers[worker].threads[index]
         thread.observed = []
         programs[thread.number] = _program(litmus.threads[index], random, same_page)
-    cluster.run_programs(programs, 100_000, spread=300_000)
+    cluster.run_programs(programs, 100_000, spread=300_000, check=check)
 
     results: list[list[int]] = [[] for _ in range(ROUNDS)]
     for index, number in enumerate(programs):
@@ -128,7 +136,7 @@ def run_litmus(
         for round_ in range(ROUNDS)
         for variable in "xy"
     ]
-    cluster.run_programs({0: last}, 200_000)
+    cluster.run_programs({0: last}, 200_000, check=check)
     for round_ in range(ROUNDS):
         results[round_] += reader.observed[2 * round_ : 2 * round_ + 2]
     return [tuple(result) for result in results]

@@ -356,7 +356,11 @@ _add(
     "a frame is discarded before its last byte left",
     Parts(node=driver.PunchesWhileSending),
 )
-_add("late-bytes-stored", "the bytes of a voided fetch go into the frame", Parts(node=driver.StoresLateBytes))
+_add(
+    "late-bytes-stored",
+    "the bytes of a voided fetch go into the frame",
+    Parts(node=driver.StoresLateBytes, timing=driver.SlowPages, style=driver.Windows),
+)
 _add(
     "grant-after-revocation",
     "what is wanted is read before the page lock is taken",

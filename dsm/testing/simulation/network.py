@@ -70,7 +70,7 @@ class Link:
         transfer = Transfer(self.sender, self.receiver, message, region)
         region.freeze(transfer)
         start = max(world.now, self._free)
-        sent = start + 200 + int(world.random.random() * world.timing.page_high * min(message.count, 8))
+        sent = start + 200 + int(world.random.random() ** 4 * world.timing.page_high * min(message.count, 8))
         self._free = sent
         header = max(start + world.flight(), self._arrival + 1)
         end = max(sent, header) + world.flight()

@@ -30,14 +30,13 @@ from dsm.testing.simulation.frames import NodeRegion
 from dsm.testing.simulation.network import Network, Transfer
 from dsm.testing.simulation.program import PIN, PREFETCH, Call
 from dsm.testing.simulation.trace import What, message_text
-from dsm.testing.simulation.truth import DISCARDED, UNFILLED, WORDS, Truth
+from dsm.testing.simulation.truth import WORDS, Truth
 from dsm.testing.simulation.worker import LEVEL, LOCKED, MARK, Worker
 from dsm.testing.simulation.world import Violation, World
 from dsm.types import Region
 
 if TYPE_CHECKING:
     from dsm.testing.simulation.thread import Thread
-    from dsm.testing.simulation.worker import WorkerRegion
 
 #: A stimulus of the manager: who handles it, and what it is.
 Stimulus = tuple[Callable[[Any], None], Any]

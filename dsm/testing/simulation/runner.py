@@ -135,10 +135,9 @@ def run_many(
         yield from pool.imap_unordered(_work, work, chunksize=8)
 
 
-def campaign(
-    seeds: range, *, jobs: int, mutant: str, min_events: int, max_failures: int, out: TextIO = sys.stdout
-) -> int:
+def campaign(seeds: range, *, jobs: int, mutant: str, min_events: int, max_failures: int) -> int:
     """Run many seeds with a progress line; return the exit status: 1 when one failed."""
+    out: TextIO = sys.stdout
     began = time.monotonic()
     events = done = failures = 0
     least = 0

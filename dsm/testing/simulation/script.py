@@ -8,7 +8,7 @@ compared, never guessed.
 
 ========================================  =========================================================
 ``cluster nodes=3 pages=4 home=0``         begin; also ``page_size=`` and ``fill=``
-``fault n1 p0 read w7 [ip=5]``             a thread of n1 traps and waits as waiter 7
+``fault n1 p0 read w7 [worker=1 ip=5]``    a thread of n1 traps and waits as waiter 7
 ``prefetch n1 p0+4 read w8``               also ``pin``; ``unpin n1 p0+4 read``; ``cancel n1 w8``
 ``touched n1 p4``                          a worker used a marked page
 ``applied n1 w7``                          the woken thread has mapped its page
@@ -60,6 +60,8 @@ class Script:
         #: Tokens of `Lower` that are not done, for each node.
         self.lowering: dict[int, deque[int]] = {}
         self.now = 0
+        #: Rows of the transition table taken by all nodes.
+        self.coverage: dict[tuple[str, int], int] = {}
         self._said: list[str] = []
 
     def run(self, line: str) -> str:
@@ -104,14 +106,18 @@ class Script:
         for node in range(count):
             engine = Engine(node)
             engine.add_region(region)
+            engine.regions[_REGION].table.taken = self.coverage
             self.engines.append(engine)
             self.lowering[node] = deque()
 
     def do_fault(self, words: list[str]) -> None:
         node, page, access, waiter = words[:4]
-        ip = int(words[4].removeprefix("ip=")) if len(words) > 4 else 1
+        options = dict(word.split("=", 1) for word in words[4:])
+        worker, ip = int(options.get("worker", 0)), int(options.get("ip", 1))
         engine = self.engines[_number(node, "n")]
-        engine.fault(_REGION, _number(page, "p"), access == "write", _number(waiter, "w"), 0, ip, self.now)
+        engine.fault(
+            _REGION, _number(page, "p"), access == "write", _number(waiter, "w"), worker, ip, self.now
+        )
 
     def do_prefetch(self, words: list[str]) -> None:
         node, pages, access, waiter = words
@@ -208,9 +214,9 @@ class Script:
                 self._said.append(f"n{sender} to n{receiver}: {message_text(message)}")
 
 
-def replay(text: str) -> str:
-    """Run the commands of a file and return the file as it should read."""
-    script = Script()
+def replay(text: str, script: Script | None = None) -> str:
+    """Run the commands of a file, in a new script or the one given, and return the file as it should read."""
+    script = script or Script()
     out: list[str] = []
     lines = iter(text.splitlines())
     for line in lines:

@@ -44,16 +44,16 @@ class Timing:
         self.link_high = self.link_low * random.choice((2, 4, 20))
         self.link_tail = self.link_high * random.choice((10, 50))
         #: The bytes of one page, on a link: fast, or so slow that whole transactions fit in between.
-        self.page_high = self.link_high * random.choice((1, 1, 10))
+        self.page_high = self.link_high * random.choice((1, 1, 10, 100))
 
 
 class World:
     """Clock, heap, random source and trace of one simulation."""
 
-    def __init__(self, seed: int, *, keep: int = TRACE_TAIL) -> None:
+    def __init__(self, seed: int, *, timing: type[Timing] = Timing, keep: int = TRACE_TAIL) -> None:
         self.seed = seed
         self.random = Random(seed)
-        self.timing = Timing(self.random)
+        self.timing = timing(self.random)
         self.now = 0
         #: Events run so far.
         self.events = 0
