@@ -49,7 +49,8 @@ from dsm.errors import (
 
 if TYPE_CHECKING:
     from dsm.worker.attach import attach
-    from dsm.worker.node import ArrayInfo, Node
+    from dsm.worker.layouts import ArrayInfo
+    from dsm.worker.node import Node
     from dsm.worker.ranges import Pin
     from dsm.worker.reference import ArrayRef, ref
     from dsm.worker.regions import Region
@@ -60,7 +61,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "attach": "dsm.worker.attach",
-    "ArrayInfo": "dsm.worker.node",
+    "ArrayInfo": "dsm.worker.layouts",
     "Node": "dsm.worker.node",
     "Pin": "dsm.worker.ranges",
     "ArrayRef": "dsm.worker.reference",

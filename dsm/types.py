@@ -12,7 +12,7 @@ class ArrayLayout(msgspec.Struct, frozen=True):
     """How a numpy array lies in a region, from its first byte on."""
 
     shape: tuple[int, ...]
-    #: JSON of ``numpy.lib.format.dtype_to_descr(dtype)``.
+    #: JSON of ``dtype.str``; of structured dtypes, of numpy's dictionary form (`dsm.worker.layouts`).
     dtype: str
     #: ``"C"`` or ``"F"``.
     order: str = "C"

@@ -318,7 +318,7 @@ def error_take() -> PageError | None:
 
 
 def error_told(error: PageError) -> None:
-    """Let the thread of `error` go on, its exception is pending; it touches poison silently until `error_done`."""
+    """Let the thread of `error` go on, its exception is pending; poison is silent until `error_done`."""
     lib.dsm_error_told(_ffi.new("struct dsm_error *", error._asdict()))
 
 

@@ -149,6 +149,9 @@ void dsm_poison_forget(void);
 void dsm_mend(struct dsm_region *region, uint64_t first, uint64_t end);
 void dsm_mend_rest(void);
 
+/* spare.c; SIGNAL-SAFE.  Gives memory maps up that were held for this; false when that was done before. */
+bool dsm_spare_spend(void);
+
 /* tell.c; SIGNAL-SAFE for synchronous faults.  True: the exception is pending in this thread, it need not wait. */
 bool dsm_tell_thread(void);
 

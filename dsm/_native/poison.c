@@ -278,7 +278,7 @@ void dsm_poison_tend(void) {
   lock_entries();
   dsm_mend_rest();
   unlock_entries();
-  dsm_spare_renew();
+  dsm_poison_reserve();
 }
 
 /* In a forked child: its threads are gone. */

@@ -78,8 +78,8 @@ int dsm_handler_check(void);
 /* In a child of fork: 1 until dsm_worker_start is called there. */
 int dsm_worker_forked(void);
 
-/* Map a region at `address`, with no access.  -EEXIST when the range is taken by somebody else,
- * -EALREADY when the region is mapped. */
+/* Map a region at `address`, with no access; the descriptors may be closed afterwards.  -EEXIST when the range is
+ * taken by somebody else, -EALREADY when the region is mapped. */
 int dsm_region_map(uint32_t region, uint64_t address, uint64_t pages, uint32_t page_shift, int frames_fd, int wanted_fd,
                    int applied_fd);
 /* The addresses stay reserved; touching them is an error from now on.  Waits for no one. */
@@ -111,7 +111,8 @@ void dsm_error_hook(void *holds_lock, void *make_pending, void *what);
 
 /* Ask the manager something: posts a slot and returns its number.  -EAGAIN when all are in use. */
 int dsm_call_begin(uint32_t op, uint32_t object, uint64_t a, uint64_t b, uint64_t c);
-/* Wait for the answer: 1 with *status and *result, 0 when the time is over, -EINTR after a signal. */
+/* Wait for the answer: 1 with *status and *result, 0 when the time is over, -EINTR when a signal may have come
+ * (at least every 100 ms, so that one that came just before the sleep is not missed). */
 int dsm_call_wait(uint32_t slot, int64_t timeout_ns, uint32_t *status, uint64_t *result);
 /* Give the slot back; only after dsm_call_wait returned 1. */
 void dsm_call_end(uint32_t slot);

@@ -147,4 +147,5 @@ def _after_fork() -> None:
     try:
         node._renew(_raiser)
     except Exception as error:
+        _raiser.poll()
         print(f"dsm: child {os.getpid()} of fork could not attach to {node!r}: {error}", file=sys.stderr)

@@ -112,7 +112,7 @@ def ask(
             _long.add(call)
             if len(_long) > MAX_LONG_CALLS:
                 raise LimitError(
-                    f"{what}: {MAX_LONG_CALLS} threads of this process wait already, as many as may; use fewer"
+                    f"{what}: {MAX_LONG_CALLS} threads of this process wait already; let fewer wait at once"
                 )
         call.begin()
         if not call.wait(deadline):

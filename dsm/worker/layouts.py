@@ -16,6 +16,7 @@ import json
 import math
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
 import msgspec
@@ -24,12 +25,42 @@ import numpy.typing as npt
 
 from dsm import limits
 from dsm.errors import LimitError, UsageError
-from dsm.types import ArrayLayout, RegionOptions
+from dsm.types import ArrayLayout, Region, RegionOptions
 
 ShapeLike = SupportsIndex | Sequence[SupportsIndex]
 
 CONSISTENCIES = ("sequential",)
 HOMES = ("first-touch", "block", "cyclic")
+
+
+@dataclass(frozen=True)
+class ArrayInfo:
+    """What `Node.arrays` says of an array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    order: str
+    nbytes: int
+    consistency: str
+    page_size: int
+    home: str | int
+    region: int
+
+
+def describe(region: Region) -> ArrayInfo:
+    """Return the description of the array that `region` was created for."""
+    options, layout = region.options, region.options.layout
+    assert layout is not None
+    return ArrayInfo(
+        tuple(layout.shape),
+        decode_dtype(layout.dtype),
+        layout.order,
+        options.nbytes,
+        options.consistency,
+        options.page_size,
+        options.home,
+        region.region,
+    )
 
 
 def encode_dtype(dtype: np.dtype[Any]) -> str:

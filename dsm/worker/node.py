@@ -6,39 +6,20 @@ module that owns it.  It does not know how a process finds its node (`dsm.worker
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
-from dsm.errors import ClosedError, UsageError
-from dsm.types import SyncObject
+from dsm.errors import UsageError
 from dsm.wire import control
-from dsm.wire.calls import Op
+from dsm.wire.calls import Op, to_signed
 from dsm.worker import calls, layouts, ranges
 from dsm.worker.connection import Connection
 from dsm.worker.regions import Region, RegionTable
 from dsm.worker.statistics import Statistics, statistics_of
-from dsm.worker.synchronization import Atomic, HeldLocks, Lock, owner_token, word
-
-#: Name of the barrier of all workers of a job.
-JOB_BARRIER = "dsm.job"
-
-
-@dataclass(frozen=True)
-class ArrayInfo:
-    """What `Node.arrays` says of an array."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    order: str
-    nbytes: int
-    consistency: str
-    page_size: int
-    home: str | int
-    region: int
+from dsm.worker.synchronization import Atomic, HeldLocks, Lock, ObjectTable, owner_token, word
 
 
 class Node:
@@ -55,8 +36,7 @@ class Node:
         self._regions = RegionTable(self, connection.session)
         self._pins = ranges.PinTable()
         self._held = HeldLocks()
-        #: Synchronization objects by kind and name; they live as long as their cluster.
-        self._objects: dict[tuple[str, str], SyncObject] = {}
+        self._objects = ObjectTable(connection.session)
 
     # ---- who and where --------------------------------------------------------------------------------
 
@@ -284,19 +264,10 @@ class Node:
                 )
             self._regions.destroy(found[0].number)
 
-    def arrays(self) -> dict[str, ArrayInfo]:
+    def arrays(self) -> dict[str, layouts.ArrayInfo]:
         """Return the named arrays of the cluster, by name."""
-        found = {}
-        reply, _ = self._connection.session.call(control.ListRegions(), control.RegionList)
-        for region in reply.regions:
-            options = region.options
-            if options.name is None or options.layout is None:
-                continue
-            found[options.name] = ArrayInfo(
-                tuple(options.layout.shape), layouts.decode_dtype(options.layout.dtype), options.layout.order,
-                options.nbytes, options.consistency, options.page_size, options.home, region.region,
-            )  # fmt: skip
-        return found
+        regions = [region for region in self._regions.listed() if region.options.layout is not None]
+        return {region.options.name: layouts.describe(region) for region in regions if region.options.name}
 
     # ---- synchronization ------------------------------------------------------------------------------
 
@@ -316,7 +287,7 @@ class Node:
             Owned by a thread: release it in the thread that acquired it.
         """
         calls.check_timeout(timeout)
-        return Lock(self._object("lock", name), self._held, timeout)
+        return Lock(self._objects.get("lock", name), self._held, timeout)
 
     def barrier(
         self, name: str | None = None, parties: SupportsIndex | None = None, *, timeout: float | None = None
@@ -348,35 +319,15 @@ class Node:
             When another party gave up or died.  Once every party has been told they may meet again.
         """
         seconds = calls.check_timeout(timeout)
-        described = self._barrier(name, parties)
+        described = self._objects.barrier(name, parties, self._connection.attached)
         what = f"waiting at barrier {described.name!r} of {described.value} parties"
         return calls.ask(Op.BARRIER_WAIT, described.object, owner_token(), what=what, timeout=seconds)
 
     def reset_barrier(self, name: str | None = None, parties: SupportsIndex | None = None) -> None:
         """Make a broken barrier usable at once; who waits at it gets `BrokenBarrierError`."""
-        described = self._barrier(name, parties)
+        described = self._objects.barrier(name, parties, self._connection.attached)
         what = f"resetting barrier {described.name!r}"
         calls.ask(Op.BARRIER_RESET, described.object, owner_token(), what=what, brief=True)
-
-    def _barrier(self, name: str | None, parties: SupportsIndex | None) -> SyncObject:
-        if name is not None and not isinstance(name, str):
-            raise UsageError(f"name of a barrier is {name!r}; node.barrier('name', parties=3, timeout=1.0)")
-        if parties is None:
-            if not self._connection.attached.launched:
-                raise UsageError(
-                    "barrier() needs parties= here: without `dsm run` nobody knows how many workers will come"
-                )
-            parties = self.size
-        if isinstance(parties, bool) or not isinstance(parties, SupportsIndex) or parties.__index__() < 1:
-            raise UsageError(f"parties is {parties!r}; it must be an integer from 1 up")
-        count = parties.__index__()
-        described = self._object("barrier", JOB_BARRIER if name is None else name, count)
-        if described.value != count:
-            raise UsageError(
-                f"barrier {described.name!r} has {described.value} parties, not {count}; "
-                "all must give the same number, or choose another name"
-            )
-        return described
 
     def atomic(self, name: str, initial: SupportsIndex = 0) -> Atomic:
         """Return the atomic integer of that name.
@@ -388,20 +339,8 @@ class Node:
         initial
             Its first value, a signed 64-bit integer; has no effect when it exists.
         """
-        value = word(initial, "initial")
-        return Atomic(self._object("atomic", name, value - (1 << 64) if value >> 63 else value))
-
-    def _object(self, kind: str, name: str, value: int = 0) -> SyncObject:
-        if self._closed:
-            raise ClosedError("this process has closed its node; call dsm.attach() again")
-        if name is None:
-            raise UsageError(f"a {kind} needs a name, the same in every worker")
-        layouts.check_name(name, f"the {kind}")
-        found = self._objects.get((kind, name))
-        if found is None:
-            reply, _ = self._connection.session.call(control.OpenSync(kind, name, value), control.SyncOpened)
-            found = self._objects[kind, name] = reply.object
-        return found
+        value = to_signed(word(initial, "initial"))
+        return Atomic(self._objects.get("atomic", name, value))
 
     # ---- pages ----------------------------------------------------------------------------------------
 
@@ -486,3 +425,4 @@ class Node:
         self._connection = Connection(old.address, old.asked_rank, raiser)
         self._closed = False
         self._regions.remap(self._connection.session)
+        self._objects = ObjectTable(self._connection.session)

@@ -24,6 +24,7 @@ one `Raiser` in a process.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -49,6 +50,9 @@ _HAPPENED = {
 #: lock, which a third thread may keep during a long call into C.
 PAUSE_NS = 1_000_000_000
 
+#: How often a process looks for errors that nobody can announce.
+_POLL_S = 0.005
+
 _api = ctypes.pythonapi
 
 
@@ -59,8 +63,12 @@ def _make_pending(ident: int, cls: type[BaseException] | None) -> None:
 
 def python_threads() -> dict[int, int]:
     """Return the threads that Python knows: kernel id → Python's identity."""
-    found = {}
-    for ident in sys._current_frames():
+    found = {
+        thread.native_id: thread.ident
+        for thread in threading.enumerate()
+        if thread.native_id is not None and thread.ident is not None
+    }
+    for ident in sys._current_frames().keys() - set(found.values()):  # not started by threading
         try:
             clock = time.pthread_getcpuclockid(ident)
         except OSError:
@@ -117,6 +125,17 @@ class Raiser:
         os.close(fresh)
         self._watcher = Watcher({self.error_fd: self._deliver})
 
+    def poll(self) -> None:
+        """In a child of fork that could not attach: the shim has no descriptor there to write to."""
+
+        def look() -> None:
+            while True:
+                time.sleep(_POLL_S)
+                with self._mutex:
+                    self._take_all(threading.get_native_id())
+
+        threading.Thread(target=look, name="dsm-poll", daemon=True).start()
+
     def check(self) -> None:
         """Raise the error of this thread that has not been raised yet, if there is one."""
         error = self._take_mine()
@@ -142,7 +161,8 @@ class Raiser:
         return mine[0] if mine else None
 
     def _deliver(self) -> bool:
-        os.eventfd_read(self.error_fd)
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.error_fd)
         with self._mutex:
             self._take_all(threading.get_native_id())
         return True

@@ -189,13 +189,28 @@ class RegionTable:
 
     def create(self, asked: RegionOptions, ready: bool = True) -> tuple[Region, bool]:
         """Create, or open what has this name; returns the region and whether it was created."""
-        opened, _ = self._session.call(
-            control.CreateRegion(asked, ready), control.Opened, arrived=self._arrived,
-            undo=None if ready else self._undo_create,
-        )  # fmt: skip
+        try:
+            opened, _ = self._session.call(
+                control.CreateRegion(asked, ready),
+                control.Opened,
+                arrived=self._arrived,
+                undo=None if ready else self._undo_create,
+            )
+        except UsageError:
+            self._check_listed(asked, ready)  # it knows dtypes and fills, the manager bytes
+            raise
         if not opened.created:
             layouts.check_same(asked, opened.region.options, contents=ready)
         return self._found(opened), opened.created
+
+    def listed(self) -> list[types.Region]:
+        """Return the named regions of the cluster."""
+        return self._session.call(control.ListRegions(), control.RegionList)[0].regions
+
+    def _check_listed(self, asked: RegionOptions, ready: bool) -> None:
+        for described in self.listed():
+            if described.options.name == asked.name:
+                layouts.check_same(asked, described.options, contents=ready)
 
     def open(self, key: str | int) -> Region:
         """Open an existing region by name or number."""

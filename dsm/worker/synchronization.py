@@ -1,7 +1,7 @@
 """Locks and atomics as users hold them.
 
-Owns who holds a lock in this process (a thread, by a token that is never used again) and the range
-of atomic values.  Who gets a lock, in which order, is decided by the object's home.
+Owns which objects this process has opened, who holds a lock in it (a thread, by a token that is never
+used again) and the range of atomic values.  Who gets a lock, in which order, is decided by the object's home.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from typing import Any, SupportsIndex
 
 from dsm.errors import NotOwnerError, OwnerDiedError, UsageError, WaitTimeoutError
 from dsm.types import SyncObject
+from dsm.wire import control
 from dsm.wire.calls import WORD_MASK, Op, to_signed
-from dsm.worker import calls
+from dsm.worker import calls, layouts
+from dsm.worker.session import Session
 
 _tokens = itertools.count(1)
 _thread = threading.local()
@@ -27,6 +29,48 @@ def owner_token() -> int:
     if token is None:
         token = _thread.token = next(_tokens)
     return token
+
+
+#: Name of the barrier of all workers of a job.
+JOB_BARRIER = "dsm.job"
+
+
+class ObjectTable:
+    """Synchronization objects that this process has opened; they live as long as their cluster."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._known: dict[tuple[str, str], SyncObject] = {}
+
+    def get(self, kind: str, name: str, value: int = 0) -> SyncObject:
+        """Create or find the object of that kind and name."""
+        if name is None:
+            raise UsageError(f"name of the {kind} is None; pass a string, the same in every worker")
+        layouts.check_name(name, f"the {kind}")
+        found = self._known.get((kind, name))
+        if found is None or self._session.lost:
+            reply, _ = self._session.call(control.OpenSync(kind, name, value), control.SyncOpened)
+            found = self._known[kind, name] = reply.object
+        return found
+
+    def barrier(self, name: str | None, parties: Any, attached: control.Attached) -> SyncObject:
+        """Return the barrier of that name; None: the job's; `parties` None: all its workers."""
+        if parties is None:
+            if not attached.launched:
+                raise UsageError(
+                    "barrier() needs parties= here: without `dsm run` nobody knows how many workers will come"
+                )
+            parties = attached.size
+        if isinstance(parties, bool) or not isinstance(parties, SupportsIndex) or operator.index(parties) < 1:
+            raise UsageError(f"parties is {parties!r}; it must be an integer from 1 up")
+        count = operator.index(parties)
+        described = self.get("barrier", JOB_BARRIER if name is None else name, count)
+        if described.value != count:
+            raise UsageError(
+                f"barrier {described.name!r} has {described.value} parties, not {count}; "
+                "all must give the same number, or choose another name"
+            )
+        return described
 
 
 class HeldLocks:

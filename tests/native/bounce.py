@@ -118,7 +118,9 @@ class Bouncer:
             self.grant(0, page, _native.WRITE)  # everything is brought to node 0
 
 
-def work(helper: ctypes.CDLL, node: Node, worker: int, words: range, rounds: int, gate: tuple[int, int]) -> int:
+def work(
+    helper: ctypes.CDLL, node: Node, worker: int, words: range, rounds: int, gate: tuple[int, int]
+) -> int:
     """Write from as many threads as there are words; returns how many writes were lost."""
     node.worker(None, worker)
     os.close(gate[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -22,7 +23,8 @@ from dsm import _native
 import fake
 from fake import Node, running, until, PAGE, LOST, CLOSED, LIMIT
 helper = ctypes.CDLL(os.environ["DSM_TEST_HELPER"])
-helper.touch.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64] + [ctypes.c_int] * 3 + [ctypes.c_uint64]
+u64 = ctypes.c_uint64
+helper.touch.argtypes = [ctypes.c_void_p, u64, u64, ctypes.c_int, ctypes.c_int, ctypes.c_int, u64]
 helper.touch.restype = helper.bounce.restype = helper.install_repairing.restype = ctypes.c_uint64
 helper.use_up_maps.restype = helper.installed.restype = ctypes.c_uint64
 helper.count_other.restype = ctypes.c_uint64
@@ -71,10 +73,8 @@ def run(helper: Path) -> Run:
             out, error = process.communicate()
             pytest.fail(f"did not end within {timeout_s} s\n{out}{error}")
         finally:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # a manager whose worker died
-            except ProcessLookupError:
-                pass
         assert process.returncode == status, f"ended with {process.returncode}\n{out}{error}"
         if status == 0:
             assert error == ""

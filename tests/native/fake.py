@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -256,7 +257,7 @@ class Manager:
         return self.board.unapplied(worker, slot)
 
     def do_toggle(self, number: int, rounds: int) -> int:
-        """Grant a page and take it away again and again; returns how often it changed while nobody may write."""
+        """Grant a page and take it away, many times; returns how often it changed when nobody may write."""
         self.fault = lambda worker, slot, *_: self.held.append((worker, slot))  # type: ignore[method-assign]
         tables, region = self.tables[number], self.node.regions[number]
         words = region.frames.view("u8").reshape(region.pages, -1)[:, :16]
@@ -287,7 +288,7 @@ class Manager:
     def do_lower_each_while_stopped(self, number: int, level: int, pid: int) -> int:
         """Revoke page by page while process `pid` is stopped; returns how many commands were posted."""
         os.kill(pid, signal.SIGSTOP)
-        until(lambda: "T (stopped)" in open(f"/proc/{pid}/status").read())
+        until(lambda: "T (stopped)" in Path(f"/proc/{pid}/status").read_text())
         asked: list[tuple[int, int]] = []
         for page in range(self.tables[number].pages):
             asked += self.tables[number].lower(page, 1, level)
@@ -322,7 +323,9 @@ class Remote:
 
 
 @contextlib.contextmanager
-def running(node: Node, number: int = 0, worker: dict[str, int] | None = None, **rule: Any) -> Iterator[Remote]:
+def running(
+    node: Node, number: int = 0, worker: dict[str, int] | None = None, **rule: Any
+) -> Iterator[Remote]:
     """A manager for `node` and its worker `number` here."""
     manager = node.manager(**rule)
     try:

@@ -27,8 +27,13 @@ def test_the_declarations_for_python_are_those_of_the_header():
 
 def test_nothing_but_the_module_is_exported():
     [library] = NATIVE.glob("_shim*.so")
-    listed = subprocess.run(["nm", "-D", "--defined-only", library], check=True, capture_output=True, text=True)
-    assert [line.split()[2] for line in listed.stdout.splitlines()] in (["PyInit__shim"], ["_cffi_pypyinit__shim", "PyInit__shim"])
+    listed = subprocess.run(
+        ["nm", "-D", "--defined-only", library], check=True, capture_output=True, text=True
+    )
+    assert [line.split()[2] for line in listed.stdout.splitlines()] in (
+        ["PyInit__shim"],
+        ["_cffi_pypyinit__shim", "PyInit__shim"],
+    )
 
 
 def test_files_are_small_rooms():

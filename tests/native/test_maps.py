@@ -58,7 +58,8 @@ def test_wrong_arguments_are_refused(run):
             fails(errno.ENOENT, _native.region_close, 2)
             fails(errno.EBUSY, node.worker, manager)
             fails(errno.EINVAL, _native.call_begin, 3, 0)
-            assert _native.region_find(r.address - 1) is None and _native.region_find(r.address + r.size) is None
+            assert _native.region_find(r.address - 1) is None
+            assert _native.region_find(r.address + r.size) is None
             r.bytes[0] = 1
     """)
 

@@ -6,7 +6,7 @@ from dsm.testing.simulation import report, run_seed
 from dsm.testing.simulation.mutants import MUTANTS
 
 #: Seeds within which a bug must show.
-SEEDS = 150
+SEEDS = 400
 EVENTS = dict(min_events=1500, max_events=60_000)
 
 

@@ -26,7 +26,9 @@ def _run_manager(*arguments):
     """Run a manager; gives its address."""
     read, write = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, *COMMAND, "--ready-fd", str(write), *arguments], pass_fds=(write,), start_new_session=True
+        [sys.executable, *COMMAND, "--ready-fd", str(write), *arguments],
+        pass_fds=(write,),
+        start_new_session=True,
     )
     os.close(write)
     try:
@@ -78,7 +80,7 @@ def run_worker(manager):
     def run(program, timeout=60, env=None, **options):
         return subprocess.run(
             [sys.executable, "-c", program],
-            env=dict(os.environ, DSM_NODE=manager, **(env or {})),
+            env=os.environ | {"DSM_NODE": manager} | (env or {}),
             capture_output=True,
             text=True,
             timeout=timeout,

@@ -246,7 +246,9 @@ class Manager:
         found = self.objects.get((body.kind, body.name))
         if found is None:
             count = len(self.objects) + 1
-            found = self.objects[body.kind, body.name] = SyncObject(count, body.kind, body.name, 0, body.value)
+            found = self.objects[body.kind, body.name] = SyncObject(
+                count, body.kind, body.name, 0, body.value
+            )
             self.home.create(found)
         self.answer(session, number, control.SyncOpened(found))
 
@@ -255,7 +257,9 @@ class Manager:
 
     def GetStatistics(self, session, number, body):
         counters, latency = self.board.statistics(session.worker)
-        self.answer(session, number, control.Statistics(counters | {"unknown_to_users": 1, "pages_in": 0}, latency))
+        self.answer(
+            session, number, control.Statistics(counters | {"unknown_to_users": 1, "pages_in": 0}, latency)
+        )
 
     # ---- slots ------------------------------------------------------------------------------------
 

@@ -44,7 +44,9 @@ def test_zero_dimensions_and_zero_sizes(node):
     assert empty.sum() == 0
 
 
-@pytest.mark.parametrize("fill, dtype", [(7, "f8"), (np.nan, "f4"), (b"abc", "S3"), ((1, 2.5), "i1,f8")], ids=str)
+@pytest.mark.parametrize(
+    "fill, dtype", [(7, "f8"), (np.nan, "f4"), (b"abc", "S3"), ((1, 2.5), "i1,f8")], ids=str
+)
 def test_fill(node, fill, dtype):
     a = node.array(None, 5000, dtype, fill=fill)
     expected = np.zeros(5000, dtype)
@@ -145,7 +147,13 @@ def test_arrays_describes_the_named(node):
 
 def test_a_region_is_raw_memory(node):
     r = node.region("raw", 10_000, fill=7)
-    assert (r.name, r.size, r.address % 4096, len(r.buffer), r.buffer.readonly) == ("raw", 10_000, 0, 10_000, False)
+    assert (r.name, r.size, r.address % 4096, len(r.buffer), r.buffer.readonly) == (
+        "raw",
+        10_000,
+        0,
+        10_000,
+        False,
+    )
     assert bytes(r.buffer[:3]) == b"\7\7\7"
     r.buffer[5] = 9
     a = r.array((100,), "u1", offset=5)

@@ -65,7 +65,9 @@ def test_each_thread_gets_its_own(node, needs_fake):
     outcomes = []
 
     def touch(index):
-        a = lost(node, f"thread-{index}-", 10 if index % 2 else 5000)  # with and without the interpreter's lock
+        a = lost(
+            node, f"thread-{index}-", 10 if index % 2 else 5000
+        )  # with and without the interpreter's lock
         for _ in range(10):
             try:
                 a.sum()
@@ -126,7 +128,9 @@ def test_a_native_threads_error_is_raised_in_the_only_python_thread(run_worker, 
 
 
 def test_a_native_threads_error_ends_a_process_of_many_python_threads(run_worker, needs_fake):
-    result = run_worker(NATIVE + "threading.Thread(target=time.sleep, args=(30,), daemon=True).start(); touch(a)")
+    result = run_worker(
+        NATIVE + "threading.Thread(target=time.sleep, args=(30,), daemon=True).start(); touch(a)"
+    )
     assert result.returncode == -signal.SIGBUS, result.stderr
     lines = [line for line in result.stderr.splitlines() if "dsm:" in line]
     assert len(lines) == 1
@@ -159,7 +163,9 @@ print(a.sum() + b.sum() + c.sum())
 
 
 def test_faulthandler_still_reports_other_faults(run_worker):
-    result = run_worker("import ctypes, dsm, faulthandler; dsm.attach(); faulthandler.enable(); ctypes.string_at(16)")
+    result = run_worker(
+        "import ctypes, dsm, faulthandler; dsm.attach(); faulthandler.enable(); ctypes.string_at(16)"
+    )
     assert result.returncode == -signal.SIGSEGV
     assert "Segmentation fault" in result.stderr
 
@@ -172,7 +178,8 @@ with dsm.attach() as node:
     a = node.array(None, (100, 1000))
     a[:] = 1
     view = a[::-3, 5:7]
-for use in (lambda: view.sum(), lambda: a.fill(0), lambda: np.linalg.norm(a), lambda: np.matmul(a, a.T), lambda: a.tobytes(), lambda: np.add(a, 1)):
+uses = [lambda: view.sum(), lambda: a.fill(0), lambda: np.linalg.norm(a), lambda: np.matmul(a, a.T)]
+for use in [*uses, lambda: a.tobytes(), lambda: np.add(a, 1)]:
     try:
         use()
         print("nothing")

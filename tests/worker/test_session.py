@@ -130,7 +130,9 @@ def test_ctrl_c_ends_a_call_and_its_late_answer_is_undone(pair):
 
     interrupted = in_thread(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        session.call(control.ListNodes(), control.NodeList, undo=lambda reply: control.DestroyRegion(reply.nodes[0]))
+        session.call(
+            control.ListNodes(), control.NodeList, undo=lambda reply: control.DestroyRegion(reply.nodes[0])
+        )
     manager.answer(interrupted().number, control.NodeList([7]), [write])
     os.close(write)
     undone = manager.receive()

@@ -9,16 +9,24 @@ from dsm.worker import startup
 
 
 def manager(monkeypatch, program):
-    monkeypatch.setattr(startup, "MANAGER", ("-c", "import os, sys, json; fd = int(sys.argv[-1]); " + program))
+    monkeypatch.setattr(
+        startup, "MANAGER", ("-c", "import os, sys, json; fd = int(sys.argv[-1]); " + program)
+    )
 
 
 def test_its_address_is_what_it_wrote(monkeypatch):
-    manager(monkeypatch, "os.write(fd, json.dumps({'socket': '@dsm-1', 'parent': os.getppid()}).encode() + b'\\n')")
+    manager(
+        monkeypatch,
+        "os.write(fd, json.dumps({'socket': '@dsm-1', 'parent': os.getppid()}).encode() + b'\\n')",
+    )
     assert startup.start_private() == "@dsm-1"
 
 
 def test_it_is_no_child_of_this_process(monkeypatch):
-    manager(monkeypatch, "os.write(fd, json.dumps({'socket': f'@{os.getpid()} {os.getsid(0)}'}).encode() + b'\\n')")
+    manager(
+        monkeypatch,
+        "os.write(fd, json.dumps({'socket': f'@{os.getpid()} {os.getsid(0)}'}).encode() + b'\\n')",
+    )
     _, session = startup.start_private().split()
     assert int(session) != os.getsid(0)
     with pytest.raises(ChildProcessError):
@@ -26,7 +34,9 @@ def test_it_is_no_child_of_this_process(monkeypatch):
 
 
 def test_its_own_error_has_its_class(monkeypatch):
-    manager(monkeypatch, f"os.write(fd, json.dumps({{'error': 'too many', 'status': {Status.LIMIT:d}}}).encode())")
+    manager(
+        monkeypatch, f"os.write(fd, json.dumps({{'error': 'too many', 'status': {Status.LIMIT:d}}}).encode())"
+    )
     with pytest.raises(LimitError, match="too many"):
         startup.start_private()
 
@@ -50,6 +60,6 @@ def test_the_working_directory_shadows_no_module(monkeypatch, tmp_path):
     monkeypatch.setattr(
         startup,
         "MANAGER",
-        ("-P", "-c", "import os, queue, sys; os.write(int(sys.argv[-1]), b'{\"socket\": \"@dsm-2\"}\\n')"),
+        ("-P", "-c", 'import os, queue, sys; os.write(int(sys.argv[-1]), b\'{"socket": "@dsm-2"}\\n\')'),
     )
     assert startup.start_private() == "@dsm-2"

@@ -138,7 +138,9 @@ def test_ctrl_c_leaves_no_request_behind(node):
 
 
 def test_the_death_of_an_owner_is_told_once(node, manager):
-    program = "import dsm, sys; dsm.attach().lock('orphan').acquire(); print('held', flush=True); sys.stdin.read()"
+    program = (
+        "import dsm, sys; dsm.attach().lock('orphan').acquire(); print('held', flush=True); sys.stdin.read()"
+    )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", program], **pipes) as owner:
         assert owner.stdout.readline() == b"held\n"

@@ -29,20 +29,6 @@ from dsm.types import Region, RegionOptions
 Coverage = dict[tuple[str, int], int]
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Classes that a simulation is made of."""
-
-    engine: type[Engine] = Engine
-    node: type[Node] = Node
-    worker: type[Worker] = Worker
-    thread: type[Thread] = Thread
-    network: type[Network] = Network
-    truth: type[Truth] = Truth
-    timing: type[Timing] = Timing
-    style: type[Style] = Style
-
-
 @dataclass
 class Shape:
     """How large a simulated cluster is."""
@@ -65,6 +51,21 @@ class Shape:
             shape.regions.append(draw_region(random, number, nodes))
         shape.steps = max(2, random.choice((200, 400)) // (nodes * workers * threads))
         return shape
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Classes that a simulation is made of."""
+
+    engine: type[Engine] = Engine
+    node: type[Node] = Node
+    worker: type[Worker] = Worker
+    thread: type[Thread] = Thread
+    network: type[Network] = Network
+    truth: type[Truth] = Truth
+    timing: type[Timing] = Timing
+    style: type[Style] = Style
+    shape: type[Shape] = Shape
 
 
 def draw_region(random: Random, number: int, nodes: int) -> Region:
@@ -104,7 +105,7 @@ class Cluster:
     ) -> None:
         self.parts = parts or Parts()
         self.world = World(seed, timing=self.parts.timing, keep=keep)
-        self.shape = shape or Shape.draw(self.world.random)
+        self.shape = shape or self.parts.shape.draw(self.world.random)
         self.network = self.parts.network(self.world)
         self.nodes: list[Node] = []
         self.threads: list[Thread] = []
@@ -147,14 +148,25 @@ class Cluster:
         while self.world.events < min_events:
             number += 1
             self.world.note(What.ROUND, -1, number)
-            styles = {n: self.parts.style(random, count) for n, count in pages.items() if n not in self.dropped}
+            styles = {
+                n: self.parts.style(random, count) for n, count in pages.items() if n not in self.dropped
+            }
             writer = Writer(random, styles, pages)
             for thread in self.threads:
                 thread.start(writer.program(self.shape.steps), random.randrange(5_000))
             if len(styles) > 1 and random.random() < 0.2:
                 self._destroy(random.choice(list(styles)))
+            if random.random() < 0.1:
+                self._kill(random)
             self.world.run(max_events)
             self.check_rest()
+            self.threads = [thread for thread in self.threads if not thread.worker.dead]
+
+    def _kill(self, random: Random) -> None:
+        """One worker dies in the middle of its program."""
+        node = random.choice(self.nodes)
+        if len(node.workers) > 1:
+            self.world.after(random.randrange(2_000_000), random.choice(node.workers).die)
 
     def run_programs(
         self, programs: dict[int, list[Operation]], max_events: int, *, spread: int = 1, check: bool = True

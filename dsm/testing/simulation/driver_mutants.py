@@ -5,10 +5,13 @@ Owns the classes; `mutants` names them and says what is wrong.
 
 from __future__ import annotations
 
+from functools import cached_property
 from random import Random
 from typing import Any
 
 from dsm.coherence.messages import Discard, Kind, Level, Lower, Message, Send, Wake
+from dsm.limits import ADDRESS_LOW
+from dsm.testing.simulation.cluster import Shape
 from dsm.testing.simulation.frames import NodeRegion
 from dsm.testing.simulation.network import Link, Network, Transfer
 from dsm.testing.simulation.node import Node
@@ -16,6 +19,7 @@ from dsm.testing.simulation.program import Call, Style
 from dsm.testing.simulation.thread import Thread
 from dsm.testing.simulation.worker import LEVEL, LOCKED, MARK, PINNED, Worker, WorkerRegion
 from dsm.testing.simulation.world import Timing
+from dsm.types import Region, RegionOptions
 
 #: How often a mutant that errs now and then does so.
 RARELY = 0.05
@@ -119,12 +123,48 @@ class StoresLateBytes(Node):
         super().end(transfer)
 
 
+class DivertsOnMessageOnly(Node):
+    """Looks again where a payload goes only when an INVALIDATE comes from another node."""
+
+    def header(self, transfer: Transfer) -> None:
+        super().header(transfer)
+        if transfer.accepted:
+            self.direct.add(transfer)
+
+    @cached_property
+    def direct(self) -> set[Transfer]:
+        return set()
+
+    def _message(self, what: tuple[int, Message]) -> None:
+        super()._message(what)
+        if what[1].kind == Kind.INVALIDATE:
+            self.direct.difference_update([t for t in self.direct if not self.engine.accepts(t.message)])
+
+    def end(self, transfer: Transfer) -> None:
+        message = transfer.message
+        if transfer in self.direct:
+            self.direct.remove(transfer)
+            for offset, words in enumerate(transfer.payload):
+                self.regions[message.region].frames[message.page + offset][:] = words
+        super().end(transfer)
+
+
 class SlowPages(Timing):
     """Payloads so slow that whole transactions fit between a header and its end."""
 
     def __init__(self, random: Random) -> None:
         super().__init__(random)
         self.page_high = self.link_high * 100
+
+
+class OneBlock(Shape):
+    """A few nodes and one region, in one block of which windows fit."""
+
+    @classmethod
+    def draw(cls, random: Random) -> Shape:
+        nodes = random.choice((3, 4))
+        options = RegionOptions(nbytes=24 * 4096, home=random.randrange(nodes))
+        return Shape(nodes, 2, 1, [Region(1, options, ADDRESS_LOW, tuple(range(nodes)))], 40)
 
 
 class Windows(Style):

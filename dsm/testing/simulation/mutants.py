@@ -50,11 +50,14 @@ def _engine(
     """Build a simulation whose engines have these roles."""
 
     class Mutated(Engine):
+        def __init__(self, node: int) -> None:
+            super().__init__(node)
+            self.hold = hold()
+
         def add_region(self, region: Region) -> None:
             super().add_region(region)
             made = self.regions[region.region]
             made.__class__ = region_class
-            made.hold = hold(self.node)
             made.requester = requester(made)
             made.directory = directory(made)
             made.holder = holder(made)
@@ -357,9 +360,16 @@ _add(
     Parts(node=driver.PunchesWhileSending),
 )
 _add(
+    "late-bytes-of-local-void",
+    "bytes still go into a frame whose invalidation came from this node's own directory",
+    Parts(
+        node=driver.DivertsOnMessageOnly, timing=driver.SlowPages, style=driver.Windows, shape=driver.OneBlock
+    ),
+)
+_add(
     "late-bytes-stored",
     "the bytes of a voided fetch go into the frame",
-    Parts(node=driver.StoresLateBytes, timing=driver.SlowPages, style=driver.Windows),
+    Parts(node=driver.StoresLateBytes, timing=driver.SlowPages, style=driver.Windows, shape=driver.OneBlock),
 )
 _add(
     "grant-after-revocation",

@@ -9,7 +9,7 @@ is caught by the truth.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dsm.coherence.messages import Message
 from dsm.testing.simulation.truth import TORN, WORDS
@@ -55,7 +55,7 @@ class Link:
         #: When the last byte of what was sent so far arrives.
         self._arrival = 0
 
-    def send(self, message: Message) -> None:
+    def send(self, message: Any) -> None:
         """Send a message without pages."""
         world = self._world
         start = max(world.now, self._free)
@@ -100,7 +100,7 @@ class Network:
             )
         return link
 
-    def send(self, sender: int, receiver: int, message: Message) -> None:
+    def send(self, sender: int, receiver: int, message: Any) -> None:
         """Send a message without pages."""
         self.link(sender, receiver).send(message)
 

@@ -63,6 +63,8 @@ class Node:
         self._commands = 0
         #: Commands that are still to be acknowledged, for each token.
         self.lowering: dict[int, set[tuple[int, int]]] = {}
+        #: Pins that were granted and not released, by worker.
+        self.pins: dict[Worker, list[Call]] = {}
         self._alarm: int | None = None
         self._actions: dict[type, Callable[[Any], None]] = {
             Send: self.do_send,
@@ -174,6 +176,8 @@ class Node:
     def fault(self, what: tuple[Thread, int, int, bool]) -> None:
         """A worker's fault arrives."""
         thread, number, page, write = what
+        if thread.worker.dead:
+            return
         if self.regions[number].dropped:
             thread.woken(Status.CLOSED)
             return
@@ -184,6 +188,8 @@ class Node:
         """A worker's prefetch, pin or unpin arrives."""
         thread, call = what
         now = self.world.now
+        if thread.worker.dead:
+            return
         if self.regions[call.region].dropped:
             thread.woken(Status.CLOSED)
         elif call.kind == PREFETCH:
@@ -192,20 +198,55 @@ class Node:
             self.engine.pin(call.region, call.page, call.count, call.write, thread.waiter, now)
         else:
             self.engine.unpin(call.region, call.page, call.count, call.write, now)
+            self._unpinned(thread.worker, call)
             thread.woken(Status.OK)
+
+    def _unpinned(self, worker: Worker, call: Call) -> None:
+        """Forget one pin with these arguments."""
+        wanted = call.region, call.page, call.count, call.write
+        for pin in self.pins[worker]:
+            if (pin.region, pin.page, pin.count, pin.write) == wanted:
+                self.pins[worker].remove(pin)
+                return
 
     def cancel(self, waiter: int) -> None:
         """A worker wants its call to end."""
         thread = self.slots.get(waiter)
+        if thread is not None and thread.worker.dead:
+            return
         known = self.engine.cancel(waiter, self.world.now)
         if known and (thread is None or not thread.waiting):
             raise Violation(f"node {self.number}: cancel found waiter {waiter}, which does not wait")
+
+    def worker_died(self, worker: Worker) -> None:
+        """The pidfd of a worker fires."""
+        self.post((self._bury, worker))
+
+    def _bury(self, worker: Worker) -> None:
+        """A dead worker waits for nothing, holds nothing, and has obeyed every command."""
+        self.world.note(What.BURIED, self.number, worker.number)
+        gone = {waiter for waiter, thread in self.slots.items() if thread.worker is worker}
+        for waiter in gone:
+            del self.slots[waiter]
+        now = self.world.now
+        self.engine.worker_gone(gone.__contains__, worker.number, now)
+        for call in self.pins.pop(worker, []):
+            if not self.regions[call.region].dropped:
+                self.engine.unpin(call.region, call.page, call.count, call.write, now)
+        self.workers.remove(worker)
+        for number, region in worker.regions.items():
+            self.regions[number].workers.remove(region)
+        for token, asked in list(self.lowering.items()):
+            asked -= {each for each in asked if each[0] == worker.number}
+            if not asked:
+                del self.lowering[token]
+                self.lowered(token)
 
     def touched(self, what: tuple[int, int, Worker]) -> None:
         """A worker used a marked page."""
         number, page, worker = what
         self.world.note(What.TOUCHED, self.number, worker.number, number, page)
-        if not self.regions[number].dropped:
+        if not self.regions[number].dropped and not worker.dead:
             self.engine.touched(number, page, worker.number, self.world.now)
 
     def acknowledged(self, what: tuple[int, int]) -> None:
@@ -336,8 +377,18 @@ class Node:
         """Complete a slot."""
         thread = self.slots.get(effect.waiter)
         if thread is None or not thread.waiting or thread.waiter != effect.waiter:
+            if thread is not None and thread.worker.dead:
+                self._pinned(thread, effect.status)
+                return
             raise Violation(f"node {self.number}: {effect}, but nobody waits as {effect.waiter}")
+        self._pinned(thread, effect.status)
         thread.woken(effect.status)
+
+    def _pinned(self, thread: Thread, status: int) -> None:
+        """Note a granted pin, which the manager must release if its worker dies."""
+        operation = thread.program[thread.position]
+        if status == Status.OK and isinstance(operation, Call) and operation.kind == PIN:
+            self.pins.setdefault(thread.worker, []).append(operation)
 
     def do_discard(self, effect: Discard) -> None:
         """Return the memory of frames, once they are sent."""
@@ -375,10 +426,17 @@ class Node:
             raise Violation(f"node {self.number}: token {effect.token} is in use")
         if asked:
             self.lowering[effect.token] = asked
-        elif self.world.random.random() < 0.5:
-            self.inbox.appendleft((self.lowered, effect.token))
-        else:
-            self.inbox.append((self.lowered, effect.token))
+            return
+        # Nobody to wait for: the engine may hear of it now (what it wants then comes after the rest of
+        # this batch), or before or after what waits already.
+        match self.world.random.randrange(3):
+            case 0:
+                self.lowered(effect.token)
+                self.collect()
+            case 1:
+                self.inbox.appendleft((self.lowered, effect.token))
+            case _:
+                self.inbox.append((self.lowered, effect.token))
 
     # -- the end of a region ----------------------------------------------------------------------
 

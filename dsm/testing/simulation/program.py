@@ -10,8 +10,9 @@ from random import Random
 
 from dsm.testing.simulation.truth import READ, WORDS, WRITE
 
-#: In place of a value to write: one that was never written before; one more than what is there.
-UNIQUE, INCREMENT = -1, -2
+#: In place of a value to write: one that was never written before; one more than what is there; one more
+#: than what this thread read last (two instructions: what others write in between is lost).
+UNIQUE, INCREMENT, SUCCESSOR = -1, -2, -3
 
 #: page, word, and None (read) or the value to write.
 Access = tuple[int, int, int | None]

@@ -17,6 +17,7 @@ from dsm.testing.simulation.program import (
     INCREMENT,
     MERGE,
     PIN,
+    SUCCESSOR,
     UNIQUE,
     UNPIN,
     Call,
@@ -49,6 +50,8 @@ class Thread:
         self.finished = True
         #: What each read returned, in order, for litmus tests; None: not kept.
         self.observed: list[int] | None = None
+        #: What the last read returned.
+        self.register = 0
         #: The slot in use; 0: none.
         self.waiter = 0
         #: The slot was posted and its answer has not come.
@@ -76,9 +79,7 @@ class Thread:
                 f"r{operation.region} {' '.join(f'p{page} level {level}' for page, level in operation.needs)}"
             )
         else:
-            doing = (
-                f"{CALL_NAMES[operation.kind]} r{operation.region} {pages(operation.page, operation.count)}"
-            )
+            doing = f"{CALL_NAMES.get(operation.kind, operation.kind)} r{operation.region} {pages(operation.page, operation.count)}"
         waits = f"waiter {self.waiter}, waiting {self.waiting}"
         return f"{place} at {self.position}/{len(self.program)}: {doing}; {waits}"
 
@@ -131,6 +132,7 @@ class Thread:
             if value is None or value == INCREMENT:
                 truth.read(node, page, word, found)
                 note(What.READ, node, self.number, region.number, page, found)
+                self.register = found
                 if self.observed is not None:
                     self.observed.append(found)
             if value is not None:
@@ -138,6 +140,8 @@ class Thread:
                     value = self.world.fresh_value()
                 elif value == INCREMENT:
                     value = found + 1
+                elif value == SUCCESSOR:
+                    value = self.register + 1
                 if page in home.sending:
                     home.changed(page)
                 frame[word] = value

@@ -58,6 +58,8 @@ class What(IntEnum):
     DROP_MAP = 27
     ROUND = 28
     SYNC = 29
+    DEATH = 30
+    BURIED = 31
 
 
 _TEXT = {
@@ -90,6 +92,8 @@ _TEXT = {
     What.DROP_MAP: "worker {a} unmaps r{b} p{c} to merge maps",
     What.ROUND: "round {a} begins",
     What.SYNC: "{more}",
+    What.DEATH: "worker {a} dies",
+    What.BURIED: "sees that worker {a} is gone",
 }
 
 

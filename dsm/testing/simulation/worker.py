@@ -54,6 +54,7 @@ class Worker:
         self.threads: list[Thread] = []
         #: Commands of the manager: sequence, region, page, count.
         self.commands: deque[tuple[int, WorkerRegion, int, int]] = deque()
+        self.dead = False
         self._serving = False
         self._cursor = 0
         self._run: list[tuple[int, int]] = []
@@ -79,10 +80,26 @@ class Worker:
         if before != after and not home.dropped:
             home.truth.mapped(self.node.number, page, before, after, home.frames[page])
 
+    def die(self, _: Any = None) -> None:
+        """Lose everything at once: threads, maps, locks; the manager notices later."""
+        world = self.world
+        world.note(What.DEATH, self.node.number, self.number)
+        self.dead = True
+        world.forget([self, *self.threads])
+        for thread in self.threads:
+            thread.finished = True
+            thread.waiting = False
+        for region in self.regions.values():
+            for page in range(region.home.pages):
+                self.protect(region, page, NONE)
+        world.after(world.pause(), self.node.worker_died, self)
+
     # -- service thread ---------------------------------------------------------------------------
 
     def command(self, sequence: int, region: WorkerRegion, page: int, count: int) -> None:
         """The manager posts a command."""
+        if self.dead:
+            return
         self.commands.append((sequence, region, page, count))
         if not self._serving:
             self._serving = True

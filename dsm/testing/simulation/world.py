@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from random import Random
 from typing import Any
 
@@ -73,6 +73,12 @@ class World:
         """Plan `action(argument)` for `time`, or for now when that has passed."""
         self._sequence += 1
         heappush(self._heap, (max(time, self.now), self._sequence, action, argument))
+
+    def forget(self, actors: list[Any]) -> None:
+        """Take back every event that is planned for a method of one of `actors`: they died."""
+        left = [entry for entry in self._heap if getattr(entry[2], "__self__", None) not in actors]
+        self._heap[:] = left  # in place: `run` holds the list
+        heapify(self._heap)
 
     def pause(self) -> int:
         """Nanoseconds of the next small step of a worker or a manager."""
