@@ -42,7 +42,7 @@ MAX_CONTROL_BYTES = 128 * 1024
 MAX_METADATA_BYTES = 16 * 1024 * 1024
 
 #: Δ of Mirage: a page that a thread waited for is kept this long after its grant was applied.
-HOLD_NS = 100_000
+HOLD_NS = 50_000
 #: The longest that an instruction keeps a page while it waits for another one.
 HOLD_WAIT_MAX_NS = 1_000_000_000
 #: How long a grant may stay unapplied before a revocation stops waiting for it (a stopped worker).

@@ -47,7 +47,6 @@ class Hold:
 
     def fault(self, page: int, waiter: int, worker: int, instruction: int, now: int) -> None:
         """Note that `instruction` faulted on `page`: a second time in turn with others, it keeps those."""
-        self.unapplied.pop(waiter, None)
         who = (worker, instruction)
         pages = self._history.get(who)
         if pages is None:

@@ -75,10 +75,11 @@ class Requester:
 
     def fault(self, page: int, write: bool, waiter: int, worker: int, instruction: int) -> None:
         region = self.region
+        # A slot that asks again has mapped what it was given before.
+        region.hold.applied(waiter, region.engine.now)
         state = region.table.state[page]
         if state == _EXCLUSIVE or (not write and state in _READABLE):
             # Granted to another thread meanwhile; the wanted table has it.
-            region.hold.unapplied.pop(waiter, None)
             region.effects.append(Wake(waiter, _OK))
             return
         if region.failed is not None:

@@ -51,16 +51,13 @@ TRANSITIONS: Final[dict[str, dict[State, State]]] = {
     },
     "declined": {S.AHEAD: S.INVALID},
     # holder
-    "downgrade": {S.EXCLUSIVE: S.DOWNGRADING, S.SHARED: S.SHARED, S.UPGRADING: S.UPGRADING},
-    "downgraded": {S.DOWNGRADING: S.SHARED, S.SHARED: S.SHARED, S.UPGRADING: S.UPGRADING},
+    "downgrade": {S.EXCLUSIVE: S.DOWNGRADING},
+    "downgraded": {S.DOWNGRADING: S.SHARED},
     "invalidate": {
         S.EXCLUSIVE: S.INVALIDATING,
         S.SHARED: S.INVALIDATING,
         S.UPGRADING: S.WRITING,
         S.AHEAD: S.INVALID,
-        S.INVALID: S.INVALID,
-        S.READING: S.READING,
-        S.WRITING: S.WRITING,
     },
     "invalidated": {
         S.INVALIDATING: S.INVALID,

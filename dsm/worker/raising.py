@@ -66,9 +66,12 @@ def python_threads() -> dict[int, int]:
     found = {
         thread.native_id: thread.ident
         for thread in threading.enumerate()
-        if thread.native_id is not None and thread.ident is not None
+        if thread.native_id is not None
+        and thread.ident is not None
+        # In a child of fork, CPython 3.11 still says its parent's id of the main thread.
+        and thread is not threading.main_thread()
     }
-    for ident in sys._current_frames().keys() - set(found.values()):  # not started by threading
+    for ident in sys._current_frames().keys() - set(found.values()):  # and those not started by threading
         try:
             clock = time.pthread_getcpuclockid(ident)
         except OSError:

@@ -6,10 +6,10 @@ import pytest
 
 from dsm.errors import InternalError
 from dsm.sync.barrier import Barrier
-from dsm.sync.lock import Lock
+from dsm.sync.lock import LOCAL_HANDOVERS
 from dsm.sync.service import Reply, SyncHome
 from dsm.testing.simulation.cluster import Parts
-from dsm.testing.simulation.sync import SyncNode, SyncThread, run_sync
+from dsm.testing.simulation.sync import Ask, SyncNode, SyncThread, SyncTruth, run_sync
 from dsm.testing.simulation.world import Violation
 from dsm.wire.calls import Op
 
@@ -46,28 +46,6 @@ class EarlyBarrier(SyncHome):
             machine._parties -= 1
 
 
-class Unfair(SyncHome):
-    """A lock stays on its node for as long as somebody there wants it."""
-
-    def create(self, described):
-        super().create(described)
-        machine = self._machines[described.object]
-        if isinstance(machine, Lock):
-            machine.__class__ = _Greedy
-
-
-class _Greedy(Lock):
-    def _pass_on(self, now):
-        self._local = 0
-        if len(self._waiting) > 1 and self._node in self._waiting:
-            others = {n: q for n, q in self._waiting.items() if n != self._node}
-            self._waiting = {self._node: self._waiting[self._node]}
-            reply = super()._pass_on(now)
-            self._waiting = {**self._waiting, **others}
-            return reply
-        return super()._pass_on(now)
-
-
 class TwiceTheSame(SyncHome):
     """Two additions get the same old value."""
 
@@ -98,6 +76,16 @@ def test_a_broken_home_is_caught(home):
     with pytest.raises((Violation, InternalError)):
         for seed in range(30):
             run_sync(seed, parts)
+
+
+def test_a_lock_that_stays_on_one_node_is_caught():
+    truth = SyncTruth(2)
+    acquire = int(Op.LOCK_ACQUIRE)
+    truth.at_home(Ask(acquire, 1, 0, 1, (0, 0), 0), [])
+    for ticket in range(2, 2 + LOCAL_HANDOVERS + 1):
+        truth.at_home(Ask(acquire, 1, 1, ticket, (0, 0), 0), [Reply(1, ticket)])
+    with pytest.raises(Violation, match="starves"):
+        truth.at_home(Ask(acquire, 1, 1, 99, (0, 0), 0), [Reply(1, 99)])
 
 
 def test_a_lost_reply_is_caught():

@@ -16,7 +16,9 @@ sockets, threads, clocks or cffi.
 `program`       instructions, calls, and programs drawn at random
 `cluster`       one simulation from a seed, in rounds, checked at every rest
 `litmus`        the litmus tests of memory models over all placements of their threads
-`mutants`       deliberate bugs, each of which the checkers must find
+`sync`          threads that use locks, barriers and atomic cells, and their checkers
+`mutants`       deliberate bugs, each of which the checkers must find; those of the manager, the shim and
+                the network are in `driver_mutants`
 `script`        scripted traces: engines driven step by step from a text file
 `runner`        one seed with its report, or many over several processes
 ==============  =================================================================================

@@ -1,6 +1,7 @@
 """Deliberate bugs of the manager, the shim and the network, put into their models.
 
-Owns the classes; `mutants` names them and says what is wrong.
+Owns the classes; `mutants` names them and says what is wrong.  Two bugs need slow payloads and many
+windows to show: the shape, timing and style for them are here too.
 """
 
 from __future__ import annotations
@@ -154,7 +155,10 @@ class SlowPages(Timing):
 
     def __init__(self, random: Random) -> None:
         super().__init__(random)
-        self.page_high = self.link_high * 100
+        self.tail_chance = 0.0
+        self.step_high = 1_000
+        self.link_low, self.link_high = 2_000, 20_000
+        self.page_high = 10_000_000
 
 
 class OneBlock(Shape):
@@ -172,10 +176,9 @@ class Windows(Style):
 
     def __init__(self, random: Random, pages: int) -> None:
         super().__init__(random, pages)
-        self.weights = (4, 0, 1, 0, 0, 0)
-        self.write_chance = 0.4
-        self.scan_pages = 12
-        self.hot = min(pages, 12)
+        self.weights = (8, 0, 1, 0, 0, 0)
+        self.write_chance = 0.5
+        self.scan_pages = self.hot = min(pages, 24)
         self.hot_chance = 1.0
         self.think = 10_000
 

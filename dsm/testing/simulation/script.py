@@ -15,7 +15,7 @@ compared, never guessed.
 ``deliver n1 n0``                          the next message of that link arrives; ``all`` of them
 ``header n1 n0``, ``end n1 n0``            the two halves of a message with pages
 ``lowered n1 [token]``                     the workers acknowledged (the oldest `Lower`)
-``time +150``                              microseconds pass, and every engine that asked is called
+``time +150`` or ``+0.5Δ``                 microseconds, or hold times, pass; engines that asked are called
 ``drop n1``                                the region is destroyed, as n1 learns it
 ``pages p0+2``                             states, directory entries
 ``links``                                  what is on its way
@@ -31,7 +31,7 @@ from dsm.coherence.engine import Engine
 from dsm.coherence.messages import Kind, Lower, Message, Send, SendPages
 from dsm.coherence.states import State
 from dsm.errors import DSMError
-from dsm.limits import ADDRESS_LOW
+from dsm.limits import ADDRESS_LOW, HOLD_NS
 from dsm.testing.simulation.trace import effect_text, message_text
 from dsm.types import Region, RegionOptions
 
@@ -185,7 +185,8 @@ class Script:
         self.engines[node].lowered(token, self.now)
 
     def do_time(self, words: list[str]) -> None:
-        self.now += int(words[0]) * 1000
+        span = words[0]
+        self.now += round(float(span[:-1]) * HOLD_NS) if span.endswith("Δ") else int(span) * 1000
         for engine in self.engines:
             if engine.deadline is not None and engine.deadline <= self.now:
                 self._said.append(f"n{engine.node} ticks")

@@ -264,11 +264,13 @@ class SyncThread(Thread):
 
 
 SYNC_PARTS = Parts(node=SyncNode, thread=SyncThread)
-#: Rounds of a synchronizing program; every other one meets at the barrier.
+#: Rounds of a synchronizing program, unless told otherwise.
 ROUNDS = 6
 
 
-def run_sync(seed: int, parts: Parts = SYNC_PARTS, *, max_events: int = 400_000) -> Cluster:
+def run_sync(
+    seed: int, parts: Parts = SYNC_PARTS, *, rounds: int = ROUNDS, max_events: int = 400_000
+) -> Cluster:
     """Run programs that synchronize, and check them.
 
     Parameters
@@ -277,6 +279,8 @@ def run_sync(seed: int, parts: Parts = SYNC_PARTS, *, max_events: int = 400_000)
         Determines everything.
     parts
         Classes to build the simulation of, derived from those of `SYNC_PARTS`.
+    rounds
+        Length of the threads' programs; every other round ends with a meeting at the barrier.
     max_events
         A run that has not come to rest after so many is a failure.
 
@@ -306,7 +310,7 @@ def run_sync(seed: int, parts: Parts = SYNC_PARTS, *, max_events: int = 400_000)
         node.sync_truth = truth
         for described in objects:
             node.add_object(described)
-    programs = {number: _program(random, number, threads) for number in range(threads)}
+    programs = {number: _program(random, number, threads, rounds) for number in range(threads)}
     cluster.run_programs(programs, max_events, spread=20_000)
     truth.check_additions()
     for lock in (1, 2):
@@ -318,10 +322,10 @@ def run_sync(seed: int, parts: Parts = SYNC_PARTS, *, max_events: int = 400_000)
     return cluster
 
 
-def _program(random: Random, number: int, threads: int) -> list[Operation]:
+def _program(random: Random, number: int, threads: int, rounds: int) -> list[Operation]:
     """Return a program: sections under locks, additions, and now and then a meeting of all."""
     program: list[Operation] = []
-    for round_ in range(1, ROUNDS + 1):
+    for round_ in range(1, rounds + 1):
         for _ in range(random.randint(1, 5)):
             if random.random() < 0.4:
                 program.append(SyncCall(Op.ATOMIC_ADD, 4, 1))

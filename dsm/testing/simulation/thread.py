@@ -79,7 +79,8 @@ class Thread:
                 f"r{operation.region} {' '.join(f'p{page} level {level}' for page, level in operation.needs)}"
             )
         else:
-            doing = f"{CALL_NAMES.get(operation.kind, operation.kind)} r{operation.region} {pages(operation.page, operation.count)}"
+            name = CALL_NAMES.get(operation.kind, operation.kind)
+            doing = f"{name} r{operation.region} {pages(operation.page, operation.count)}"
         waits = f"waiter {self.waiter}, waiting {self.waiting}"
         return f"{place} at {self.position}/{len(self.program)}: {doing}; {waits}"
 
