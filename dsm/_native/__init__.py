@@ -28,6 +28,8 @@ LEVEL, MARK, PINNED, LOCKED = 0x03, 0x10, 0x40, 0x80
 
 #: What a slot asks.  Calls of `call_begin` start at `OP_CALL`; `OP_DONE` reports finished revocations.
 OP_FAULT_READ, OP_FAULT_WRITE, OP_TOUCHED, OP_DONE, OP_CALL = 1, 2, 3, 15, 16
+#: Flag of a call that nobody waits for.
+OP_NO_REPLY = 0x40000000
 
 #: Words of one event of `Board.wait`: worker, slot, op, object, a, b, c, ip.
 EVENT_WORDS = 8
@@ -339,6 +341,12 @@ def call_begin(op: int, object: int, a: int = 0, b: int = 0, c: int = 0) -> int:
     """
     slot: int = lib.dsm_call_begin(op, object, a, b, c)
     return slot if slot >= 0 else check(slot, f"call {op} of object {object}")
+
+
+def call_post(op: int, object: int, a: int = 0, b: int = 0, c: int = 0) -> bool:
+    """Tell the manager something; False when every slot is in use."""
+    code = lib.dsm_call_post(op, object, a, b, c)
+    return code != -errno.EAGAIN and check(code, f"call {op} of object {object}") == 0
 
 
 def call_wait(slot: int, timeout_ns: int) -> tuple[int, int] | None:

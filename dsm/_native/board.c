@@ -70,12 +70,12 @@ static void free_slot(struct dsm_worker_board *board, uint32_t slot) {
   atomic_fetch_and(&board->used[slot / 64], ~(UINT64_C(1) << slot % 64));
 }
 
-/* Report one slot; touched marks are answered here, nobody waits for them. */
+/* Report one slot; those that nobody waits for are freed here. */
 static void report_slot(struct dsm_worker_board *board, uint32_t worker, uint32_t slot, uint64_t *event) {
   struct dsm_slot *from = &board->slots[slot];
   const uint64_t values[8] = {worker, slot, from->op, from->object, from->a, from->b, from->c, from->ip};
   memcpy(event, values, sizeof values);
-  if (from->op == DSM_OP_TOUCHED) free_slot(board, slot);
+  if (from->op == DSM_OP_TOUCHED || from->op & DSM_OP_NO_REPLY) free_slot(board, slot);
 }
 
 static uint32_t collect_worker(struct dsm_member *member, uint32_t worker, uint64_t *events, uint32_t room) {

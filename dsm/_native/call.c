@@ -14,6 +14,11 @@ int dsm_call_begin(uint32_t op, uint32_t object, uint64_t a, uint64_t b, uint64_
   return slot;
 }
 
+int dsm_call_post(uint32_t op, uint32_t object, uint64_t a, uint64_t b, uint64_t c) {
+  int slot = dsm_call_begin(op | DSM_OP_NO_REPLY, object, a, b, c);
+  return slot < 0 ? slot : 0;
+}
+
 int dsm_call_wait(uint32_t slot, int64_t timeout_ns, uint32_t *status, uint64_t *result) {
   if (slot >= DSM_SLOTS) return -EINVAL;
   return dsm_slot_wait(slot, timeout_ns, true, status, result);

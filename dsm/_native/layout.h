@@ -44,6 +44,7 @@
 #define DSM_OP_TOUCHED 3u /* a marked page was used; nobody waits, the manager frees the slot */
 #define DSM_OP_DONE 15u   /* pseudo-operation: a worker finished revocations up to `a` */
 #define DSM_OP_CALL 16u   /* and above: calls of dsm_call_begin, their meaning is not the shim's */
+#define DSM_OP_NO_REPLY 0x40000000u /* flag of a call: nobody waits, the manager's side frees the slot */
 
 #define DSM_SLOT_FREE 0u
 #define DSM_SLOT_POSTED 1u

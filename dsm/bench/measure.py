@@ -37,7 +37,10 @@ def fault_rows(progress: Progress, write: bool) -> Iterator[Row]:
         for mapped in (False, True):
             values, bases = [], []
             name = f"{kind}, mapped by its owner's worker" if mapped else kind
-            with floors.Pair(64, 4096, cpus) as pair, Cluster(nodes=2, workers=1 + ROUNDS, cpus=cpus) as cluster:
+            with (
+                floors.Pair(64, 4096, cpus) as pair,
+                Cluster(nodes=2, workers=1 + ROUNDS, cpus=cpus) as cluster,
+            ):
                 reader = cluster.workers[0]
                 owners = cluster.workers[1 + ROUNDS :]
                 for turn in range(ROUNDS):
@@ -120,7 +123,15 @@ def metadata_rows(progress: Progress) -> Iterator[Row]:
     shared = 2 * _METADATA_PAGES
     grown = max(b - a for a, b in zip(before, after, strict=True)) + shared
     yield Row(
-        "metadata", grown / _METADATA_PAGES, "B/page", None, None, 16.0, None, fabric="none", placement="unpinned"
+        "metadata",
+        grown / _METADATA_PAGES,
+        "B/page",
+        None,
+        None,
+        16.0,
+        None,
+        fabric="none",
+        placement="unpinned",
     )
 
 

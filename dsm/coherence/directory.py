@@ -37,8 +37,14 @@ class Transaction:
         self.awaiting = 0
         #: The requester keeps its own copy: the grant carries no data.
         self.upgrade = False
-        #: Requests that wait for pages of this run: (message, page, count).
-        self.queue: deque[tuple[Message, int, int]] = deque()
+        #: Requests that wait for pages of this run: (message, page, count); None while there are none.
+        self.queue: deque[tuple[Message, int, int]] | None = None
+
+    def enqueue(self, message: Message, page: int, count: int) -> None:
+        """Let a request wait for these pages."""
+        if self.queue is None:
+            self.queue = deque()
+        self.queue.append((message, page, count))
 
 
 class Directory:
@@ -65,14 +71,14 @@ class Directory:
             if transaction is None:
                 self._start(message, page, 1)
             else:
-                transaction.queue.append((message, page, 1))
+                transaction.enqueue(message, page, 1)
             return
         for run, pages in self._runs(page, count):
             transaction = busy.get(run)
             if transaction is None:
                 self._start(message, run, pages)
             else:
-                transaction.queue.append((message, run, pages))
+                transaction.enqueue(message, run, pages)
 
     def _runs(self, page: int, count: int) -> list[tuple[int, int]]:
         """Split a range where owner, copyset or the transaction changes."""
@@ -195,9 +201,9 @@ class Directory:
                 table.copysets[page : page + count] |= 1 << node
             for p in range(page, page + count):
                 del self.busy[p]
-        queue = transaction.queue
-        while queue:
-            self.get(*queue.popleft())
+        if transaction.queue is not None:
+            for queued in transaction.queue:
+                self.get(*queued)
 
     def _transaction(self, message: Message) -> Transaction:
         transaction = self.busy.get(message.page)

@@ -19,8 +19,8 @@ from dsm.coherence.sequential import SequentialRegion
 from dsm.errors import InternalError, Status
 from dsm.types import Region
 
-#: Messages remembered a region, for the story of a page.
-_STORY = 256
+#: Messages remembered, for the story of a page.  Few: remembered objects are cold when they are reused.
+_STORY = 64
 
 
 class Engine:
@@ -45,7 +45,7 @@ class Engine:
         self._requests = 0
         self._tokens = 0
         self._lowering: dict[int, SequentialRegion] = {}
-        self._recent: deque[tuple[int, Message]] = deque(maxlen=_STORY)
+        self._recent: deque[Message] = deque(maxlen=_STORY)
         #: Numbers of regions where a demand waits for time to pass.
         self.held_back: set[int] = set()
 
@@ -200,12 +200,10 @@ class Engine:
         lines = []
         if region in self.regions:
             lines.append(f"node {self.node}, region {region}: {self.regions[region].describe(page)}")
-        for time, m in self._recent:
+        for m in self._recent:
             if m.region == region and m.page <= page < m.page + m.count:
                 name = Kind(m.kind).name
-                lines.append(
-                    f"  {time} {name} {m.page}+{m.count} request {m.request} of node {m.node} {m.flags:#x}"
-                )
+                lines.append(f"  {name} {m.page}+{m.count} request {m.request} of node {m.node} {m.flags:#x}")
         return "\n".join(lines)
 
     def take(self) -> list[Effect]:
@@ -230,12 +228,13 @@ class Engine:
     def _drain(self) -> None:
         inbox = self.inbox
         regions = self.regions
+        recent = self._recent.append
         while inbox:
             message = inbox.popleft()
             region = regions.get(message.region)
             if region is None:
                 continue
-            self._recent.append((self.now, message))
+            recent(message)
             try:
                 region.message(message)
             except InternalError as error:

@@ -169,20 +169,34 @@ class Coherence:
         """Pages that this node gave up because another one writes them."""
         return self._past_invalidations + sum(r.invalidations for r in self.engine.regions.values())
 
-    def message(self, fields: Fields) -> None:
-        """A message without payload arrived from another node."""
+    def message(self, fields: Fields, payload: memoryview) -> None:
+        """Take a whole message of another node."""
         message = unpack_coherence(fields)
         engine = self.engine
         wrong = engine.check(message)
-        if wrong is not None or message.kind == _DATA:
-            raise WireError(f"a coherence message of kind {message.kind} is wrong: {wrong or 'no payload'}")
+        if wrong is not None:
+            raise WireError(f"a coherence message of kind {message.kind} is wrong: {wrong}")
         kind = message.kind
+        if kind == _DATA:
+            self._data(message, payload)
+            return
         if kind in (_FETCH, _INVALIDATE):
             self.poll_applied()
         engine.message(message, time.monotonic_ns())
         self.perform()
-        if kind == _INVALIDATE and self._payloads:
-            self._divert()
+
+    def _data(self, message: Message, payload: memoryview) -> None:
+        """Pages arrived as a whole: write them into their frames and install them."""
+        frames = self.frames.get(message.region)
+        if frames is None:
+            return
+        size = frames.page_size
+        if len(payload) != message.count * size:
+            raise WireError(f"{message.count} pages have {message.count * size} bytes, not {len(payload)}")
+        for page, count in self.engine.wanted_runs(message):
+            low = (page - message.page) * size
+            frames.write(page, payload[low : low + count * size])
+        self._installed(message, frames)
 
     def pages(self, link: Link, fields: Fields) -> None:
         """The header of a message with pages arrived: say where they belong."""
@@ -225,6 +239,9 @@ class Coherence:
                 high = (page - message.page + count) * size
                 if low < high:
                     frames.view(message.page, message.count)[low:high] = scratch[low:high]
+        self._installed(message, frames)
+
+    def _installed(self, message: Message, frames: Frames) -> None:
         self.pages_in += message.count
         self.bytes_in += message.count * frames.page_size
         self.engine.received(message, time.monotonic_ns())
@@ -277,6 +294,9 @@ class Coherence:
                     perform[type(effect)](effect)  # type: ignore[operator]
         finally:
             self._performing = False
+        if self._payloads:
+            # Whatever the engine was told may have voided what is arriving.
+            self._divert()
 
     def _send(self, effect: Send) -> None:
         link = self._links.get(effect.node)

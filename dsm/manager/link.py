@@ -55,11 +55,11 @@ class Link:
         self._on_pages = on_pages
         self._on_received = on_received
         self._on_lost = on_lost
-        #: Headers that wait for `flush`.
+        #: Headers and payloads that wait for `flush`, and headers that may leave after them.
         self._gathered: list[bytes | memoryview] = []
-        #: Whether the loop is to flush this link at the end of its round, or a little later.
+        self._later: list[bytes] = []
+        #: Whether the loop is to flush this link at the end of its round.
         self._is_dirty = False
-        self._is_lazy = False
         #: What the socket did not take, in order.
         self._queue: deque[memoryview] = deque()
         self.closed = False
@@ -86,16 +86,21 @@ class Link:
             self._gathered.append(payload)
 
     def send_later(self, header: bytes) -> None:
-        """Send a message that nobody waits for: with the next one, or a few microseconds later."""
-        if not self._is_lazy and not self._is_dirty:
-            self._is_lazy = True
+        """Send a message that nobody waits for: behind the next one, or a few microseconds later.
+
+        Only for a message whose order with later ones does not matter.
+        """
+        if not self._later and not self._is_dirty:
             self.loop.lazy.append(self)
-        self._gathered.append(header)
+        self._later.append(header)
 
     def flush(self) -> None:
         """Hand to the kernel what was gathered, as far as it takes it."""
         gathered = self._gathered
-        self._is_dirty = self._is_lazy = False
+        self._is_dirty = False
+        if self._later:
+            gathered += self._later
+            self._later = []
         if not gathered or self.closed:
             return
         self._gathered = []

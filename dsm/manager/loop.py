@@ -115,6 +115,12 @@ class Loop:
             if self.lazy:
                 deadline = self._flush_lazy(now, deadline)
 
+    def collect(self) -> None:
+        """Handle what workers have posted by now."""
+        posted, _ = self.board.wait(self._epoll.fileno(), 0, 0)
+        if posted:
+            self.on_posted(posted)
+
     def _flush_lazy(self, now: int, deadline: int | None) -> int | None:
         """Flush what has waited long enough; return when to look again."""
         if not self._lazy_due:

@@ -19,6 +19,7 @@ from dsm._native import (
     OP_DONE,
     OP_FAULT_READ,
     OP_FAULT_WRITE,
+    OP_NO_REPLY,
     OP_TOUCHED,
     Board,
     node_board_bytes,
@@ -137,10 +138,14 @@ class Manager:
     # -- the workers' board ------------------------------------------------------------------------------
 
     def _posted(self, words: list[int]) -> None:
+        if len(words) > EVENT_WORDS:
+            words = _told_first(words)
         for at in range(0, len(words), EVENT_WORDS):
             worker, slot, op, number, a, b, c, ip = words[at : at + EVENT_WORDS]
             waiter = worker << SLOT_BITS | slot
-            if op in (OP_FAULT_READ, OP_FAULT_WRITE):
+            if op & OP_NO_REPLY:
+                self.sync.tell(op & ~OP_NO_REPLY, number, a, b, worker)
+            elif op in (OP_FAULT_READ, OP_FAULT_WRITE):
                 self.coherence.fault(number, a, op == OP_FAULT_WRITE, waiter, worker, ip)
             elif op == OP_DONE:
                 self.coherence.pager.acknowledged(worker, a)
@@ -207,7 +212,7 @@ class Manager:
     def _message(self, link: Link, fields: Fields, payload: memoryview) -> None:
         family = fields[2]
         if family == _COHERENCE:
-            self.coherence.message(fields)
+            self.coherence.message(fields, payload)
         elif family == _SYNC:
             self.sync.message(link, fields)
         else:
@@ -288,3 +293,13 @@ class Manager:
         if member:
             self.coherence.node_lost(node)
             self.sync.node_gone(node)
+
+
+def _told_first(words: list[int]) -> list[int]:
+    """Put what nobody waits for before what its thread may have asked since: slots have no order."""
+    told: list[int] = []
+    asked: list[int] = []
+    for at in range(0, len(words), EVENT_WORDS):
+        event = words[at : at + EVENT_WORDS]
+        (told if event[2] & OP_NO_REPLY else asked).extend(event)
+    return told + asked

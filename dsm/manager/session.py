@@ -179,6 +179,7 @@ class Sessions:
             os.close(session.pidfd)
         session.sock.close()
         if session.worker >= 0:
+            self._loop.collect()  # what it said last still counts
             del self.workers[session.worker]
             self._gone(session)
             self._board.remove(session.worker)

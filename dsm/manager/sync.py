@@ -17,6 +17,9 @@ from dsm.types import SyncObject
 from dsm.wire.calls import Op, SyncKind
 from dsm.wire.header import Family, Fields, pack
 
+#: Ticket of what nobody waits for; it is not answered.
+NO_TICKET = 0
+
 _SYNC = int(Family.SYNC)
 _CANCEL, _REPLY, _WORKER_GONE = int(Op.CANCEL), int(SyncKind.REPLY), int(SyncKind.WORKER_GONE)
 
@@ -60,9 +63,15 @@ class Sync:
         if home is None:
             self._wake(waiter, Status.UNKNOWN_NAME, 0)
             return
-        self._tickets = ticket = (self._tickets + 1) & 0xFFFFFFFF
+        self._tickets = ticket = self._tickets % 0xFFFFFFFF + 1
         self._waiting[ticket] = (waiter, number, worker)
         self._ask(home, op, number, ticket, worker, a, b)
+
+    def tell(self, op: int, number: int, a: int, b: int, worker: int) -> None:
+        """A worker's thread has done something and waits for no answer."""
+        home = self._homes.get(number)
+        if home is not None:
+            self._ask(home, op, number, NO_TICKET, worker, a, b)
 
     def cancel(self, waiter: int) -> bool:
         """A thread does not want to wait any more; False when it does not wait here."""
@@ -121,6 +130,8 @@ class Sync:
 
     def _deliver(self, replies: list[Reply]) -> None:
         for reply in replies:
+            if reply.ticket == NO_TICKET:
+                continue
             if reply.node == self.node:
                 waiting = self._waiting.pop(reply.ticket, None)
                 if waiting is not None:

@@ -13,8 +13,8 @@ The driver repeats three steps::
         else:                   installed(reader.fields)             # RECEIVED
 
 `MESSAGE` is a whole message: its payload, if it has one, is a memoryview that is good until the reader
-is called again.  `SINK` is the header of a page message (the only coherence message with a payload):
-the driver names the memory where its payload belongs, the reader copies what it already holds there, and
+is called again.  `SINK` is the header of a page message (the only coherence message with a payload) that
+has not arrived as a whole: the driver names the memory where its payload belongs, the reader copies what it already holds there, and
 from then on `space` *is* that memory, so that the kernel writes the rest straight into the frames.
 `RECEIVED` follows once the payload is complete.  While it is under way the driver may call `sink` again,
 to send the bytes that are still to come somewhere else (frames that were voided, a region destroyed).
@@ -222,6 +222,11 @@ class FrameReader:
             self._length = length
             self._placed = 0
             if fields[2] == _COHERENCE:
+                start += HEADER_BYTES
+                if self._end - start >= length:
+                    self.payload = self._view[start : start + length]
+                    self._start = start + length
+                    return MESSAGE
                 self._state = _OFFERED
                 return SINK
             if length > self._inline:

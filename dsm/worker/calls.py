@@ -132,6 +132,20 @@ def ask(
     raise failure(status, what)
 
 
+def tell(op: Op, number: int, a: int = 0, *, what: str) -> None:
+    """Tell the manager something that it cannot refuse, and go on at once.
+
+    What this thread asks afterwards is handled after it.
+    """
+    try:
+        while not _native.call_post(op, number, a):
+            time.sleep(_RETRY_S)  # brief calls and faults end soon
+    except OSError as error:
+        raise ClosedError(
+            f"{what}: this process has closed its node; call dsm.attach() ({error.strerror})"
+        ) from None
+
+
 def forget() -> None:
     """In a child of fork: the calls of the parent's threads are not its own."""
     _long.clear()

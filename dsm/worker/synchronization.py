@@ -61,9 +61,9 @@ class ObjectTable:
                     "barrier() needs parties= here: without `dsm run` nobody knows how many workers will come"
                 )
             parties = attached.size
-        if isinstance(parties, bool) or not isinstance(parties, SupportsIndex) or operator.index(parties) < 1:
+        count = parties if type(parties) is int else _index(parties)
+        if count < 1:
             raise UsageError(f"parties is {parties!r}; it must be an integer from 1 up")
-        count = operator.index(parties)
         described = self.get("barrier", JOB_BARRIER if name is None else name, count)
         if described.value != count:
             raise UsageError(
@@ -71,6 +71,13 @@ class ObjectTable:
                 "all must give the same number, or choose another name"
             )
         return described
+
+
+def _index(parties: object) -> int:
+    """Return a number of parties that is not plainly an int; -1 when it is none."""
+    return (
+        -1 if isinstance(parties, bool) or not isinstance(parties, SupportsIndex) else operator.index(parties)
+    )
 
 
 class HeldLocks:
@@ -165,7 +172,7 @@ class Lock:
                 "the thread that acquired a lock releases it"
             )
         self._held.remove(number)
-        calls.ask(Op.LOCK_RELEASE, number, owner_token(), what=f"releasing lock {self.name!r}", brief=True)
+        calls.tell(Op.LOCK_RELEASE, number, owner_token(), what=f"releasing lock {self.name!r}")
 
     def __enter__(self) -> Lock:
         if not self.acquire(self._timeout):

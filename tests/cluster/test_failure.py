@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import signal
 
-import programs
 import pytest
 
 import dsm
+import programs
 from dsm.testing import Cluster
 
 

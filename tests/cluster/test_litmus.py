@@ -6,9 +6,9 @@ among them store buffering is allowed (x86 TSO); between nodes it is not.
 
 from __future__ import annotations
 
-import programs
 import pytest
 
+import programs
 from dsm.testing import Cluster
 
 ROUNDS = 60

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import programs
 import pytest
 
+import programs
 from dsm.testing import Cluster
 
 SHAPES = [(1, 3), (2, 1), (2, 2), (3, 1), (4, 1)]

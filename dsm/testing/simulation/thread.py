@@ -156,7 +156,7 @@ class Thread:
         world.note(
             What.TRAP, self.node.number, self.number, region.number, page, "writing" if level == WRITE else ""
         )
-        if page in region.pins and region.applied[page] & LEVEL >= level and not region.home.dropped:
+        if not region.home.dropped and level <= max(region.pins.get(page, ()), default=0):
             raise Violation(f"region {region.number} page {page}: a pinned page traps (thread {self.number})")
         self._page = page
         self._need = level
@@ -279,7 +279,7 @@ class Thread:
             return
         if call.kind == UNPIN:
             for page in range(call.page, call.page + call.count):
-                self.worker.unpin(region, page)
+                self.worker.unpin(region, page, WRITE if call.write else READ)
         self.post(self.node.call, (call,))
         if call.patience:
             self.world.after(call.patience, self._cancel, self.waiter)

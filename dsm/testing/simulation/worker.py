@@ -37,8 +37,8 @@ class WorkerRegion:
         self.applied = bytearray(home.pages)
         #: What the processor enforces.
         self.protection = bytearray(home.pages)
-        #: Threads that hold each page pinned.
-        self.pins: dict[int, int] = {}
+        #: For each pinned page, the levels at which threads hold it.
+        self.pins: dict[int, list[int]] = {}
         self.closed = False
 
 
@@ -197,12 +197,12 @@ class Worker:
             raise Violation(f"region {region.number} page {page}: pinned at {need} but wanted says {level}")
         self.protect(region, page, level)
         applied[page] = PINNED | level
-        region.pins[page] = region.pins.get(page, 0) + 1
+        region.pins.setdefault(page, []).append(need)
         return True
 
-    def unpin(self, region: WorkerRegion, page: int) -> None:
+    def unpin(self, region: WorkerRegion, page: int, level: int) -> None:
         """One thread less holds this page."""
-        region.pins[page] -= 1
+        region.pins[page].remove(level)
         if not region.pins[page]:
             del region.pins[page]
             region.applied[page] &= ~PINNED & 0xFF
