@@ -34,6 +34,8 @@ READ_AHEAD_MIN_BYTES = 16 * 1024
 READ_AHEAD_MAX_BYTES = 1024 * 1024
 #: Largest window that a run of write faults opens: it takes pages away from others.
 WRITE_AHEAD_MAX_BYTES = 256 * 1024
+#: Bytes that a prefetch or pin asks for ahead of what it has.
+BULK_WINDOW_BYTES = 8 * 1024 * 1024
 #: Bytes of pages in one data message.
 MAX_DATA_BYTES = MAX_PAGE_BYTES
 #: Bytes of a control message on a node's local socket.
@@ -49,7 +51,7 @@ HOLD_WAIT_MAX_NS = 1_000_000_000
 UNAPPLIED_MAX_NS = 50_000_000
 
 #: How long a side polls, yielding its processor, before it sleeps.
-SPIN_NS = 50_000
+SPIN_NS = 100_000
 #: Memory maps left to the program when the signal pager merges its own.
 VMA_RESERVE = 4096
 
@@ -61,6 +63,7 @@ MAX_HALF_OPEN = 128
 assert MAX_PAGE_BYTES % OS_PAGE_BYTES == 0
 assert DIRECTORY_BLOCK_BYTES <= MAX_DATA_BYTES
 assert READ_AHEAD_MAX_BYTES <= DIRECTORY_BLOCK_BYTES
+assert BULK_WINDOW_BYTES >= 2 * DIRECTORY_BLOCK_BYTES, "one request is under way while another is answered"
 assert READ_AHEAD_MIN_BYTES <= READ_AHEAD_MAX_BYTES
 assert MAX_NODES <= 64, "a copyset is one 64-bit word"
 assert ADDRESS_LOW % ADDRESS_ALIGNMENT == 0 and ADDRESS_HIGH % ADDRESS_ALIGNMENT == 0

@@ -88,7 +88,7 @@ def synchronization_rows(progress: Progress, which: str) -> Iterator[Row]:
 
 def _operation_us(cluster: Cluster, which: str, rounds: int) -> float:
     if which == "lock":
-        seconds = max(cluster.all(programs.hand_overs, "lock", rounds))
+        seconds = float(max(cluster.all(programs.hand_overs, "lock", rounds)))
         return seconds / (2 * rounds) * 1e6
     if which == "barrier":
         return float(max(cluster.all(programs.barriers, rounds))) / rounds * 1e6

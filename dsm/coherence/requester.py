@@ -46,7 +46,7 @@ class Request:
 class Bulk:
     """A prefetch or pin: its pages are taken in ascending order, so that two pins cannot deadlock."""
 
-    __slots__ = ("cursor", "end", "page", "pin", "waiter", "write")
+    __slots__ = ("asked", "cursor", "end", "page", "pin", "waiter", "write")
 
     def __init__(self, page: int, count: int, write: bool, waiter: int, pin: bool) -> None:
         self.page = page
@@ -56,6 +56,8 @@ class Bulk:
         self.pin = pin
         #: Pages before it have been here (prefetch), or are here and held (pin).
         self.cursor = page
+        #: Pages before it have been asked for.
+        self.asked = page
 
 
 class Requester:
@@ -146,9 +148,18 @@ class Requester:
             self.region.effects.append(Wake(waiter, self.region.failed))
             return
         self.bulks.append(bulk)
-        for run, pages in self.region.table.missing_runs(page, bulk.end, write):
-            self.ask(run, pages, write)
+        self._ask_ahead(bulk)
         self._advance(bulk)
+
+    def _ask_ahead(self, bulk: Bulk) -> None:
+        """Ask for what is missing of the next window; a little at a time, so that others get their turn."""
+        limit = min(bulk.end, bulk.cursor + self.region.bulk_pages)
+        if limit - bulk.asked < self.region.placement.chunk_pages and limit < bulk.end:
+            return
+        runs = self.region.table.missing_runs(bulk.asked, limit, bulk.write)
+        bulk.asked = limit
+        for run, pages in runs:
+            self.ask(run, pages, bulk.write)
 
     def cancel(self, waiter: int) -> bool:
         for page, waiters in self.waiting.items():
@@ -308,7 +319,9 @@ class Requester:
                 self.region.pins.append((bulk.page, bulk.end, bulk.write))
             self.region.effects.append(Wake(bulk.waiter, _OK))
             return
+        self._ask_ahead(bulk)
         state = table.state[bulk.cursor]
         if state == _INVALID or (bulk.write and state == _SHARED):
-            for run, pages in table.missing_runs(bulk.cursor, bulk.end, bulk.write):
+            # Taken away again before its turn came.
+            for run, pages in table.missing_runs(bulk.cursor, bulk.asked, bulk.write):
                 self.ask(run, pages, bulk.write)

@@ -21,7 +21,7 @@ from dsm.coherence.requester import Requester
 from dsm.coherence.states import READABLE, State
 from dsm.coherence.table import PageTable
 from dsm.errors import InternalError, Status
-from dsm.limits import READ_AHEAD_MAX_BYTES, READ_AHEAD_MIN_BYTES, WRITE_AHEAD_MAX_BYTES
+from dsm.limits import BULK_WINDOW_BYTES, READ_AHEAD_MAX_BYTES, READ_AHEAD_MIN_BYTES, WRITE_AHEAD_MAX_BYTES
 from dsm.types import Region
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class SequentialRegion:
     __slots__ = (
         "_roles",
         "base",
+        "bulk_pages",
         "directory",
         "effects",
         "engine",
@@ -75,6 +76,8 @@ class SequentialRegion:
             max(1, READ_AHEAD_MAX_BYTES // size),
             max(1, WRITE_AHEAD_MAX_BYTES // size),
         )
+        #: Pages that a prefetch or pin asks for ahead of what it has.
+        self.bulk_pages = max(1, BULK_WINDOW_BYTES // size)
         self.requester = Requester(self)
         self.directory = Directory(self)
         self.holder = Holder(self)

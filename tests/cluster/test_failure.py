@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 
 import pytest
@@ -47,8 +48,6 @@ def _take_and_write(node):
 
 
 def _take_and_read(node):
-    try:
+    with contextlib.suppress(dsm.OwnerDiedError):
         node.lock("held").acquire()
-    except dsm.OwnerDiedError:
-        pass
     return float(node.array("page", 10, "f8")[3])
