@@ -17,6 +17,7 @@ FLOORS = {
     "dsm.types": 0,
     "dsm.limits": 0,
     "dsm.config": 0,
+    "dsm.manager_process": 0,
     "dsm.wire": 1,
     "dsm.coherence": 1,
     "dsm.sync": 1,
@@ -43,11 +44,15 @@ UNKNOWN_TO = {
 #: Neighbours on one floor that are known nevertheless, and why.
 SIDEWAYS = {
     "dsm.config": ("dsm.errors", "dsm.limits"),
+    # The errors that a manager reports keep their class.
+    "dsm.manager_process": ("dsm.errors",),
     # The tables of messages and of calls are vocabulary: they import nothing of ours but floor 0.
     "dsm.wire": ("dsm.coherence.messages",),
     "dsm.sync": ("dsm.wire.calls",),
     # A benchmark measures clusters, and starts them as the users' own tests do.
     "dsm.bench": ("dsm.testing", "dsm.testing.cluster"),
+    # Processes of a test's cluster end with their starter as those of `dsm run` do.
+    "dsm.testing": ("dsm.launch.processes",),
 }
 #: Libraries with which floor 1 would no longer be pure.
 IMPURE = {

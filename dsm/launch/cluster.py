@@ -10,8 +10,9 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 
 from dsm.launch.loop import Loop
-from dsm.launch.managers import Manager, manager_environment
+from dsm.launch.managers import Manager
 from dsm.launch.output import Relay, Sink
+from dsm.manager_process import manager_environment
 from dsm.wire.secret import make_secret
 
 #: Seconds in which a manager must end when it is asked to.

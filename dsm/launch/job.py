@@ -34,11 +34,12 @@ from dataclasses import dataclass, field
 from dsm.launch import processes, verdict
 from dsm.launch.cluster import Cluster
 from dsm.launch.loop import Loop, Signals
-from dsm.launch.managers import Manager, manager_command
+from dsm.launch.managers import Manager
 from dsm.launch.output import Cursor, Relay, Sink
 from dsm.launch.ranks import deal
 from dsm.launch.terminal import Keyboard
 from dsm.launch.workers import Worker, worker_environment
+from dsm.manager_process import manager_command
 
 #: Seconds between asking a worker to end and killing it.
 STOP_S = 1.0

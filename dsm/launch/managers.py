@@ -1,47 +1,23 @@
 """Coherence managers as child processes: start one, read its ready line, end it.
 
-Owns the contract with ``python -m dsm.manager`` as far as a launcher sees it:
-
-* ``--ready-fd``: one JSON line, ``{"node", "socket", "listen", "pid"}`` or ``{"error", "status"}``;
-* ``--guard-fd``: the read end of a pipe whose write end only we hold.  Lines ``group N`` name process
-  groups; when we are gone, however that came about, the manager kills them all and ends;
-* the secret comes in the environment; SIGTERM ends it cleanly.
+Owns the launcher's ends of a manager's pipes: the one on which it says that it is ready, the guard that
+ties it to our life, its output.  What goes over them is said in `dsm.manager_process`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
+from dsm.errors import DSMError
 from dsm.launch.loop import Loop
 from dsm.launch.processes import Process
+from dsm.manager_process import parse_ready
 
 #: What a manager says at most when it is ready.
 _READY_BYTES = 1 << 16
-
-
-def manager_command() -> list[str]:
-    """Return the command that starts a manager, without its options."""
-    command = [sys.executable]
-    source = Path(__file__).resolve().parents[2]
-    if source != Path.cwd():
-        # `-m` alone would let a queue.py in the current directory stand in for the library's.
-        command.append("-P")
-    return [*command, "-m", "dsm.manager"]
-
-
-def manager_environment(secret: str | None) -> dict[str, str]:
-    """Return the environment of a manager: ours, with this secret, and nothing of another job's."""
-    own = ("DSM_NODE", "DSM_RANK", "DSM_SIZE", "DSM_SECRET", "DSM_SECRET_FILE")
-    environment = {key: value for key, value in os.environ.items() if key not in own}
-    if secret is not None:
-        environment["DSM_SECRET"] = secret
-    return environment
 
 
 class Manager(Process):
@@ -99,19 +75,10 @@ class Manager(Process):
         self._ready(self)
 
     def _understand(self) -> None:
-        if not self._said:
-            self.error = "it ended before it was ready"
-            return
         try:
-            said = json.loads(self._said)
-            if "error" in said:
-                self.error = str(said["error"])
-                return
-            self.node = int(said["node"])
-            self.socket = str(said["socket"])
-            self.listen = str(said["listen"] or "")
-        except (ValueError, KeyError, TypeError):
-            self.error = f"its ready line cannot be understood: {self._said[:200]!r}"
+            self.node, self.socket, self.listen = parse_ready(self._said)
+        except DSMError as error:
+            self.error = str(error)
 
     def guard(self, group: int) -> None:
         """Have it kill process group `group` when we are gone."""

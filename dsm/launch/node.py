@@ -18,7 +18,8 @@ from dsm.errors import UsageError
 from dsm.launch.cluster import END_S
 from dsm.launch.job import READY_S
 from dsm.launch.loop import Loop, Signals
-from dsm.launch.managers import Manager, manager_command, manager_environment
+from dsm.launch.managers import Manager
+from dsm.manager_process import manager_command, manager_environment
 from dsm.wire.secret import load_secret, make_secret
 
 _EPILOG = """\
@@ -150,6 +151,7 @@ class _Foreground:
             self._end()
 
     def run(self) -> int:
+        """Serve until asked to end, or until the manager ends; return the exit status."""
         manager = self._manager
         with self._signals:
             self._loop.call_after(READY_S, self._late)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import subprocess
@@ -16,25 +17,25 @@ from collections.abc import Callable, Iterable
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
-_libc = ctypes.CDLL(None, use_errno=True)
+#: Bound once: between fork and exec nothing should be looked up.
+_prctl = ctypes.CDLL(None).prctl
 
 
 def become_subreaper(on: bool) -> None:
     """Make orphans among our descendants our children (or not), so that none escapes."""
-    _libc.prctl(_PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0)
+    _prctl(_PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0)
+
+
+def die_with(parent: int) -> None:
+    """Give this process SIGKILL when `parent`, which started it, dies; end it if that has happened."""
+    _prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(128 + signal.SIGKILL)
 
 
 def die_with_parent() -> Callable[[], None]:
     """Return what a child calls between fork and exec, so that it gets SIGKILL when we die."""
-    parent = os.getpid()
-    prctl = _libc.prctl
-
-    def tie() -> None:
-        prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-        if os.getppid() != parent:  # it died before the line above
-            os._exit(128 + signal.SIGKILL)
-
-    return tie
+    return functools.partial(die_with, os.getpid())
 
 
 class Process:

@@ -9,15 +9,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import json
 import os
 import secrets
 import signal
 import sys
-from typing import Any
 
-from dsm.errors import DSMError, InternalError, status_of
+from dsm.errors import DSMError, InternalError
 from dsm.manager.manager import Manager
+from dsm.manager_process import Ready, ready_line, refusal_line
 from dsm.wire.secret import load_secret
 
 #: A private manager to which nobody attaches ends after so many seconds.
@@ -76,10 +75,11 @@ def _end_with_workers(manager: Manager) -> None:
     manager.loop.after(_PRIVATE_WAIT_S, check)
 
 
-def _say_ready(fd: int | None, line: dict[str, Any]) -> None:
+def _say(fd: int | None, line: bytes) -> None:
+    """Write the ready line; whoever started us may be gone already."""
     if fd is not None:
         with contextlib.suppress(OSError):
-            os.write(fd, json.dumps(line).encode() + b"\n")
+            os.write(fd, line)
         os.close(fd)
 
 
@@ -94,8 +94,7 @@ def main(argv: list[str]) -> int:
             options.listen = "127.0.0.1:0"
         manager.start(options.listen, options.join)
     except (DSMError, OSError) as error:
-        status = status_of(error)
-        _say_ready(options.ready_fd, {"error": str(error), "status": int(status)})
+        _say(options.ready_fd, refusal_line(error))
         if options.ready_fd is None:
             print(f"dsm: {error}", file=sys.stderr)
         return 1
@@ -103,13 +102,7 @@ def main(argv: list[str]) -> int:
         Guard(manager, options.guard_fd)
     if options.private:
         _end_with_workers(manager)
-    ready = {
-        "node": manager.members.node,
-        "socket": name,
-        "listen": manager.members.address or None,
-        "pid": os.getpid(),
-    }
-    _say_ready(options.ready_fd, ready)
+    _say(options.ready_fd, ready_line(Ready(manager.members.node, name, manager.members.address)))
     # What lives now lives for long: keep it out of collections that would interrupt a fault.
     gc.collect()
     gc.freeze()

@@ -7,6 +7,7 @@ the other.
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -26,6 +27,7 @@ from dsm._native import (
 )
 from dsm.config import address_range
 from dsm.errors import Status, WireError
+from dsm.limits import ADDRESS_ALIGNMENT
 from dsm.manager.coherence import Coherence
 from dsm.manager.coordinator import Coordinator, LocalNode
 from dsm.manager.link import Link
@@ -94,8 +96,7 @@ class Manager:
         self.sync = Sync(node, self.members.links, self.coherence.pager.wake)
         self._take_epoch()
         if welcome is None:
-            low, high = address_range(os.environ)
-            store = EmbeddedStore(self.ranks, low, high)
+            store = EmbeddedStore(self.ranks, *_addresses())
             store.add_member(self.members.address)
             local = LocalNode()
             local.add_region = self.coherence.add_region
@@ -114,7 +115,8 @@ class Manager:
     def run(self) -> None:
         """Serve until `stop`."""
         signal.signal(signal.SIGTERM, lambda *_: self.stop())
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for ignored in (signal.SIGINT, signal.SIGHUP):  # the terminal's; whoever started us decides
+            signal.signal(ignored, signal.SIG_IGN)
         for link in list(self.members.links.values()):
             link.read()
         try:
@@ -293,6 +295,17 @@ class Manager:
         if member:
             self.coherence.node_lost(node)
             self.sync.node_gone(node)
+
+
+def _addresses() -> tuple[int, int]:
+    """Return a range of addresses that an earlier cluster of the same program hardly had.
+
+    Old arrays keep their addresses reserved after their cluster has ended: they must not come to lie in
+    the memory of a new one.
+    """
+    low, high = address_range(os.environ)
+    units = (high - low) // 2 // ADDRESS_ALIGNMENT
+    return low + secrets.randbelow(max(1, units)) * ADDRESS_ALIGNMENT, high
 
 
 def _told_first(words: list[int]) -> list[int]:

@@ -18,27 +18,23 @@ attached; it must be importable there, as for `multiprocessing`'s spawn.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
-import select
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from dsm.errors import DSMError, NodeLostError, PageTimeoutError, UsageError
+from dsm.manager_process import PACKAGE_ROOT, manager_command, manager_environment
+from dsm.worker.startup import wait_ready
 
 #: Seconds that starting a process, or a call without its own timeout, may take.
 DEFAULT_TIMEOUT_S = 60.0
-#: Where the package lies: its processes import this very one.
-_ROOT = str(Path(__file__).resolve().parents[2])
 #: Seconds that a process may take to end before it is killed.
 _END_S = 5.0
 
@@ -76,7 +72,7 @@ class Worker:
         self._pipe = Connection(ours.detach())
         self.rank = rank
         environment = dict(os.environ, DSM_NODE=address, DSM_RANK=str(rank), DSM_SIZE=str(size))
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, *sys.path]))
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [PACKAGE_ROOT, *sys.path]))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "dsm.testing.serving", str(theirs.fileno()), str(os.getpid())],
             pass_fds=(theirs.fileno(),),
@@ -132,18 +128,21 @@ class ManagerProcess:
     def __init__(self, secret: str, options: list[str], cpus: set[int] | None) -> None:
         ready, theirs = os.pipe()
         guard, self._guard = os.pipe()
-        command = [sys.executable, "-P", "-m", "dsm.manager", *options]
-        command += ["--ready-fd", str(theirs), "--guard-fd", str(guard)]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("DSM_")}
-        environment["DSM_SECRET"] = secret
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, environment.get("PYTHONPATH")]))
+        descriptors = ["--ready-fd", str(theirs), "--guard-fd", str(guard)]
         self.process = subprocess.Popen(
-            command, pass_fds=(theirs, guard), env=environment, stdin=subprocess.DEVNULL, process_group=0
+            [*manager_command(), *options, *descriptors],
+            pass_fds=(theirs, guard),
+            env=manager_environment(secret),
+            stdin=subprocess.DEVNULL,
+            process_group=0,
         )
         os.close(theirs)
         os.close(guard)
         try:
-            self._understand(ready)
+            self.node, self.socket, self.listen = wait_ready(ready, DEFAULT_TIMEOUT_S)
+        except DSMError as error:
+            self.end()
+            raise type(error)(f"a manager did not start: {error}") from None
         finally:
             os.close(ready)
         if cpus is not None:
@@ -153,26 +152,6 @@ class ManagerProcess:
     def pid(self) -> int:
         """Process id."""
         return self.process.pid
-
-    def _understand(self, ready: int) -> None:
-        line = b""
-        deadline = time.monotonic() + DEFAULT_TIMEOUT_S
-        while not line.endswith(b"\n"):
-            if not select.select([ready], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                break
-            data = os.read(ready, 4096)
-            if not data:
-                break
-            line += data
-        said: dict[str, Any] = {"error": "it was not ready in time"}
-        if line.endswith(b"\n"):
-            said = json.loads(line)
-        if "error" in said:
-            self.end()
-            raise NodeLostError(f"a manager did not start: {said['error']}")
-        self.node = int(said["node"])
-        self.socket = str(said["socket"])
-        self.listen = str(said["listen"] or "")
 
     def end(self) -> None:
         """End the process, politely first."""

@@ -5,24 +5,18 @@ Owns the worker's end: attach, then run what comes over the pipe until it closes
 
 from __future__ import annotations
 
-import ctypes
-import os
-import signal
 import sys
 import traceback
 from multiprocessing.connection import Connection
 
 import dsm
+from dsm.launch.processes import die_with
 from dsm.testing.cluster import WorkerFailed
-
-_PR_SET_PDEATHSIG = 1
 
 
 def main(descriptor: int, parent: int) -> None:
     """Serve until the pipe closes."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != parent:
-        return
+    die_with(parent)
     pipe = Connection(descriptor)
     try:
         node = dsm.attach()

@@ -1,23 +1,20 @@
 """Starting the manager of a private node.
 
-Owns the command line, the wait for its first line and the report of what went wrong.  The manager is
-no child of this process (a shell in between ends at once), so that ``os.wait`` of a program never
+Owns how that process comes to be, the wait for its ready line (its text is `dsm.manager_process`'s) and
+the report of what went wrong.  The manager is no child of this process (a shell in between ends at once), so that ``os.wait`` of a program never
 meets it, and it lives in a session of its own, so that Ctrl-C does not reach it.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import subprocess
 import sys
-import sysconfig
 import time
-from pathlib import Path
-from typing import Any
 
-from dsm.errors import NodeLostError, error_for
+from dsm.errors import DSMError, NodeLostError
+from dsm.manager_process import MANAGER_ARGUMENTS, Ready, manager_environment, parse_ready
 
 #: Seconds that a manager may take to start (a loaded machine, a cold disk).
 START_TIMEOUT_S = 30.0
@@ -25,7 +22,7 @@ START_TIMEOUT_S = 30.0
 _SHOWN_BYTES = 4000
 
 #: Arguments by which the manager is run; a test puts another program here.
-MANAGER = ("-P", "-m", "dsm.manager")
+MANAGER = MANAGER_ARGUMENTS
 
 
 def start_private() -> str:
@@ -34,9 +31,9 @@ def start_private() -> str:
     Raises
     ------
     NodeLostError
-        When it did not start; the message has its error output.
+        When it did not start.
     DSMError
-        What the manager itself reported.
+        What the manager itself reported.  Either message has its error output.
     """
     ready, ready_write = os.pipe()
     errors = os.memfd_create("dsm-manager-errors", os.MFD_CLOEXEC)
@@ -47,57 +44,45 @@ def start_private() -> str:
             )
         finally:
             os.close(ready_write)
-        line = _first_line(ready, errors)
-        return _address(line, errors)
+        return wait_ready(ready, START_TIMEOUT_S).socket
+    except DSMError as error:
+        raise type(error)(f"the manager of a private node did not start: {error}{_output(errors)}") from None
     finally:
         os.close(ready)
         os.close(errors)
 
 
 def _spawn(command: list[str], ready_fd: int, errors: int) -> None:
-    environment = dict(os.environ)
-    root = str(Path(__file__).resolve().parents[2])
-    if root not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
-        known = environment.get("PYTHONPATH")
-        environment["PYTHONPATH"] = f"{known}{os.pathsep}{root}" if known else root
     subprocess.run(
         ["/bin/sh", "-c", '"$@" &', "dsm", *command],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, pass_fds=(ready_fd,),
-        start_new_session=True, env=environment, cwd="/", check=True,
+        start_new_session=True, env=manager_environment(), cwd="/", check=True,
     )  # fmt: skip
 
 
-def _first_line(ready: int, errors: int) -> bytes:
-    """Return what the manager wrote before it closed its end."""
-    deadline, data = time.monotonic() + START_TIMEOUT_S, b""
-    while b"\n" not in data:
+def wait_ready(descriptor: int, timeout_s: float) -> Ready:
+    """Wait for the ready line of a manager at the other end of pipe `descriptor`.
+
+    Raises
+    ------
+    NodeLostError
+        When it ended, or said nothing for `timeout_s` seconds.
+    DSMError
+        What the manager reported.
+    """
+    deadline, line = time.monotonic() + timeout_s, b""
+    while b"\n" not in line:
         left = deadline - time.monotonic()
-        if left <= 0 or not select.select([ready], [], [], left)[0]:
-            raise NodeLostError(
-                f"the manager of a private node was not ready within {START_TIMEOUT_S:.0f} s{_output(errors)}"
-            )
-        part = os.read(ready, 65536)
+        if left <= 0 or not select.select([descriptor], [], [], left)[0]:
+            raise NodeLostError(f"it was not ready within {timeout_s:g} s")
+        part = os.read(descriptor, 65536)
         if not part:
             break
-        data += part
-    return data
-
-
-def _address(line: bytes, errors: int) -> str:
-    try:
-        said: dict[str, Any] = json.loads(line)
-    except ValueError:
-        raise NodeLostError(
-            f"the manager of a private node ended before it was ready{_output(errors)}"
-        ) from None
-    if "error" in said:
-        raise error_for(
-            int(said.get("status", 0)), f"the manager of a private node did not start: {said['error']}"
-        )
-    return str(said["socket"])
+        line += part
+    return parse_ready(line)
 
 
 def _output(errors: int) -> str:
     size = os.fstat(errors).st_size
     text = os.pread(errors, _SHOWN_BYTES, max(0, size - _SHOWN_BYTES)).decode(errors="replace").strip()
-    return f"; it said:\n{text}" if text else "; it said nothing"
+    return f"; it said:\n{text}" if text else ""

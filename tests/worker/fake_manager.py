@@ -23,7 +23,17 @@ import signal
 import socket
 
 from dsm import limits
-from dsm._native import OP_DONE, OP_TOUCHED, READ, WRITE, Board, Tables, node_board_bytes, worker_board_bytes
+from dsm._native import (
+    OP_DONE,
+    OP_NO_REPLY,
+    OP_TOUCHED,
+    READ,
+    WRITE,
+    Board,
+    Tables,
+    node_board_bytes,
+    worker_board_bytes,
+)
 from dsm.errors import Status
 from dsm.sync.service import SyncHome
 from dsm.types import Region, SyncObject
@@ -92,8 +102,9 @@ class Manager:
     def run(self):
         while self.running:
             events, ready = self.board.wait(self.epoll.fileno(), 0, 1_000_000_000)
-            for at in range(0, len(events), 8):
-                self.posted(*events[at : at + 7])
+            posted = [events[at : at + 7] for at in range(0, len(events), 8)]
+            for event in sorted(posted, key=lambda event: not event[2] & OP_NO_REPLY):
+                self.posted(*event)
             for fd, _ in ready:
                 if fd == self.listener.fileno():
                     end, _ = self.listener.accept()
@@ -268,6 +279,8 @@ class Manager:
             self.finish_destroying(worker, a)
         elif op == OP_TOUCHED:
             return
+        elif op & OP_NO_REPLY:
+            self.replies(self.home.request(op & ~OP_NO_REPLY, number, 0, 0, (worker, a), a, b))
         elif op < 16:
             held = self.regions[number]
             status = Status.CLOSED if held.closed else held.status
@@ -295,6 +308,8 @@ class Manager:
 
     def replies(self, replies):
         for reply in replies:
+            if not reply.ticket:  # nobody waits for it
+                continue
             worker, slot = self.calls.pop(reply.ticket)
             if worker in self.workers:
                 self.board.complete(worker, slot, reply.status, reply.result)
@@ -309,7 +324,7 @@ def main():
     manager = Manager(parser.parse_args())
     signal.signal(signal.SIGTERM, lambda *_: setattr(manager, "running", False))
     ready = manager.options.ready_fd
-    os.write(ready, json.dumps({"socket": manager.name, "pid": os.getpid()}).encode() + b"\n")
+    os.write(ready, json.dumps({"node": 0, "socket": manager.name, "listen": None}).encode() + b"\n")
     os.close(ready)
     manager.run()
 
