@@ -46,7 +46,7 @@ $(VENV)/.identity: $(STALE)
 	@printf '%s' '$(IDENTITY)' > $@
 
 # Evaluated only where it is used: nobody pays for it once .venv is there.
-lacking = $(shell sh tools/prerequisites.sh '$(PYTHON)')
+lacking = $(shell sh .ci/prerequisites.sh '$(PYTHON)')
 
 # The shim is built here too (an editable install builds it in place).
 $(VENV)/.packages: $(VENV)/.identity pyproject.toml setup.py

@@ -43,6 +43,7 @@ def _address(environ: Mapping[str, str], name: str, default: int) -> int:
         value = -1
     if value <= 0 or value % ADDRESS_ALIGNMENT or value >= 1 << 47:
         raise UsageError(
-            f"{name} is {text!r}; it must be a hexadecimal multiple of {ADDRESS_ALIGNMENT:#x} below {1 << 47:#x}"
+            f"{name} is {text!r}; "
+            f"it must be a hexadecimal multiple of {ADDRESS_ALIGNMENT:#x} below {1 << 47:#x}"
         )
     return value

@@ -20,6 +20,7 @@ ROUNDS = 5
 _FAULT_BYTES = 16 << 20
 _SCAN_BYTES = 256 << 20
 _METADATA_PAGES = 1 << 20
+_OPERATIONS = 1000
 
 Progress = Callable[[str], None]
 
@@ -74,14 +75,13 @@ def _destroy(node, name):  # type: ignore[no-untyped-def]
 
 def synchronization_rows(progress: Progress, which: str) -> Iterator[Row]:
     """Locks, barriers, atomics between two nodes, per operation."""
-    rounds = 1000
     target = {"lock": 4.0, "barrier": 3.0, "atomic": None}[which]
     for placement, cpus in _placements():
         values, bases = [], []
         with floors.Pair(64, 64, cpus) as pair, Cluster(nodes=2, cpus=cpus) as cluster:
             for turn in range(ROUNDS):
                 progress(f"{which}, {placement}: round {turn + 1} of {ROUNDS}")
-                values.append(_operation_us(cluster, which, rounds))
+                values.append(_operation_us(cluster, which, _OPERATIONS))
                 bases.append(pair.p50_us())
         yield combine(which, "us", values, bases, target=target, placement=placement)
 

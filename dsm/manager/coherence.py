@@ -66,6 +66,10 @@ class Coherence:
         #: What to call when a region's workers have lost access, by the negative token of its lowering.
         self._drops: dict[int, Callable[[], None]] = {}
         self._performing = False
+        #: Pins that are not granted yet, by their waiter: (region, page, count, write).
+        self._pinning: dict[int, tuple[int, int, int, int]] = {}
+        #: Called as ``(worker, pin)`` when a pin was granted.
+        self.on_pinned: Callable[[int, tuple[int, int, int, int]], None] = lambda worker, pin: None
         self._past_invalidations = 0
         self.pages_in = self.pages_out = self.bytes_in = self.bytes_out = 0
         self._perform = {
@@ -134,6 +138,8 @@ class Coherence:
             return Status.CLOSED
         if count < 1 or page + count > frames.region.pages:
             return Status.USAGE
+        if pin:
+            self._pinning[waiter] = (region, page, count, int(write))
         bring = self.engine.pin if pin else self.engine.prefetch
         bring(region, page, count, write, waiter, time.monotonic_ns())
         self.perform()
@@ -153,6 +159,7 @@ class Coherence:
     def worker_gone(self, worker: int, pins: Iterable[tuple[int, int, int, int]]) -> None:
         """A worker died or left: it waits, holds and may access nothing any more."""
         now = time.monotonic_ns()
+        self._pinning = {w: pin for w, pin in self._pinning.items() if w >> SLOT_BITS != worker}
         self.engine.worker_gone(lambda waiter: waiter >> SLOT_BITS == worker, worker, now)
         for pin in pins:
             self.unpin(*pin)
@@ -327,7 +334,12 @@ class Coherence:
         self.pager.raise_(effect.region, effect.page, effect.count, effect.level, effect.mark)
 
     def _wake(self, effect: Wake) -> None:
-        self.pager.wake(effect.waiter, effect.status)
+        waiter = effect.waiter
+        if self._pinning:
+            pin = self._pinning.pop(waiter, None)
+            if pin is not None and effect.status == Status.OK:
+                self.on_pinned(waiter >> SLOT_BITS, pin)
+        self.pager.wake(waiter, effect.status)
 
     def _discard(self, effect: Discard) -> None:
         if self.frames[effect.region].discard(effect.count):

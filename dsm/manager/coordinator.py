@@ -116,9 +116,12 @@ class Coordinator:
         self._local.add_region(region)
 
         def announced() -> None:
-            self._announcing.discard(number)
-            answer(meta.Found(region, True))
-            self._settle(number)
+            if number in self._announcing:
+                self._announcing.discard(number)
+                answer(meta.Found(region, True))
+                self._settle(number)
+            else:
+                answer(_destroyed(number))
 
         self._tell_all(MetaKind.REGION_ADD, meta.encode(region), number, self._members.links, announced)
 
@@ -142,7 +145,7 @@ class Coordinator:
         self._creators.pop(number, None)
         self._announcing.discard(number)
         for answer in self._unready.pop(number, ()):
-            answer(control.Failed(Status.CLOSED, f"region {number} was destroyed before it was ready"))
+            answer(_destroyed(number))
         left = 2
 
         def part() -> None:
@@ -263,3 +266,7 @@ class Coordinator:
             if not awaiting[0]:
                 del self._awaiting[request]
                 awaiting[1]()
+
+
+def _destroyed(number: int) -> control.Failed:
+    return control.Failed(Status.CLOSED, f"region {number} was destroyed before it was ready; create it again")

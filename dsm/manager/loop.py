@@ -11,7 +11,7 @@ import heapq
 import select
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from dsm._native import Board
 from dsm.limits import SPIN_NS
@@ -136,7 +136,3 @@ class Loop:
     def close(self) -> None:
         """Release the descriptor."""
         self._epoll.close()
-
-
-def noop(*_: Any) -> None:
-    """Do nothing, whatever the arguments."""

@@ -93,6 +93,7 @@ class Manager:
         welcome = self.members.join(join) if join else None
         node = self.members.node
         self.coherence = Coherence(node, self.board, self.members.links)
+        self.coherence.on_pinned = lambda worker, pin: self.sessions.workers[worker].pins.append(pin)
         self.sync = Sync(node, self.members.links, self.coherence.pager.wake)
         self._take_epoch()
         if welcome is None:
@@ -174,12 +175,9 @@ class Manager:
                 self.coherence.unpin(*pin)
             self.coherence.pager.wake(waiter, Status.OK)
         elif op in (_PIN, _PREFETCH):
-            pinned = op == _PIN
-            status = self.coherence.bulk(number, a, b, bool(c), waiter, pinned)
+            status = self.coherence.bulk(number, a, b, bool(c), waiter, op == _PIN)
             if status != Status.OK:
                 self.coherence.pager.wake(waiter, status)
-            elif pinned:
-                session.pins.append((number, a, b, c))
         else:
             self.coherence.pager.wake(waiter, Status.USAGE)
 

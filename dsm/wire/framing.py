@@ -14,10 +14,11 @@ The driver repeats three steps::
 
 `MESSAGE` is a whole message: its payload, if it has one, is a memoryview that is good until the reader
 is called again.  `SINK` is the header of a page message (the only coherence message with a payload) that
-has not arrived as a whole: the driver names the memory where its payload belongs, the reader copies what it already holds there, and
-from then on `space` *is* that memory, so that the kernel writes the rest straight into the frames.
-`RECEIVED` follows once the payload is complete.  While it is under way the driver may call `sink` again,
-to send the bytes that are still to come somewhere else (frames that were voided, a region destroyed).
+has not arrived as a whole: the driver names the memory where its payload belongs, the reader copies there
+what it already holds, and from then on `space` *is* that memory, so that the kernel writes the rest
+straight into the frames.  `RECEIVED` follows once the payload is complete.  While it is under way the
+driver may call `sink` again, to send the bytes that are still to come somewhere else (frames that were
+voided, a region destroyed).
 
 The buffer is linear.  It starts again at its beginning whenever it is empty, which is after almost every
 `recv`; otherwise the fragment at its end (a piece of a header, or of a payload of at most

@@ -1,8 +1,9 @@
 """Starting the manager of a private node.
 
-Owns how that process comes to be, the wait for its ready line (its text is `dsm.manager_process`'s) and
-the report of what went wrong.  The manager is no child of this process (a shell in between ends at once), so that ``os.wait`` of a program never
-meets it, and it lives in a session of its own, so that Ctrl-C does not reach it.
+Owns how that process comes to be, the wait for its ready line (whose text is `dsm.manager_process`'s) and
+the report of what went wrong.  The manager is no child of this process (a shell in between ends at once),
+so that ``os.wait`` of a program never meets it, and it lives in a session of its own, so that Ctrl-C does
+not reach it.
 """
 
 from __future__ import annotations

@@ -22,9 +22,15 @@ class Statistics:
     pages_in, pages_out
         Pages received from and sent to other nodes.
     bytes_in, bytes_out
-        Bytes of everything received from and sent to other nodes.
+        Bytes of those pages.
     invalidations
         Pages given up because another node wrote them.
+    mprotects
+        Calls by which workers changed what their processes may access.
+    merges
+        Memory maps given back because a process came near vm.max_map_count; each costs faults later.
+    poisoned
+        Faults that could not be served and ended in an error.
     latency_ns_log2
         Faults by latency: entry k counts those that took 2^k to 2^(k+1) nanoseconds.
     """
@@ -37,8 +43,6 @@ class Statistics:
     bytes_in: int = 0
     bytes_out: int = 0
     invalidations: int = 0
-    messages_in: int = 0
-    messages_out: int = 0
     mprotects: int = 0
     merges: int = 0
     poisoned: int = 0

@@ -125,6 +125,6 @@ def test_sdist_builds_by_itself(sources, python, tmp_path):
         path.name for path in (sources / "dsm" / "_native").iterdir() if path.suffix in (".h", ".c", ".cdef")
     }
     assert {f"dsm/_native/{name}" for name in native - {"_shim.c"}} <= names
-    assert {"LICENSE", "Makefile", "README.md", "tools/prerequisites.sh", "examples/terrain.py"} <= names
+    assert {"LICENSE", "Makefile", "README.md", ".ci/prerequisites.sh", "examples/terrain.py"} <= names
     _pip(python, "install", "--no-deps", sdist, cwd=tmp_path)
     _works(python, tmp_path)

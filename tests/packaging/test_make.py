@@ -16,9 +16,9 @@ TOOLS = ("sh", "bash", "make", "sed", "rm", "touch", "printf", "cat", "expand")
 def bare(tmp_path):
     """Return a function that runs `make setup` on a machine that has nothing but `tools`."""
     tree, programs = tmp_path / "tree", tmp_path / "bin"
-    (tree / "tools").mkdir(parents=True)
+    (tree / ".ci").mkdir(parents=True)
     programs.mkdir()
-    for name in ("Makefile", "pyproject.toml", "setup.py", "tools/prerequisites.sh"):
+    for name in ("Makefile", "pyproject.toml", "setup.py", ".ci/prerequisites.sh"):
         shutil.copy(ROOT / name, tree / name)
     for tool in TOOLS:
         (programs / tool).symlink_to(shutil.which(tool))
@@ -86,6 +86,6 @@ def test_python_too_old(bare):
 
 
 def test_the_files_name_no_machine():
-    for name in ("Makefile", "pyproject.toml", "setup.py", "tools/prerequisites.sh", ".ci/run"):
+    for name in ("Makefile", "pyproject.toml", "setup.py", ".ci/prerequisites.sh", ".ci/run"):
         text = (ROOT / name).read_text()
         assert "http" not in text and "index-url" not in text and os.path.expanduser("~") not in text

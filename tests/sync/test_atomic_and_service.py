@@ -107,6 +107,6 @@ def test_one_worker_can_die_in_several_objects():
     assert [state.damaged for state in home.describe()] == [True, True, True]
 
 
-def test_numbers_are_those_of_the_plan():
+def test_numbers_never_change():
     assert [op.value for op in Op] == [16, 17, 18, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 48]
     assert max(SyncKind) < 16, "replies and notices share the kind byte with operations"

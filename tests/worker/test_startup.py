@@ -9,24 +9,18 @@ from dsm.worker import startup
 
 
 def manager(monkeypatch, program):
-    monkeypatch.setattr(
-        startup, "MANAGER", ("-c", "import os, sys, json; fd = int(sys.argv[-1]); " + program)
-    )
+    start = "import os, sys, json; fd = int(sys.argv[-1]); "
+    say = "say = lambda **line: os.write(fd, json.dumps({'node': 0, 'listen': None, **line}).encode() + b'\\n'); "
+    monkeypatch.setattr(startup, "MANAGER", ("-c", start + say + program))
 
 
 def test_its_address_is_what_it_wrote(monkeypatch):
-    manager(
-        monkeypatch,
-        "os.write(fd, json.dumps({'socket': '@dsm-1', 'parent': os.getppid()}).encode() + b'\\n')",
-    )
+    manager(monkeypatch, "say(socket='@dsm-1')")
     assert startup.start_private() == "@dsm-1"
 
 
 def test_it_is_no_child_of_this_process(monkeypatch):
-    manager(
-        monkeypatch,
-        "os.write(fd, json.dumps({'socket': f'@{os.getpid()} {os.getsid(0)}'}).encode() + b'\\n')",
-    )
+    manager(monkeypatch, "say(socket=f'@{os.getpid()} {os.getsid(0)}')")
     _, session = startup.start_private().split()
     assert int(session) != os.getsid(0)
     with pytest.raises(ChildProcessError):
@@ -57,9 +51,7 @@ def test_a_manager_that_is_never_ready_is_given_up(monkeypatch):
 def test_the_working_directory_shadows_no_module(monkeypatch, tmp_path):
     (tmp_path / "queue.py").write_text("raise SystemExit('the wrong queue')")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        startup,
-        "MANAGER",
-        ("-P", "-c", 'import os, queue, sys; os.write(int(sys.argv[-1]), b\'{"socket": "@dsm-2"}\\n\')'),
-    )
+    line = '{"node": 0, "socket": "@dsm-2", "listen": null}'
+    program = f"import os, queue, sys; os.write(int(sys.argv[-1]), {line.encode()!r})"
+    monkeypatch.setattr(startup, "MANAGER", ("-P", "-c", program))
     assert startup.start_private() == "@dsm-2"
