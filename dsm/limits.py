@@ -57,6 +57,8 @@ VMA_RESERVE = 4096
 
 #: Seconds a peer may take for the handshake.
 HANDSHAKE_TIMEOUT_S = 5.0
+#: Seconds after which a peer whose host does not answer any more is lost.
+PEER_SILENCE_S = 15
 #: Half-open (not yet authenticated) connections a manager keeps.
 MAX_HALF_OPEN = 128
 

@@ -63,12 +63,19 @@ class Engine:
             region.requester.end_all(Status.CLOSED)
 
     def node_lost(self, node: int, now: int) -> None:
-        """A member is gone: in its regions, whatever needs another node ends with `PAGE_LOST`."""
+        """A node is gone: in every region, whatever needs another node ends with `PAGE_LOST`.
+
+        Also where it was no member: a node that joined later may have taken any page.
+        """
         self.now = now
-        for region in self.regions.values():
-            if node in region.members:
-                region.failed = Status.PAGE_LOST
-                region.requester.end_all(Status.PAGE_LOST)
+        for number in self.regions:
+            self.fail(number)
+
+    def fail(self, number: int) -> None:
+        """A node that may have had pages of this region is gone."""
+        region = self.regions[number]
+        region.failed = Status.PAGE_LOST
+        region.requester.end_all(Status.PAGE_LOST)
 
     # -- this node's workers -----------------------------------------------------------------------------
 

@@ -76,6 +76,7 @@ class Requester:
     # -- what the node's workers want --------------------------------------------------------------------
 
     def fault(self, page: int, write: bool, waiter: int, worker: int, instruction: int) -> None:
+        """A thread touched `page` without the access it needs; it waits, or may go on at once."""
         region = self.region
         # A slot that asks again has mapped what it was given before.
         region.hold.applied(waiter, region.engine.now)
@@ -96,6 +97,7 @@ class Requester:
             self.ahead(start, count, write)
 
     def touched(self, page: int, worker: int) -> None:
+        """A worker used the first page of a window that was read ahead: open the next one."""
         start, count = self.region.read_ahead.touched(page, worker)
         if count:
             self.ahead(start, count, False)
@@ -143,6 +145,7 @@ class Requester:
                 page = stop
 
     def bulk(self, page: int, count: int, write: bool, waiter: int, pin: bool) -> None:
+        """Bring pages here, and hold them with `pin`; `waiter` is woken when all have been, or are, here."""
         bulk = Bulk(page, count, write, waiter, pin)
         if self.region.failed is not None:
             self.region.effects.append(Wake(waiter, self.region.failed))
@@ -162,6 +165,7 @@ class Requester:
             self.ask(run, pages, bulk.write)
 
     def cancel(self, waiter: int) -> bool:
+        """End a wait with CANCELLED; False when `waiter` does not wait in this region."""
         for page, waiters in self.waiting.items():
             left = [w for w in waiters if w[0] != waiter]
             if len(left) != len(waiters):
@@ -247,6 +251,7 @@ class Requester:
             region.send(region.placement.directory(message.page), confirm)
 
     def decline(self, message: Message) -> None:
+        """The directory does not serve these pages of a read-ahead: they are INVALID again."""
         request = self.requests.get(message.request)
         if request is None:
             return

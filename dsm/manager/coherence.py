@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dsm._native import Board
 from dsm.coherence.engine import Engine
 from dsm.coherence.messages import Discard, Fill, Kind, Lower, Message, Raise, Send, SendPages, Wake
-from dsm.errors import Status, WireError
+from dsm.errors import LimitError, Status, WireError
 from dsm.manager.frames import Frames
 from dsm.manager.link import Link
 from dsm.manager.pager import SLOT_BITS, SignalPager
@@ -85,11 +85,27 @@ class Coherence:
     # -- regions -----------------------------------------------------------------------------------------
 
     def add_region(self, region: Region) -> None:
-        """Begin to keep the pages of `region`; nothing happens when that is so already."""
+        """Begin to keep the pages of `region`; nothing happens when that is so already.
+
+        Raises
+        ------
+        LimitError
+            The system does not give this process what a region needs.
+        """
         if region.region not in self.frames:
-            frames = Frames(region)
+            try:
+                frames = Frames(region)
+                try:
+                    self.pager.add_region(frames)
+                except OSError:
+                    frames.close()
+                    raise
+            except OSError as error:
+                raise LimitError(
+                    f"node {self.engine.node} cannot keep another region of {region.size} bytes (it has "
+                    f"{len(self.frames)}): {error.strerror}; destroy some, or raise ulimit -n or -v"
+                ) from None
             self.frames[region.region] = frames
-            self.pager.add_region(frames)
             self.engine.add_region(region)
             self.perform()
 
@@ -167,8 +183,13 @@ class Coherence:
         self.perform()
 
     def node_lost(self, node: int) -> None:
-        """Another node is gone, and with it pages of every region it was a member of."""
+        """Another node is gone, and with it pages of any region that there is."""
         self.engine.node_lost(node, time.monotonic_ns())
+        self.perform()
+
+    def fail(self, region: int) -> None:
+        """A node that may have had pages of this region was lost before we heard of the region."""
+        self.engine.fail(region)
         self.perform()
 
     @property

@@ -64,6 +64,8 @@ class Coordinator:
         self._announcing: set[int] = set()
         #: Creator (node, worker) of regions that it has yet to fill.
         self._creators: dict[int, tuple[int, int]] = {}
+        #: Regions that there were when a node was lost: it may have had pages of any.
+        self._failed: set[int] = set()
 
     def close(self) -> None:
         """Forget everything."""
@@ -109,11 +111,15 @@ class Coordinator:
             self._when_ready(region, False, answer)
             return
         number = region.region
+        try:
+            self._local.add_region(region)
+        except DSMError:
+            self._store.destroy_region(number)
+            raise
         self._unready[number] = []
         self._announcing.add(number)
         if not body.ready:
             self._creators[number] = (node, worker)
-        self._local.add_region(region)
 
         def announced() -> None:
             if number in self._announcing:
@@ -144,6 +150,7 @@ class Coordinator:
         self._store.destroy_region(number)
         self._creators.pop(number, None)
         self._announcing.discard(number)
+        self._failed.discard(number)
         for answer in self._unready.pop(number, ()):
             answer(_destroyed(number))
         left = 2
@@ -201,6 +208,7 @@ class Coordinator:
             self._ranks,
             live,
             self._store.list_regions(named_only=False),
+            sorted(self._failed),
         )
         payload = meta.encode(welcome)
         link.send(self._members.header(MetaKind.WELCOME, len(payload)), payload)
@@ -219,6 +227,8 @@ class Coordinator:
         self._store.remove_member(node)
         if link is self._joining:
             self._next_joiner()
+        else:
+            self._failed.update(region.region for region in self._store.list_regions(named_only=False))
         self._members.epoch = self._store.epoch()
         for request, (nodes, then) in list(self._awaiting.items()):
             nodes.discard(node)
@@ -269,4 +279,6 @@ class Coordinator:
 
 
 def _destroyed(number: int) -> control.Failed:
-    return control.Failed(Status.CLOSED, f"region {number} was destroyed before it was ready; create it again")
+    return control.Failed(
+        Status.CLOSED, f"region {number} was destroyed before it was ready; create it again"
+    )

@@ -6,6 +6,7 @@ discarded ones back.  Frames are always complete before any worker may see them.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -32,11 +33,15 @@ class Frames:
     def __init__(self, region: Region) -> None:
         self.region = region
         self.page_size = region.options.page_size
-        self.frames_fd = os.memfd_create(f"dsm-frames-{region.region}", os.MFD_CLOEXEC)
-        os.ftruncate(self.frames_fd, region.size)
-        self.wanted_fd = os.memfd_create(f"dsm-wanted-{region.region}", os.MFD_CLOEXEC)
-        os.ftruncate(self.wanted_fd, region.pages)
-        self._map = mmap.mmap(self.frames_fd, region.size)
+        with contextlib.ExitStack() as undo:
+            self.frames_fd = os.memfd_create(f"dsm-frames-{region.region}", os.MFD_CLOEXEC)
+            undo.callback(os.close, self.frames_fd)
+            os.ftruncate(self.frames_fd, region.size)
+            self.wanted_fd = os.memfd_create(f"dsm-wanted-{region.region}", os.MFD_CLOEXEC)
+            undo.callback(os.close, self.wanted_fd)
+            os.ftruncate(self.wanted_fd, region.pages)
+            self._map = mmap.mmap(self.frames_fd, region.size)
+            undo.pop_all()
         self._view = memoryview(self._map)
         fill = region.options.fill
         #: One page more of the pattern than a page, so that any phase of it can be cut out.

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 
 from dsm.errors import WireError
+from dsm.limits import PEER_SILENCE_S
 from dsm.manager.loop import IN, OUT, Loop
 from dsm.wire.framing import MESSAGE, SINK, FrameReader
 from dsm.wire.header import Fields
@@ -67,6 +68,7 @@ class Link:
         self.leaving = False
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _notice_silence(sock)
         loop.watch(sock.fileno(), self._ready)
 
     # -- out ---------------------------------------------------------------------------------------------
@@ -209,3 +211,13 @@ class Link:
             self.sock.close()
             self._queue.clear()
             self._gathered.clear()
+
+
+def _notice_silence(sock: socket.socket) -> None:
+    """Let the kernel end the connection when the peer's host does not answer for `PEER_SILENCE_S`."""
+    probes = 3
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PEER_SILENCE_S // 3)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PEER_SILENCE_S * 2 // 3 // probes)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, probes)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, PEER_SILENCE_S * 1000)

@@ -26,7 +26,7 @@ from dsm._native import (
     node_board_bytes,
 )
 from dsm.config import address_range
-from dsm.errors import Status, WireError
+from dsm.errors import LimitError, Status, WireError
 from dsm.limits import ADDRESS_ALIGNMENT
 from dsm.manager.coherence import Coherence
 from dsm.manager.coordinator import Coordinator, LocalNode
@@ -108,7 +108,9 @@ class Manager:
         else:
             self.ranks = welcome.ranks
             for region in welcome.regions:
-                self.coherence.add_region(region)
+                self._add_region(region)
+            for number in welcome.failed:
+                self.coherence.fail(number)
         self.requests = Requests(self)
         self.members.accept_peers()
         self.sessions.accept_workers()
@@ -205,8 +207,8 @@ class Manager:
         self.coherence.received(link)
 
     def _pages(self, link: Link, fields: Fields) -> None:
-        if link.node not in self.members.nodes:
-            raise WireError("pages from a node that is not a member")
+        if link.node < 0:  # a new member may be heard before the coordinator has told of it
+            raise WireError("pages from a node that has not joined")
         self.coherence.pages(link, fields)
 
     def _message(self, link: Link, fields: Fields, payload: memoryview) -> None:
@@ -247,7 +249,12 @@ class Manager:
         elif isinstance(body, meta.Members):
             self._members_changed(body)
         elif isinstance(body, Region):
-            self.coherence.add_region(body)
+            try:
+                self._add_region(body)
+            except LimitError as error:  # others count on every member to keep its part
+                self.log(f"this node ends: {error}")
+                self.stop()
+                return
             self._acknowledge(link, request)
         elif isinstance(body, SyncObject):
             self.sync.create(body)
@@ -265,15 +272,21 @@ class Manager:
             payload = meta.encode(meta.Told(reply))
             link.send(self.members.header(MetaKind.REPLY, len(payload), request), payload)
 
+    def _add_region(self, region: Region) -> None:
+        self.coherence.add_region(region)
+        if not set(self.members.nodes).issuperset(region.members):
+            self.coherence.fail(region.region)
+
     def _members_changed(self, members: meta.Members) -> None:
-        lost = set(self.members.nodes) - set(members.nodes)
-        self.members.epoch = members.epoch
-        self.members.nodes = sorted(members.nodes)
-        self._take_epoch()
-        for node in lost:
+        for node in set(self.members.nodes) - set(members.nodes):
             link = self.members.links.get(node)
             if link is not None:
                 link.lose("the coordinator declared it lost")
+            else:  # it was lost before we heard that it was a member
+                self._node_lost(node)
+        self.members.epoch = members.epoch
+        self.members.nodes = sorted(members.nodes)
+        self._take_epoch()
 
     def _lost(self, link: Link, reason: str) -> None:
         self.coherence.link_lost(link)
@@ -291,8 +304,11 @@ class Manager:
             self.stop()
             return
         if member:
-            self.coherence.node_lost(node)
-            self.sync.node_gone(node)
+            self._node_lost(node)
+
+    def _node_lost(self, node: int) -> None:
+        self.coherence.node_lost(node)
+        self.sync.node_gone(node)
 
 
 def _addresses() -> tuple[int, int]:

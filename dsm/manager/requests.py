@@ -11,6 +11,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from dsm.errors import Status
+from dsm.limits import MAX_CONTROL_BYTES
 from dsm.manager.session import Session
 from dsm.types import Region
 from dsm.wire import control
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 Then = Callable[[meta.Reply], None]
 #: Counters by name, and a histogram.
 Counters = tuple[dict[str, int], list[int]]
+#: Bytes of the regions in one answer; one region is far smaller.
+_LIST_BYTES = MAX_CONTROL_BYTES // 2
 
 
 class Requests:
@@ -77,7 +80,7 @@ class Requests:
             manager.coherence.pager.unmap_region(body.region, session.worker)
             session.answer(number, control.Done())
         elif isinstance(body, control.ListRegions):
-            self._ask(session.worker, meta.ListNamed(), lambda reply: self._listed(session, number, reply))
+            self._ask(session.worker, meta.ListNamed(), lambda reply: self._listed(session, number, body.after, reply))
         elif isinstance(body, control.OpenSync):
             self._ask(session.worker, body, lambda reply: self._sync_opened(session, number, reply))
         elif isinstance(body, control.ListNodes):
@@ -123,14 +126,17 @@ class Requests:
         if frames is None:
             session.fail(number, Status.CLOSED, f"region {region.region} was destroyed meanwhile")
             return
-        applied_fd = os.memfd_create(f"dsm-applied-{region.region}-{session.worker}", os.MFD_CLOEXEC)
         try:
-            os.ftruncate(applied_fd, region.pages)
-            self._manager.coherence.pager.map_region(region.region, session.worker, applied_fd)
-            fds = (frames.frames_fd, frames.wanted_fd, applied_fd)
-            session.answer(number, control.Opened(region, reply.created), fds)
-        finally:
-            os.close(applied_fd)
+            applied_fd = os.memfd_create(f"dsm-applied-{region.region}-{session.worker}", os.MFD_CLOEXEC)
+            try:
+                os.ftruncate(applied_fd, region.pages)
+                self._manager.coherence.pager.map_region(region.region, session.worker, applied_fd)
+                fds = (frames.frames_fd, frames.wanted_fd, applied_fd)
+                session.answer(number, control.Opened(region, reply.created), fds)
+            finally:
+                os.close(applied_fd)
+        except OSError as error:
+            session.fail(number, Status.LIMIT, f"this node cannot open another region: {error.strerror}")
 
     def _finished(self, session: Session, number: int, reply: meta.Reply) -> None:
         if isinstance(reply, meta.Finished):
@@ -138,9 +144,16 @@ class Requests:
         else:
             self._refused(session, number, reply)
 
-    def _listed(self, session: Session, number: int, reply: meta.Reply) -> None:
+    def _listed(self, session: Session, number: int, after: int, reply: meta.Reply) -> None:
         if isinstance(reply, meta.FoundRegions):
-            session.answer(number, control.RegionList(reply.regions))
+            regions, size = [], 0
+            for region in reply.regions:
+                if region.region > after:
+                    size += len(control.encode(region))
+                    if size > _LIST_BYTES:
+                        break
+                    regions.append(region)
+            session.answer(number, control.RegionList(regions, more=size > _LIST_BYTES))
         else:
             self._refused(session, number, reply)
 

@@ -140,6 +140,8 @@ class Sessions:
                     self._handle(session, call.number, call.body)
             except DSMError as error:
                 session.fail(call.number, status_of(error), str(error))
+            except OSError as error:  # no descriptors or no memory
+                session.fail(call.number, Status.LIMIT, f"the manager of this node: {error.strerror}")
 
     def admit(self, session: Session) -> None:
         """Give a session a worker number and a board.

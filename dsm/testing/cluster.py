@@ -2,17 +2,19 @@
 
 Owns processes: a `Cluster` starts managers and workers, runs functions in the workers and ends all of
 them, whatever happens.  A function runs as ``function(node, *arguments)`` in its worker, which has
-attached; it must be importable there, as for `multiprocessing`'s spawn.
+attached; it must be importable there, from a module that is not run as the program itself::
 
->>> from dsm.testing import Cluster
->>> def put(node, value):
-...     node.array("x", 10, "f8")[:] = value
->>> def total(node):
-...     return float(node.array("x", 10, "f8").sum())
->>> with Cluster(nodes=2) as cluster:
-...     cluster.workers[0].call(put, 2.0)
-...     cluster.workers[1].call(total)
-20.0
+    # steps.py
+    def put(node, value):
+        node.array("x", 10, "f8")[:] = value
+
+    def total(node):
+        return float(node.array("x", 10, "f8").sum())
+
+    # test_steps.py
+    with Cluster(nodes=2) as cluster:
+        cluster.workers[0].call(steps.put, 2.0)
+        assert cluster.workers[1].call(steps.total) == 20.0
 """
 
 from __future__ import annotations

@@ -26,6 +26,8 @@ class Attach(msgspec.Struct, frozen=True, tag=True):
 
 
 class Attached(msgspec.Struct, frozen=True, tag=True):
+    """Who this worker is, and of what."""
+
     node: int
     #: Number of this worker among its node's workers.
     worker: int
@@ -80,11 +82,17 @@ class DestroyRegion(msgspec.Struct, frozen=True, tag=True):
 
 
 class ListRegions(msgspec.Struct, frozen=True, tag=True):
-    """Answer: `RegionList`."""
+    """Answer: `RegionList`, of named regions with higher numbers than `after`, ascending."""
+
+    after: int = 0
 
 
 class RegionList(msgspec.Struct, frozen=True, tag=True):
+    """Named regions of the cluster that are ready, in the order of their creation."""
+
     regions: list[Region]
+    #: There are others with higher numbers, which did not fit.
+    more: bool = False
 
 
 class OpenSync(msgspec.Struct, frozen=True, tag=True):
@@ -96,6 +104,8 @@ class OpenSync(msgspec.Struct, frozen=True, tag=True):
 
 
 class SyncOpened(msgspec.Struct, frozen=True, tag=True):
+    """The object, new or found; its home knows it."""
+
     object: SyncObject
 
 
@@ -104,6 +114,8 @@ class ListNodes(msgspec.Struct, frozen=True, tag=True):
 
 
 class NodeList(msgspec.Struct, frozen=True, tag=True):
+    """Numbers of the live nodes, ascending."""
+
     nodes: list[int]
 
 
@@ -112,13 +124,15 @@ class GetStatistics(msgspec.Struct, frozen=True, tag=True):
 
 
 class Statistics(msgspec.Struct, frozen=True, tag=True):
+    """Counters of one node by name, all its workers together, those that are gone among them."""
+
     values: dict[str, int]
     #: Faults by latency: entry k counts those of 2^k to 2^(k+1) nanoseconds.
     latency_ns_log2: list[int]
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):
-    pass
+    """What was asked is done."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -138,11 +152,15 @@ Reply = (
 
 
 class Call(msgspec.Struct, frozen=True):
+    """One datagram of a worker; `number` is the worker's, not used by another call under way."""
+
     number: int
     body: Request
 
 
 class Answer(msgspec.Struct, frozen=True):
+    """One datagram of the manager: the answer to the call of that number."""
+
     number: int
     body: Reply
 

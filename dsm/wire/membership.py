@@ -42,16 +42,22 @@ class MetaKind(IntEnum):
 
 
 class Member(msgspec.Struct, frozen=True):
+    """A live node, as a new one has to know it."""
+
     node: int
     #: ``host:port`` at which the node accepts other nodes.
     address: str
 
 
 class Join(msgspec.Struct, frozen=True):
+    """A new node asks to be taken in; `address` is where it accepts others, ``host:port``."""
+
     address: str
 
 
 class Welcome(msgspec.Struct, frozen=True):
+    """The new node's number, and all that a node must know before it serves."""
+
     node: int
     epoch: int
     cluster: str
@@ -59,9 +65,13 @@ class Welcome(msgspec.Struct, frozen=True):
     ranks: int
     members: list[Member]
     regions: list[Region]
+    #: Numbers of regions that may have lost pages with a node.
+    failed: list[int]
 
 
 class Members(msgspec.Struct, frozen=True):
+    """The live nodes from now on, ascending; a node that is missing is lost."""
+
     epoch: int
     nodes: list[int]
 
@@ -73,6 +83,8 @@ class TakeRank(msgspec.Struct, frozen=True, tag=True):
 
 
 class RankTaken(msgspec.Struct, frozen=True, tag=True):
+    """Rank of the worker, and how many ranks there are."""
+
     rank: int
     size: int
 
@@ -84,24 +96,30 @@ class WorkerGone(msgspec.Struct, frozen=True, tag=True):
 
 
 class Found(msgspec.Struct, frozen=True, tag=True):
+    """A region that every node knows."""
+
     region: Region
     created: bool
 
 
 class FoundSync(msgspec.Struct, frozen=True, tag=True):
+    """A synchronization object that its home knows."""
+
     object: SyncObject
 
 
 class FoundRegions(msgspec.Struct, frozen=True, tag=True):
+    """The named regions of the cluster that are ready."""
+
     regions: list[Region]
 
 
 class ListNamed(msgspec.Struct, frozen=True, tag=True):
-    pass
+    """Which named regions are there?  Answer: `FoundRegions`."""
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True):
-    pass
+    """What was asked is done."""
 
 
 Question = (
@@ -111,12 +129,16 @@ Reply = Found | FoundSync | FoundRegions | RankTaken | Finished | Failed
 
 
 class Ask(msgspec.Struct, frozen=True):
+    """A worker's question, on its way to the coordinator."""
+
     #: The asking worker's number on its node.
     worker: int
     body: Question
 
 
 class Told(msgspec.Struct, frozen=True):
+    """The coordinator's answer to the `Ask` of the same request number."""
+
     body: Reply
 
 

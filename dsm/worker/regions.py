@@ -205,7 +205,13 @@ class RegionTable:
 
     def listed(self) -> list[types.Region]:
         """Return the named regions of the cluster."""
-        return self._session.call(control.ListRegions(), control.RegionList)[0].regions
+        found: list[types.Region] = []
+        while True:
+            after = found[-1].region if found else 0
+            part, _ = self._session.call(control.ListRegions(after), control.RegionList)
+            found += part.regions
+            if not part.more:
+                return found
 
     def _check_listed(self, asked: RegionOptions, ready: bool) -> None:
         for described in self.listed():

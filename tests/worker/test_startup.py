@@ -9,8 +9,8 @@ from dsm.worker import startup
 
 
 def manager(monkeypatch, program):
-    start = "import os, sys, json; fd = int(sys.argv[-1]); "
-    say = "say = lambda **line: os.write(fd, json.dumps({'node': 0, 'listen': None, **line}).encode() + b'\\n'); "
+    start = "import os, sys, json; fd = int(sys.argv[-1]); whole = {'node': 0, 'listen': None}; "
+    say = "say = lambda **line: os.write(fd, json.dumps(whole | line).encode() + b'\\n'); "
     monkeypatch.setattr(startup, "MANAGER", ("-c", start + say + program))
 
 
