@@ -7,6 +7,13 @@ from __future__ import annotations
 
 import msgspec
 
+#: Consistency models that a region may choose.
+CONSISTENCIES = ("sequential",)
+#: Rules for which nodes keep a region's directory entries; or a node's number (`RegionOptions.home`).
+PLACEMENTS = ("first-touch", "block", "cyclic")
+#: Dimensions that numpy allows.
+MAX_DIMENSIONS = 64
+
 
 class ArrayLayout(msgspec.Struct, frozen=True):
     """How a numpy array lies in a region, from its first byte on."""
@@ -24,8 +31,9 @@ class RegionOptions(msgspec.Struct, frozen=True):
     nbytes: int
     name: str | None = None
     page_size: int = 4096
+    #: One of `CONSISTENCIES`.
     consistency: str = "sequential"
-    #: ``"first-touch"``, ``"block"``, ``"cyclic"`` or a node's number.
+    #: One of `PLACEMENTS`, or a node's number.
     home: str | int = "first-touch"
     #: Bytes repeated from the region's start; empty means zeros.
     fill: bytes = b""

@@ -32,6 +32,7 @@ THREAD uintptr_t depth_frame; /* where the innermost was called from: a longjmp 
 THREAD uint64_t last_address, last_ns;
 THREAD uint32_t repeats;
 
+/* SIGNAL-SAFE. */
 bool dsm_chain_dying(void) { return load_relaxed(&dying); }
 
 static bool same_handler(const struct sigaction *a, const struct sigaction *b) {
@@ -104,6 +105,7 @@ static const struct sigaction *pick(struct chain *chain) {
   return action;
 }
 
+/* SIGNAL-SAFE.  Calls the handler whose turn it is, or takes the default. */
 void dsm_chain_call(int signal, siginfo_t *info, void *context) {
   uintptr_t frame = (uintptr_t)__builtin_frame_address(0);
   if (depth && frame >= depth_frame) depth = 0; /* the one that was running has jumped out */

@@ -1,9 +1,10 @@
 /* Worker side: the SIGSEGV handler.
  *
- * Everything here is SIGNAL-SAFE.  Owns the way of a fault: whose it is, read or write (from the machine
- * context), what the wanted table grants already, what only the manager can grant.  It runs with every
- * signal masked, on the thread's alternate stack if it has one, and keeps errno.  A grant is applied before
- * its slot is given back, so that the manager sees (dsm_unapplied) whether the thread has got its page yet.
+ * Owns the way of a fault: whose it is, read or write (from the machine context), what the wanted table
+ * grants already, what only the manager can grant.  Everything here but the two functions that install it,
+ * at the end, is SIGNAL-SAFE: it runs with every signal masked, on the thread's alternate stack if it has
+ * one, and keeps errno.  A grant is applied before its slot is given back, so that the manager sees
+ * (dsm_unapplied) whether the thread has got its page yet.
  */
 #include "internal.h"
 

@@ -2,12 +2,13 @@
  *
  * An open region gets a fresh, inaccessible map of its frames there, a closed one its empty reservation.  Owns
  * the note of each region of what could not be mended for want of memory maps; it is tried again once a second.
+ * All of it is SIGNAL-SAFE and runs with every signal masked.
  */
 #include "internal.h"
 
 #include <sys/mman.h>
 
-/* SIGNAL-SAFE.  Note OS pages [first, end). */
+/* Note OS pages [first, end). */
 static void mend_later(struct dsm_region *region, uint64_t first, uint64_t end) {
   uint64_t old = load_relaxed(&region->poisoned), new;
   do {
@@ -18,7 +19,7 @@ static void mend_later(struct dsm_region *region, uint64_t first, uint64_t end) 
   } while (!atomic_compare_exchange_weak(&region->poisoned, &old, new));
 }
 
-/* SIGNAL-SAFE.  [page, end) of an open region, all locked by us: fresh inaccessible maps of the frames in place
+/* [page, end) of an open region, all locked by us: fresh inaccessible maps of the frames in place
  * of whatever is there.  mremap of a shared map with an old size of 0 makes a second map of it (mremap(2)). */
 static int restore(struct dsm_region *region, uint64_t page, uint64_t end) {
   uint64_t offset = page << region->page_shift, bytes = (end - page) << region->page_shift;
@@ -63,7 +64,7 @@ static int mend_entered(struct dsm_region *region, uint32_t state, uint64_t firs
   return result;
 }
 
-/* SIGNAL-SAFE.  OS pages [first, end).  What cannot be mended now stays noted for the next time. */
+/* OS pages [first, end).  What cannot be mended now stays noted for the next time. */
 void dsm_mend(struct dsm_region *region, uint64_t first, uint64_t end) {
   for (;;) {
     uint32_t state = load_ordered(&region->state);

@@ -149,4 +149,5 @@ void dsm_merge_if_many(void) {
   if (dsm_now() >= load_relaxed(&useless_until)) dsm_merge((uint64_t)limit / 32 + 8);
 }
 
+/* In a forked child: whoever was merging is not there. */
 void dsm_merge_reset(void) { store_ordered(&merging, 0); }

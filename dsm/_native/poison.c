@@ -4,6 +4,9 @@
  * Python thread to raise them.  A page is mended (mend.c) when its error was handed over, not before the thread
  * has gone on.
  *
+ * From place_poison down to dsm_poison everything is SIGNAL-SAFE: it runs in the handler, every signal masked, and
+ * calls only system calls and dsm_tell_thread.  What follows dsm_poison is for the thread that raises errors.
+ *
  * A thread that was told of its error goes on, but the error stays open until it is raised (done): until
  * then the thread gets more poison without another error and without a wait.  It keeps its last RUNS runs; older
  * ones are mended at once, so that a loop over a terabyte of closed memory costs neither memory nor maps.
@@ -52,7 +55,7 @@ static int place_poison(uint64_t address, uint64_t bytes) {
   return result;
 }
 
-/* SIGNAL-SAFE.  Held for some system calls, never while waiting for anybody; every signal is masked. */
+/* Held for some system calls, never while waiting for anybody; every signal is masked. */
 static void lock_entries(void) {
   while (atomic_exchange(&locked, 1)) sched_yield();
 }
@@ -172,7 +175,7 @@ static void tell_again(struct entry *entry) {
   ring_watcher();
 }
 
-/* SIGNAL-SAFE.  The thread's new error, to wait for; NULL when there is nothing to wait for. */
+/* The thread's new error, to wait for; NULL when there is nothing to wait for. */
 static struct entry *poison_locked(struct dsm_region *region, uint64_t address, uint32_t status) {
   uint64_t thread = (uint64_t)syscall(SYS_gettid);
   struct entry *entry = open_entry(thread);

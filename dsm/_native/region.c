@@ -23,6 +23,7 @@ bool dsm_region_enter(struct dsm_region *region, uint32_t state) {
   return false;
 }
 
+/* SIGNAL-SAFE. */
 void dsm_region_leave(struct dsm_region *region) { atomic_fetch_sub(&region->busy, 1); }
 
 static void set_state(struct dsm_region *region, uint32_t state) {

@@ -32,7 +32,7 @@ struct dsm_region *dsm_region_record(uint32_t number, uint64_t address, uint64_t
   return region;
 }
 
-/* Index of the first record that ends behind `address`. */
+/* SIGNAL-SAFE.  Index of the first record that ends behind `address`. */
 static uint32_t first_behind(struct table *table, uint32_t count, uint64_t address) {
   uint32_t low = 0, high = count;
   while (low < high) {
@@ -47,6 +47,7 @@ static uint32_t first_behind(struct table *table, uint32_t count, uint64_t addre
   return low;
 }
 
+/* SIGNAL-SAFE: a writer has every signal masked, so a handler never waits for its own thread. */
 struct dsm_region *dsm_registry_next(uint64_t address) {
   for (;;) {
     uint32_t before = load_acquire(&sequence);
@@ -63,6 +64,7 @@ struct dsm_region *dsm_registry_next(uint64_t address) {
   }
 }
 
+/* SIGNAL-SAFE. */
 struct dsm_region *dsm_registry_find(uint64_t address) {
   struct dsm_region *region = dsm_registry_next(address);
   return region && region->address <= address ? region : NULL;

@@ -31,6 +31,7 @@ void dsm_poison_reserve(void) {
   if (spare && load_relaxed(&spent)) occupy();
 }
 
+/* SIGNAL-SAFE: one exchange and one mprotect. */
 bool dsm_spare_spend(void) {
   if (!spare || atomic_exchange(&spent, 1)) return false;
   return mprotect(spare, SPARE_PAGES * dsm_worker.os_page, PROT_NONE) == 0;

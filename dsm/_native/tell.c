@@ -21,6 +21,7 @@ void dsm_error_hook(void *holds_lock, void *make_pending, void *what) {
   atomic_store(&holds, (int (*)(void))holds_lock);
 }
 
+/* SIGNAL-SAFE for synchronous faults: see above. */
 bool dsm_tell_thread(void) {
   int (*asked)(void) = atomic_load(&holds);
   if (!asked || !asked()) return false;

@@ -18,6 +18,7 @@ static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 
 #define LEAST_MAP_LIMIT 32 /* below it an instruction's own pages could not be mapped together */
 
+/* SIGNAL-SAFE (signal-safety(7) lists clock_gettime). */
 uint64_t dsm_now(void) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);

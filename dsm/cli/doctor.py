@@ -45,11 +45,19 @@ def run(_options: argparse.Namespace) -> int:
     """Print all findings; return 1 when one of them keeps dsm from working."""
     worst = 0
     for name, check in CHECKS.items():
-        for verdict, text in check():
+        for verdict, text in _findings(check):
             print(f"{verdict:>4}  {name:<10} {text}")
             worst |= verdict == BAD
     print(f"\n{ADVICE}")
     return int(worst)
+
+
+def _findings(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """Yield what `check` finds; a setting that dsm refuses is a finding, too."""
+    try:
+        yield from check()
+    except DSMError as error:
+        yield BAD, str(error)
 
 
 def _platform() -> Iterator[Finding]:

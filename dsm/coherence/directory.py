@@ -1,8 +1,10 @@
 """Directory side of sequential coherence: who has a page, and one transaction at a time on it.
 
 Owns owner and copyset of the pages whose directory is this node, and the transactions.  A
-transaction lasts until the requester confirms that it installed (order of operations, 10); requests
-for a page that is in one queue in order of arrival.  Reading ahead takes no part in transactions: it
+transaction lasts until whatever this node says next to the requester comes behind the pages (order of
+operations, 10): until this node has sent them itself, for a connection keeps its order, or until the
+requester confirms that it installed what another node sent.  Requests for a page that is in one queue in
+order of arrival.  Reading ahead takes no part in transactions: it
 is served at once or declined, so that speculation never makes anybody wait.
 """
 
@@ -123,17 +125,18 @@ class Directory:
     def _start(self, message: Message, page: int, count: int) -> None:
         region = self.region
         table = region.table
-        transaction = Transaction(message, page, count)
-        if count == 1:
-            self.busy[page] = transaction
-        else:
-            self.busy.update(dict.fromkeys(range(page, page + count), transaction))
         node = message.node
         owner = table.owner[page]
         if owner == 0:
             grant = Message(_GRANT, region.number, page, count, message.request, node, _FRESH_GRANT)
             region.send(node, grant)
+            self._note(node, page, count, True)
             return
+        transaction = Transaction(message, page, count)
+        if count == 1:
+            self.busy[page] = transaction
+        else:
+            self.busy.update(dict.fromkeys(range(page, page + count), transaction))
         if not message.flags & _WRITE:
             if owner == node + 1:
                 raise InternalError(f"node {node} asks to read page {page}, which it owns")
@@ -163,7 +166,7 @@ class Directory:
 
     def invalidated(self, message: Message) -> None:
         """A holder (named in `node`) gave its copies up."""
-        transaction = self._transaction(message)
+        transaction = self._find(message.page, message.count, "INVALIDATED")
         transaction.awaiting &= ~(1 << message.node)
         if not transaction.awaiting:
             self._give(transaction)
@@ -175,39 +178,50 @@ class Directory:
         page, count, number, node = transaction.page, transaction.count, asked.request, asked.node
         if transaction.upgrade:
             region.send(node, Message(_GRANT, region.number, page, count, number, node, _WRITE))
+            self._close(transaction)
         else:
             owner = region.table.owner[page] - 1
             region.send(owner, Message(_FETCH, region.number, page, count, number, node, _WRITE))
 
+    def sent(self, page: int, count: int) -> None:
+        """This node, the owner, has sent the pages of a transaction: what it says now comes behind them."""
+        self._close(self._find(page, count, "sent"))
+
     def confirm(self, message: Message) -> None:
-        """The requester installed: note what it has, and take the next request."""
-        transaction = self._transaction(message)
-        table = self.region.table
+        """The requester installed what another node sent."""
+        self._close(self._find(message.page, message.count, "CONFIRM"))
+
+    def _close(self, transaction: Transaction) -> None:
+        """Note what the requester has, and take the next request."""
         page, count = transaction.page, transaction.count
-        node = transaction.message.node
-        taken = transaction.message.flags & _WRITE or table.owner[page] == 0
+        asked = transaction.message
+        self._note(asked.node, page, count, bool(asked.flags & _WRITE))
         if count == 1:
-            if taken:
-                table.owner[page] = node + 1
-                table.copyset[page] = 1 << node
-            else:
-                table.copyset[page] |= 1 << node
             del self.busy[page]
         else:
-            if taken:
-                table.owners[page : page + count] = node + 1
-                table.copysets[page : page + count] = 1 << node
-            else:
-                table.copysets[page : page + count] |= 1 << node
             for p in range(page, page + count):
                 del self.busy[p]
         if transaction.queue is not None:
             for queued in transaction.queue:
                 self.get(*queued)
 
-    def _transaction(self, message: Message) -> Transaction:
-        transaction = self.busy.get(message.page)
-        if transaction is None or transaction.page != message.page or transaction.count != message.count:
-            kind = Kind(message.kind).name
-            raise InternalError(f"{kind} for pages {message.page}+{message.count}: no such transaction")
+    def _note(self, node: int, page: int, count: int, taken: bool) -> None:
+        """The node owns the pages alone (`taken`), or has a copy more."""
+        table = self.region.table
+        if count == 1:
+            if taken:
+                table.owner[page] = node + 1
+                table.copyset[page] = 1 << node
+            else:
+                table.copyset[page] |= 1 << node
+        elif taken:
+            table.owners[page : page + count] = node + 1
+            table.copysets[page : page + count] = 1 << node
+        else:
+            table.copysets[page : page + count] |= 1 << node
+
+    def _find(self, page: int, count: int, event: str) -> Transaction:
+        transaction = self.busy.get(page)
+        if transaction is None or transaction.page != page or transaction.count != count:
+            raise InternalError(f"{event} for pages {page}+{count}: no such transaction")
         return transaction

@@ -24,6 +24,7 @@ _FETCH, _INVALIDATE, _INVALIDATED, _DATA = (
 )
 _LEVEL_NONE, _LEVEL_READ = int(Level.NONE), int(Level.READ)
 _AHEAD = int(State.AHEAD)
+_CONFIRM = int(Flag.CONFIRM)
 _SHAREABLE = frozenset({int(State.SHARED), int(State.UPGRADING)})
 _HOLDING = frozenset(int(s) for s in HOLDING)
 #: How often to look whether a granted page has been mapped by the thread that waited for it.
@@ -60,6 +61,10 @@ class Holder:
 
     def revoke(self, message: Message) -> None:
         """A FETCH or INVALIDATE arrived."""
+        if self.region.failed is not None:
+            # Our requests are forgotten: states are no longer what the directory believes.  It has not heard
+            # of the loss yet; when it does, whoever waits for this answer ends, too.
+            return
         demand = Demand(message)
         if self.demands and any(_overlap(demand, other) for other in self.demands):
             self.demands.append(demand)
@@ -192,8 +197,14 @@ class Holder:
             done = Message(_INVALIDATED, region.number, asked.page, asked.count, asked.request, region.node)
             region.send(region.placement.directory(asked.page), done)
             return
-        data = Message(_DATA, region.number, asked.page, asked.count, asked.request, asked.node, asked.flags)
+        page, count, flags = asked.page, asked.count, asked.flags
+        by_directory = flags & _SPECULATIVE or region.placement.directory(page) == region.node
+        if not by_directory:
+            flags |= _CONFIRM
+        data = Message(_DATA, region.number, page, count, asked.request, asked.node, flags)
         region.effects.append(SendPages(asked.node, data))
+        if by_directory and not flags & _SPECULATIVE:
+            region.directory.sent(page, count)
 
 
 def _overlap(a: Demand, b: Demand) -> bool:

@@ -15,7 +15,7 @@ import msgspec
 class Kind(IntEnum):
     """Kinds of coherence messages.  R requester, D directory, O owner, C another holder."""
 
-    #: R to D: give me these pages.  Ends with `CONFIRM` for every page.
+    #: R to D: give me these pages.  Answered by `DATA` or `GRANT` for every page.
     GET = 1
     #: R to D: give me what is at hand of these pages; nobody waits.  Never confirmed.
     AHEAD = 2
@@ -29,7 +29,7 @@ class Kind(IntEnum):
     DATA = 6
     #: D to R: you may have these pages; no data: you have a copy, or (`FRESH`) they were never touched.
     GRANT = 7
-    #: R to D: installed.
+    #: R to D: installed (the answer to `DATA` with the flag of that name).
     CONFIRM = 8
     #: D to R: not these pages (answer to `AHEAD`).
     DECLINE = 9
@@ -46,6 +46,8 @@ class Flag(IntFlag):
     FRESH = 4
     #: Belongs to an `AHEAD`: not confirmed, void when an invalidation overtakes it.
     SPECULATIVE = 8
+    #: Comes from another node than the directory: the requester confirms to it that it installed.
+    CONFIRM = 16
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _INVALID, _SHARED, _EXCLUSIVE = int(State.INVALID), int(State.SHARED), int(State.EXCLUSIVE)
 _READABLE = frozenset(int(state) for state in READABLE)
 _WRITE, _FRESH = int(Flag.WRITE), int(Flag.FRESH)
+_CONFIRM_FLAG = int(Flag.CONFIRM)
 _WRITE_HAVE = int(Flag.WRITE | Flag.HAVE)
 _GET, _AHEAD, _CONFIRM = int(Kind.GET), int(Kind.AHEAD), int(Kind.CONFIRM)
 _LEVEL_READ, _LEVEL_WRITE = int(Level.READ), int(Level.WRITE)
@@ -244,7 +245,7 @@ class Requester:
             level = _LEVEL_WRITE if write else _LEVEL_READ
             region.effects.append(Raise(region.number, page, count, level, mark))
             self.settle(page, count)
-        if not request.speculative:
+        if flags & _CONFIRM_FLAG:
             confirm = Message(
                 _CONFIRM, region.number, message.page, message.count, message.request, region.node
             )

@@ -27,7 +27,7 @@ from dsm.types import Region
 if TYPE_CHECKING:
     from dsm.coherence.engine import Engine
 
-_UNKNOWN_FLAGS = ~int(Flag.WRITE | Flag.HAVE | Flag.FRESH | Flag.SPECULATIVE)
+_UNKNOWN_FLAGS = ~int(Flag.WRITE | Flag.HAVE | Flag.FRESH | Flag.SPECULATIVE | Flag.CONFIRM)
 
 
 class SequentialRegion:

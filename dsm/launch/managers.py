@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from dsm.errors import DSMError
 from dsm.launch.loop import Loop
-from dsm.launch.processes import Process
+from dsm.launch.processes import Process, detach
 from dsm.manager_process import parse_ready
 
 #: What a manager says at most when it is ready.
@@ -97,10 +97,3 @@ class Manager(Process):
         if self._guard_fd >= 0:
             os.close(self._guard_fd)
             self._guard_fd = -1
-
-
-def detach(stream: object) -> int:
-    """Return a descriptor of our own for a pipe of `subprocess`, and close its file object."""
-    fd = os.dup(stream.fileno())  # type: ignore[attr-defined]
-    stream.close()  # type: ignore[attr-defined]
-    return fd

@@ -84,6 +84,13 @@ class Process:
             self.pidfd = -1
 
 
+def detach(stream: object) -> int:
+    """Return a descriptor of our own for a pipe of `subprocess`, and close its file object."""
+    fd = os.dup(stream.fileno())  # type: ignore[attr-defined]
+    stream.close()  # type: ignore[attr-defined]
+    return fd
+
+
 def signal_name(number: int) -> str:
     """Return the name of a signal; real-time ones have none in Python."""
     try:

@@ -24,8 +24,7 @@ import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 
-from dsm.launch.managers import detach
-from dsm.launch.processes import Process
+from dsm.launch.processes import Process, detach
 
 
 def worker_environment(socket: str, rank: int, size: int) -> dict[str, str]:

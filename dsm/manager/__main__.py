@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import gc
 import os
+import resource
 import secrets
 import signal
 import sys
@@ -83,10 +84,18 @@ def _say(fd: int | None, line: bytes) -> None:
         os.close(fd)
 
 
+def _allow_descriptors() -> None:
+    """Allow this process as many descriptors as the system does: each region takes three."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def main(argv: list[str]) -> int:
     """Run one manager; returns the exit status."""
     options = _arguments(argv)
     name = f"@dsm-{options.name or secrets.token_hex(8)}"
+    _allow_descriptors()
     try:
         secret = load_secret(os.environ) if options.listen or options.join else None
         manager = Manager(name, secret, options.ranks)

@@ -69,7 +69,6 @@ class Manager:
         self.loop = Loop(self.board)
         self.ranks = ranks
         self.members = Membership(self.loop, secret or os.urandom(32), self._make_link, self.log)
-        self.members.on_newcomer = lambda link: None
         self.sessions = Sessions(self.loop, self.board, name, self._handle, self._worker_gone, self.log)
         self.coordinator: Coordinator | None = None
         self.coherence: Coherence

@@ -77,8 +77,6 @@ class Membership:
         self.links: dict[int, Link] = {}
         #: Live nodes, this one among them, ascending.
         self.nodes: list[int] = [0]
-        #: Called with the link of a peer that has no number yet, and with any other new link.
-        self.on_newcomer: Callable[[Link], None] = lambda link: None
 
     # -- listening ---------------------------------------------------------------------------------------
 
@@ -142,9 +140,7 @@ class Membership:
             assert half.engine.peer is not None
             link = self._make_link(half.sock)
             node = half.engine.peer.node
-            if node == NO_NODE:
-                self.on_newcomer(link)
-            else:
+            if node != NO_NODE:
                 self.adopt(node, link)
             if half.engine.leftover:
                 link.reader.feed(half.engine.leftover)

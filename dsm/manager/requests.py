@@ -80,7 +80,11 @@ class Requests:
             manager.coherence.pager.unmap_region(body.region, session.worker)
             session.answer(number, control.Done())
         elif isinstance(body, control.ListRegions):
-            self._ask(session.worker, meta.ListNamed(), lambda reply: self._listed(session, number, body.after, reply))
+            self._ask(
+                session.worker,
+                meta.ListNamed(),
+                lambda reply: self._listed(session, number, body.after, reply),
+            )
         elif isinstance(body, control.OpenSync):
             self._ask(session.worker, body, lambda reply: self._sync_opened(session, number, reply))
         elif isinstance(body, control.ListNodes):

@@ -35,19 +35,6 @@ import msgspec
 from dsm.errors import AuthenticationError, DSMError, InternalError, WireError
 from dsm.limits import MAX_NODES
 from dsm.wire.header import VERSION
-from dsm.wire.secret import load_secret, make_secret
-
-__all__ = [
-    "CLUSTER_BYTES",
-    "NONCE_BYTES",
-    "NO_CLUSTER",
-    "NO_NODE",
-    "Client",
-    "Peer",
-    "Server",
-    "load_secret",
-    "make_secret",
-]
 
 NONCE_BYTES: Final = 32
 CLUSTER_BYTES: Final = 16

@@ -25,12 +25,9 @@ import numpy.typing as npt
 
 from dsm import limits
 from dsm.errors import LimitError, UsageError
-from dsm.types import ArrayLayout, Region, RegionOptions
+from dsm.types import CONSISTENCIES, MAX_DIMENSIONS, PLACEMENTS, ArrayLayout, Region, RegionOptions
 
 ShapeLike = SupportsIndex | Sequence[SupportsIndex]
-
-CONSISTENCIES = ("sequential",)
-HOMES = ("first-touch", "block", "cyclic")
 
 
 @dataclass(frozen=True)
@@ -168,10 +165,10 @@ def check_options(page_size: int, consistency: str, home: str | int, nbytes: int
     if consistency not in CONSISTENCIES:
         raise UsageError(f"consistency is {consistency!r}; this version has {', '.join(CONSISTENCIES)}")
     if isinstance(home, str):
-        if home not in HOMES:
-            raise UsageError(f"home is {home!r}; it is one of {', '.join(HOMES)} or a node's number")
+        if home not in PLACEMENTS:
+            raise UsageError(f"home is {home!r}; it is one of {', '.join(PLACEMENTS)} or a node's number")
     elif isinstance(home, bool) or not isinstance(home, int) or not 0 <= home < limits.MAX_NODES:
-        raise UsageError(f"home is {home!r}; it is one of {', '.join(HOMES)} or a node's number")
+        raise UsageError(f"home is {home!r}; it is one of {', '.join(PLACEMENTS)} or a node's number")
     if nbytes > limits.MAX_REGION_BYTES:
         raise LimitError(
             f"the region would have {nbytes} bytes; the most is {limits.MAX_REGION_BYTES}; "
@@ -235,8 +232,8 @@ def array_options(
         found = np.zeros((), found).dtype
     nbytes = math.prod(sizes) * found.itemsize
     check_options(page_size, consistency, home, nbytes)
-    if len(sizes) > 64:
-        raise UsageError(f"shape {sizes} has {len(sizes)} dimensions; numpy has at most 64")
+    if len(sizes) > MAX_DIMENSIONS:
+        raise UsageError(f"shape {sizes} has {len(sizes)} dimensions; numpy has at most {MAX_DIMENSIONS}")
     return RegionOptions(
         nbytes=nbytes,
         name=check_name(name, "the array"),

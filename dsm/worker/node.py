@@ -193,7 +193,8 @@ class Node:
         UsageError
             When it is a region without an array; see `region`.
         """
-        layouts.check_name(name, "the array")
+        if layouts.check_name(name, "the array") is None:
+            raise UsageError("an anonymous array has no name to open it by; send dsm.ref(array)")
         return self._regions.open(name)._whole()
 
     def region(
@@ -356,7 +357,7 @@ class Node:
         """
         pages = ranges.pages_of(array, self._regions)
         if pages is not None:
-            ranges.prefetch(pages, write)
+            ranges.prefetch(pages, bool(write))
 
     def pin(self, array: np.ndarray[Any, Any] | Region, write: bool = True) -> ranges.Pin:
         """Return a context manager that brings the pages of an array here and holds them.
@@ -377,7 +378,7 @@ class Node:
         Pin
             The ``with`` statement gives `array`.
         """
-        return ranges.Pin(self._pins, array, ranges.pages_of(array, self._regions), write)
+        return ranges.Pin(self._pins, array, ranges.pages_of(array, self._regions), bool(write))
 
     # ---- state ----------------------------------------------------------------------------------------
 

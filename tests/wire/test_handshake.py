@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsm.errors import AuthenticationError, InternalError, WireError
-from dsm.wire import handshake
 from dsm.wire.handshake import NO_CLUSTER, NO_NODE, Client, Peer, Server
 from dsm.wire.header import VERSION
 
@@ -266,7 +265,3 @@ def test_misuse_by_the_caller_is_told():
     a.start()
     with pytest.raises(InternalError, match="twice"):
         a.start()
-
-
-def test_secret_functions_are_at_hand():
-    assert handshake.load_secret({"DSM_SECRET": handshake.make_secret()})

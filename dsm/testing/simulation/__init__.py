@@ -11,6 +11,7 @@ sockets, threads, clocks or cffi.
 `network`       FIFO links with random delays; payloads that take time
 `frames`        frames and wanted table of a region at a node
 `node`          the manager that drives the engine
+`effects`       what the engine's effects do to a node's memory and links
 `worker`        applied table, page locks, the service thread of one worker process
 `thread`        a program, and the fault handler as a machine of small steps
 `program`       instructions, calls, and programs drawn at random

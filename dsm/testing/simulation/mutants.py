@@ -83,13 +83,8 @@ class _ClosesEarly(Directory):
         if not transaction.awaiting:
             self._close(transaction)
 
-    def _close(self, transaction: Transaction) -> None:
-        asked = transaction.message
-        super().confirm(
-            Message(
-                Kind.CONFIRM, asked.region, transaction.page, transaction.count, asked.request, asked.node
-            )
-        )
+    def sent(self, page: int, count: int) -> None:
+        pass
 
     def confirm(self, message: Message) -> None:
         pass

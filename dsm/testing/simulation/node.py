@@ -1,9 +1,8 @@
-"""The model of a node: frames, wanted table, and the manager that drives a coherence engine.
+"""The model of a node: the manager that drives a coherence engine.
 
-Owns the frames and the wanted table of each region, and does for the engine what the manager does
-over real sockets and pagers: one stimulus at a time, its effects strictly in order.  `Lower` is two
-steps, write the wanted table and read the applied tables, so that workers can come between; it then
-waits for the workers that were asked.
+Owns what the manager sees and in which order it acts: one stimulus at a time, its effects strictly in
+order (what each of them does is in `effects`).  `Lower` is two steps, write the wanted table and read the
+applied tables, so that workers can come between; it then waits for the workers that were asked.
 """
 
 from __future__ import annotations
@@ -14,24 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from dsm.coherence.engine import Engine
 from dsm.coherence.messages import (
-    Discard,
     Effect,
-    Fill,
     Kind,
     Lower,
     Message,
-    Raise,
-    Send,
-    SendPages,
-    Wake,
 )
 from dsm.errors import Status
+from dsm.testing.simulation.effects import Performer
 from dsm.testing.simulation.frames import NodeRegion
 from dsm.testing.simulation.network import Network, Transfer
 from dsm.testing.simulation.program import PIN, PREFETCH, Call
 from dsm.testing.simulation.trace import What, message_text
 from dsm.testing.simulation.truth import WORDS, Truth
-from dsm.testing.simulation.worker import LEVEL, LOCKED, MARK, Worker
+from dsm.testing.simulation.worker import LEVEL, LOCKED, Worker
 from dsm.testing.simulation.world import Violation, World
 from dsm.types import Region
 
@@ -44,18 +38,12 @@ Stimulus = tuple[Callable[[Any], None], Any]
 _FETCH, _INVALIDATE = int(Kind.FETCH), int(Kind.INVALIDATE)
 
 
-class Node:
+class Node(Performer):
     """One node: its manager and its frames."""
 
     def __init__(self, world: World, network: Network, number: int, engine: Engine) -> None:
-        self.world = world
-        self.network = network
-        self.number = number
+        super().__init__(world, network, number)
         self.engine = engine
-        self.regions: dict[int, NodeRegion] = {}
-        self.workers: list[Worker] = []
-        #: Slots in use, by waiter.
-        self.slots: dict[int, Thread] = {}
         self.inbox: deque[Stimulus] = deque()
         self.effects: deque[Effect] = deque()
         self._busy = False
@@ -63,17 +51,7 @@ class Node:
         self._commands = 0
         #: Commands that are still to be acknowledged, for each token.
         self.lowering: dict[int, set[tuple[int, int]]] = {}
-        #: Pins that were granted and not released, by worker.
-        self.pins: dict[Worker, list[Call]] = {}
         self._alarm: int | None = None
-        self._actions: dict[type, Callable[[Any], None]] = {
-            Send: self.do_send,
-            SendPages: self.do_send_pages,
-            Fill: self.do_fill,
-            Raise: self.do_raise,
-            Wake: self.do_wake,
-            Discard: self.do_discard,
-        }
 
     def add_region(self, region: Region, truth: Truth, fill: int) -> None:
         """Make a region known here and map it in every worker."""
@@ -136,7 +114,7 @@ class Node:
                 self.begin_lower(effect)
                 world.after(world.pause(), self._lower, effect)
                 return
-            self._actions[type(effect)](effect)
+            self.perform(effect)
         if self.inbox:
             world.after(world.pause(), self._step)
         else:
@@ -331,83 +309,7 @@ class Node:
                     home.doomed.remove(page)
                     home.destroy(page)
 
-    # -- effects ----------------------------------------------------------------------------------
-
-    def live(self, number: int, effect: object) -> NodeRegion:
-        """Return the region of an effect, which must not have been dropped."""
-        home = self.regions[number]
-        if home.dropped:
-            raise Violation(f"node {self.number}: {effect} after the region was dropped")
-        return home
-
-    def do_send(self, effect: Send) -> None:
-        """Send a message."""
-        if effect.node == self.number:
-            raise Violation(f"node {self.number} sends to itself: {message_text(effect.message)}")
-        self.network.send(self.number, effect.node, effect.message)
-
-    def do_send_pages(self, effect: SendPages) -> None:
-        """Send frames."""
-        if effect.node == self.number:
-            raise Violation(f"node {self.number} sends pages to itself: {message_text(effect.message)}")
-        self.network.send_pages(
-            self.number, effect.node, effect.message, self.live(effect.message.region, effect)
-        )
-
-    def do_fill(self, effect: Fill) -> None:
-        """Fill frames with the region's pattern."""
-        home = self.live(effect.region, effect)
-        for page in range(effect.page, effect.page + effect.count):
-            home.truth.overwritten(self.number, page, "fills")
-            home.changed(page)
-            home.doomed.discard(page)
-            home.frames[page][:] = [home.fill] * WORDS
-
-    def do_raise(self, effect: Raise) -> None:
-        """Let workers map pages."""
-        home = self.live(effect.region, effect)
-        wanted = home.wanted
-        for page in range(effect.page, effect.page + effect.count):
-            home.truth.raised(self.number, page, effect.level, home.frames[page])
-            wanted[page] |= effect.level
-        if effect.mark != -1:
-            wanted[effect.mark] |= MARK
-
-    def do_wake(self, effect: Wake) -> None:
-        """Complete a slot."""
-        thread = self.slots.get(effect.waiter)
-        if thread is None or not thread.waiting or thread.waiter != effect.waiter:
-            if thread is not None and thread.worker.dead:
-                self._pinned(thread, effect.status)
-                return
-            raise Violation(f"node {self.number}: {effect}, but nobody waits as {effect.waiter}")
-        self._pinned(thread, effect.status)
-        thread.woken(effect.status)
-
-    def _pinned(self, thread: Thread, status: int) -> None:
-        """Note a granted pin, which the manager must release if its worker dies."""
-        operation = thread.program[thread.position]
-        if status == Status.OK and isinstance(operation, Call) and operation.kind == PIN:
-            self.pins.setdefault(thread.worker, []).append(operation)
-
-    def do_discard(self, effect: Discard) -> None:
-        """Return the memory of frames, once they are sent."""
-        home = self.live(effect.region, effect)
-        for page in range(effect.page, effect.page + effect.count):
-            home.truth.overwritten(self.number, page, "discards")
-            if page in home.sending:
-                home.doomed.add(page)
-            else:
-                home.destroy(page)
-
-    def begin_lower(self, effect: Lower) -> None:
-        """First half: what is wanted."""
-        home = self.live(effect.region, effect)
-        wanted = home.wanted
-        level = int(effect.level)
-        for page in range(effect.page, effect.page + effect.count):
-            wanted[page] = min(wanted[page] & LEVEL, level)
-            home.truth.lowered(self.number, page, level)
+    # -- `Lower`, in two steps --------------------------------------------------------------------
 
     def finish_lower(self, effect: Lower) -> None:
         """Second half: ask every worker that has more, or is about to decide."""

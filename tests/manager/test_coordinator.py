@@ -1,0 +1,115 @@
+"""The coordinator by itself: what happens while other nodes have not answered yet."""
+
+from __future__ import annotations
+
+import pytest
+
+from dsm.errors import LimitError, Status
+from dsm.manager.coordinator import Coordinator, LocalNode
+from dsm.manager.metadata.embedded import EmbeddedStore
+from dsm.types import RegionOptions
+from dsm.wire import control
+from dsm.wire import membership as meta
+
+
+class Link:
+    """A link that keeps what is sent."""
+
+    closed = False
+
+    def __init__(self, node):
+        self.node = node
+        self.sent = []
+
+    def send(self, header, payload=None):
+        self.sent.append(header)
+
+    def flush(self):
+        pass
+
+
+class Members:
+    """Node 0 of two; a header is what it was made of."""
+
+    def __init__(self):
+        self.node, self.epoch, self.cluster = 0, 1, b"c" * 16
+        self.links = {1: Link(1)}
+        self.nodes = [0, 1]
+
+    def header(self, kind, length, request=0, region=0):
+        return kind, request, region
+
+    def adopt(self, node, link):
+        link.node = node
+        self.links[node] = link
+
+
+@pytest.fixture
+def members():
+    return Members()
+
+
+@pytest.fixture
+def local():
+    local = LocalNode()
+    local.add_region = lambda region: None
+    local.drop_region = lambda number, done: done()
+    local.members_changed = lambda: None
+    return local
+
+
+@pytest.fixture
+def coordinator(members, local):
+    store = EmbeddedStore()
+    store.add_member("")
+    store.add_member("")
+    yield Coordinator(store, members, local, 0)
+    store.close()
+
+
+def ask(coordinator, body):
+    """Return the list that the answer comes to."""
+    answers = []
+    coordinator.ask(0, meta.Ask(0, body), answers.append)
+    return answers
+
+
+CREATE = control.CreateRegion(RegionOptions(nbytes=4096, name="x"))
+
+
+def test_a_region_may_be_destroyed_while_it_is_announced(coordinator, members):
+    creator = ask(coordinator, CREATE)
+    opener = ask(coordinator, control.OpenRegion("x"))
+    destroyer = ask(coordinator, control.DestroyRegion("x"))
+    assert not creator and not destroyer
+    for _, request, _ in list(members.links[1].sent):
+        coordinator.acknowledged(1, request)
+    assert [each.status for each in creator + opener] == [Status.CLOSED] * 2
+    assert isinstance(destroyer[0], meta.Finished)
+    members.links[1].sent.clear()
+    again = ask(coordinator, CREATE)
+    coordinator.acknowledged(1, members.links[1].sent[0][1])
+    assert again[0].created
+
+
+def test_a_region_that_the_coordinator_cannot_keep_is_refused_and_its_name_stays_free(coordinator, local):
+    def refuse(region):
+        raise LimitError("no descriptors")
+
+    local.add_region = refuse
+    assert ask(coordinator, CREATE)[0].status == Status.LIMIT
+    local.add_region = lambda region: None
+    assert not ask(coordinator, CREATE), "it is being announced"
+
+
+def test_a_node_that_joins_is_told_which_regions_may_have_lost_pages(coordinator, members, monkeypatch):
+    created = ask(coordinator, CREATE)
+    coordinator.acknowledged(1, members.links[1].sent[0][1])
+    number = created[0].region.region
+    link = members.links.pop(1)
+    members.nodes = [0]
+    coordinator.node_gone(1, link)
+    welcomes = []
+    monkeypatch.setattr(meta, "encode", lambda body: welcomes.append(body) or b"")
+    coordinator.join(Link(-1), meta.Join("127.0.0.1:1"))
+    assert welcomes[-1].failed == [number]
