@@ -24,8 +24,8 @@ ADDRESS_LOW = 0x5800_0000_0000
 ADDRESS_HIGH = 0x6000_0000_0000
 #: Regions start on a multiple of this (a huge page), with at least one free such unit between two.
 ADDRESS_ALIGNMENT = 2 * 1024 * 1024
-#: Bytes of one region.
-MAX_REGION_BYTES = ADDRESS_HIGH - ADDRESS_LOW - 2 * ADDRESS_ALIGNMENT
+#: Bytes of one region: each cluster hands out addresses from a random place in the lower half.
+MAX_REGION_BYTES = (ADDRESS_HIGH - ADDRESS_LOW) // 2 - 2 * ADDRESS_ALIGNMENT
 
 #: Bytes of a block of pages with one arbiter: requests never cross a block.
 DIRECTORY_BLOCK_BYTES = 1024 * 1024

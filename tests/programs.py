@@ -244,3 +244,8 @@ def fault_for_ever(node):
     data = node.array("hot", 64 * ITEMS, "i8")
     while True:
         data[::ITEMS] += 1
+
+
+def live_nodes(node):
+    """Return the live nodes as this worker's node knows them."""
+    return list(node.nodes)

@@ -133,7 +133,8 @@ class Requester:
             for page, pages in table.missing_runs(start, end, True):
                 self.ask(page, pages, True)
             return
-        region.marks.add(start)
+        if table.state[start] == _INVALID:
+            region.marks.add(start)
         for run, pages in table.missing_runs(start, end, False):
             page, stop_at = run, run + pages
             while page < stop_at:
@@ -147,6 +148,7 @@ class Requester:
 
     def bulk(self, page: int, count: int, write: bool, waiter: int, pin: bool) -> None:
         """Bring pages here, and hold them with `pin`; `waiter` is woken when all have been, or are, here."""
+        self.region.hold.applied(waiter, self.region.engine.now)
         bulk = Bulk(page, count, write, waiter, pin)
         if self.region.failed is not None:
             self.region.effects.append(Wake(waiter, self.region.failed))

@@ -103,14 +103,15 @@ def _shown(listen: str) -> str:
     return f"{socket.gethostname()}:{port}" if host.strip("[]") in _ANY else listen
 
 
-def _instructions(manager: Manager, secret: Path | None) -> str:
+def _instructions(manager: Manager, secret: Path | None, first: str | None) -> str:
+    """Say how to use the node; who joins asks the `first` node of the cluster, None: this one."""
     option = f" --secret-file {secret}" if secret else ""
     where = f"; the secret is in {secret}" if secret else ""
     return (
         f"node {manager.node} listens on {manager.listen}{where}\n"
         f"attach a program on this host:  DSM_NODE={manager.socket} python program.py\n"
         f"join from another host:         "
-        f"dsm node --listen HOST:PORT --join {_shown(manager.listen)}{option}\n"
+        f"dsm node --listen HOST:PORT --join {first or _shown(manager.listen)}{option}\n"
         f"end this node:                  Ctrl-C, or kill {os.getpid()}"
     )
 
@@ -118,8 +119,11 @@ def _instructions(manager: Manager, secret: Path | None) -> str:
 class _Foreground:
     """The manager's life as that of this process."""
 
-    def __init__(self, command: Sequence[str], environment: dict[str, str], secret: Path | None) -> None:
+    def __init__(
+        self, command: Sequence[str], environment: dict[str, str], secret: Path | None, first: str | None
+    ) -> None:
         self._secret = secret
+        self._first = first
         self._loop = Loop()
         self._status: int | None = None
         self._signals = Signals(
@@ -134,7 +138,7 @@ class _Foreground:
             self._status = 1
             self._end()
         else:
-            print(_instructions(manager, self._secret), flush=True)
+            print(_instructions(manager, self._secret, self._first), flush=True)
 
     def _end(self) -> None:
         if self._status is None:
@@ -181,4 +185,4 @@ def main(arguments: Sequence[str]) -> int:
     for name in ("join", "name"):
         if getattr(options, name):
             line += [f"--{name}", getattr(options, name)]
-    return _Foreground(line, environment, secret).run()
+    return _Foreground(line, environment, secret, options.join).run()

@@ -394,6 +394,4 @@ class Coherence:
             if number in self.frames:
                 self.frames[number].reclaim(self.engine.regions[number].table.states)
         self._reclaim.clear()
-        for frames in self._dying:
-            frames.close()
-        self._dying.clear()
+        self._dying = [frames for frames in self._dying if not frames.close()]

@@ -257,16 +257,20 @@ class Coordinator:
     def _tell_all(
         self, kind: MetaKind, payload: bytes, region: int, nodes: Iterable[int], then: Callable[[], None]
     ) -> None:
-        """Send to each of `nodes`; `then()` when all have acknowledged or are lost."""
-        targets = {node for node in nodes if node in self._members.links}
-        if not targets:
-            then()
-            return
+        """Send to each of `nodes`; `then()` when all members of them have acknowledged or are lost.
+
+        A node that is joining serves no worker yet, and must not keep the others waiting: it may hang.
+        """
+        links = [self._members.links[node] for node in nodes if node in self._members.links]
         self._requests += 1
-        self._awaiting[self._requests] = (targets, then)
         header = self._members.header(kind, len(payload), self._requests, region)
-        for node in targets:
-            self._members.links[node].send(header, payload or None)
+        for link in links:
+            link.send(header, payload or None)
+        awaited = {link.node for link in links if link is not self._joining}
+        if awaited:
+            self._awaiting[self._requests] = (awaited, then)
+        else:
+            then()
 
     def acknowledged(self, node: int, request: int) -> None:
         """A node has done what request number `request` said."""

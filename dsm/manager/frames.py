@@ -94,10 +94,14 @@ class Frames:
                     raise OSError(error, f"punching a hole: {os.strerror(error)}")
                 low = stop
 
-    def close(self) -> None:
-        """Free the memory; workers have lost access before."""
-        self._view.release()
-        self._map.close()
+    def close(self) -> bool:
+        """Free the memory, to which workers have lost access before; False while somebody refers to it."""
+        try:
+            self._view.release()
+            self._map.close()
+        except BufferError:
+            return False
         os.ftruncate(self.frames_fd, 0)
         os.close(self.frames_fd)
         os.close(self.wanted_fd)
+        return True

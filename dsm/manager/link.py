@@ -7,8 +7,11 @@ nothing of what messages mean.
 
 from __future__ import annotations
 
+import fcntl
 import select
 import socket
+import struct
+import termios
 from collections import deque
 from collections.abc import Callable
 
@@ -20,6 +23,9 @@ from dsm.wire.header import Fields
 
 #: Rounds of `recv` before other descriptors get a turn.
 _ROUNDS = 16
+#: Of struct tcp_info: tcpi_last_ack_recv (milliseconds ago).
+_TCP_INFO = struct.Struct("<56xI")
+_TCP_INFO_BYTES = 104
 _HANGUP = select.EPOLLHUP | select.EPOLLERR
 
 
@@ -119,7 +125,9 @@ class Link:
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            self.lose(f"sending failed: {error.strerror}")
+            # From the loop: we may be in the middle of an engine's effects, and a loss ends whole regions.
+            reason = f"sending failed: {error.strerror}"
+            self.loop.after(0.0, lambda: self.lose(reason))
             return
         for part in gathered:
             size = len(part)
@@ -197,6 +205,18 @@ class Link:
             return False
         return True
 
+    def check_silence(self) -> None:
+        """Lose a peer whose host has acknowledged nothing of what we sent for `PEER_SILENCE_S`.
+
+        Not TCP_USER_TIMEOUT: that ends connections to a peer that is merely stopped, whose host still
+        answers the probes of a closed window.
+        """
+        queued = fcntl.ioctl(self.sock, termios.TIOCOUTQ, bytes(4))  # SIOCOUTQ: not sent, or not acknowledged
+        info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        (silent_ms,) = _TCP_INFO.unpack_from(info)
+        if any(queued) and silent_ms > PEER_SILENCE_S * 1000:
+            self.lose(f"its host has not answered for {silent_ms / 1000:.0f} s")
+
     def lose(self, reason: str) -> None:
         """Close the connection and say why."""
         if not self.closed:
@@ -214,10 +234,9 @@ class Link:
 
 
 def _notice_silence(sock: socket.socket) -> None:
-    """Let the kernel end the connection when the peer's host does not answer for `PEER_SILENCE_S`."""
+    """Let the kernel end an idle connection when the peer's host does not answer for `PEER_SILENCE_S`."""
     probes = 3
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PEER_SILENCE_S // 3)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PEER_SILENCE_S * 2 // 3 // probes)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, probes)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, PEER_SILENCE_S * 1000)

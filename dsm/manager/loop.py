@@ -70,6 +70,11 @@ class Loop:
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
+    def pause(self, fd: int, callback: Callable[[int], None], seconds: float) -> None:
+        """Watch `fd` again only after a while: it is ready, but nothing can be done about it now."""
+        self.forget(fd)
+        self.after(seconds, lambda: self.watch(fd, callback))
+
     def after(self, seconds: float, callback: Callable[[], None]) -> None:
         """Call `callback` once, `seconds` from now."""
         self._timer_count += 1
@@ -117,8 +122,7 @@ class Loop:
 
     def collect(self) -> None:
         """Handle what workers have posted by now."""
-        posted, _ = self.board.wait(self._epoll.fileno(), 0, 0)
-        if posted:
+        while posted := self.board.wait(self._epoll.fileno(), 0, 0)[0]:
             self.on_posted(posted)
 
     def _flush_lazy(self, now: int, deadline: int | None) -> int | None:

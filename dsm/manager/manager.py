@@ -27,7 +27,7 @@ from dsm._native import (
 )
 from dsm.config import address_range
 from dsm.errors import LimitError, Status, WireError
-from dsm.limits import ADDRESS_ALIGNMENT
+from dsm.limits import ADDRESS_ALIGNMENT, PEER_SILENCE_S
 from dsm.manager.coherence import Coherence
 from dsm.manager.coordinator import Coordinator, LocalNode
 from dsm.manager.link import Link
@@ -113,6 +113,7 @@ class Manager:
         self.requests = Requests(self)
         self.members.accept_peers()
         self.sessions.accept_workers()
+        self.loop.after(PEER_SILENCE_S / 3, self._look_for_silence)
 
     def run(self) -> None:
         """Serve until `stop`."""
@@ -236,6 +237,10 @@ class Manager:
                 coordinator.ready(link)
             elif kind == MetaKind.ACKNOWLEDGE:
                 coordinator.acknowledged(link.node, request)
+            elif kind == MetaKind.LOST:
+                other = self.members.links.get(number)
+                if other is not None:
+                    other.lose(f"node {link.node} cannot reach it")
             elif isinstance(body, meta.Ask):
                 coordinator.ask(link.node, body, lambda reply: self._reply(link, request, reply))
             else:
@@ -302,8 +307,18 @@ class Manager:
                 self.log(f"the coordinator is lost ({reason}); this node ends")
             self.stop()
             return
+        elif member and not link.leaving:
+            # It may live, out of our reach only: the coordinator decides that it does not.
+            link0 = self.members.links.get(0)
+            if link0 is not None:
+                link0.send(self.members.header(MetaKind.LOST, 0, region=node))
         if member:
             self._node_lost(node)
+
+    def _look_for_silence(self) -> None:
+        for link in list(self.members.links.values()):
+            link.check_silence()
+        self.loop.after(PEER_SILENCE_S / 3, self._look_for_silence)
 
     def _node_lost(self, node: int) -> None:
         self.coherence.node_lost(node)

@@ -12,7 +12,7 @@ import secrets
 import socket
 from collections.abc import Callable
 
-from dsm.errors import AuthenticationError, DSMError, WireError, error_for
+from dsm.errors import AuthenticationError, DSMError, UsageError, WireError, error_for
 from dsm.limits import HANDSHAKE_TIMEOUT_S, MAX_HALF_OPEN
 from dsm.manager.link import Link
 from dsm.manager.loop import Loop
@@ -86,8 +86,14 @@ class Membership:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(_BACKLOG)
+        try:
+            listener.bind((host, port))
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            listener.close()
+            raise UsageError(
+                f"cannot listen on {text}: {error.strerror}; choose an address of this host and a free port"
+            ) from None
         self._listener = listener
         shown = f"[{host}]" if ":" in host else host
         self.address = f"{shown}:{listener.getsockname()[1]}"
@@ -105,7 +111,8 @@ class Membership:
             except BlockingIOError:
                 return
             except OSError as error:
-                self._log(f"cannot accept a connection: {error.strerror}")
+                self._log(f"cannot accept a connection: {error.strerror}; trying again in a second")
+                self._loop.pause(self._listener.fileno(), self._accept, 1.0)
                 return
             if len(self._half_open) >= MAX_HALF_OPEN:
                 oldest = next(iter(self._half_open.values()))

@@ -103,7 +103,8 @@ class Sessions:
             except BlockingIOError:
                 return
             except OSError as error:
-                self._log(f"cannot accept a worker: {error.strerror}")
+                self._log(f"cannot accept a worker: {error.strerror}; trying again in a second")
+                self._loop.pause(self._listener.fileno(), self._accept, 1.0)
                 return
             size = _CREDENTIALS.size
             pid, uid, _gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))

@@ -39,6 +39,8 @@ class MetaKind(IntEnum):
     ACKNOWLEDGE = 10
     #: Node to every other: it ends, on purpose.
     LEAVE = 11
+    #: Member to coordinator: the node in the header's region field is out of my reach.
+    LOST = 12
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -156,6 +158,7 @@ PAYLOADS: dict[int, object] = {
     MetaKind.SYNC_ADD: SyncObject,
     MetaKind.ACKNOWLEDGE: None,
     MetaKind.LEAVE: None,
+    MetaKind.LOST: None,
 }
 _decoders = {kind: msgspec.msgpack.Decoder(t) for kind, t in PAYLOADS.items() if t is not None}
 

@@ -18,7 +18,12 @@ pytestmark = pytest.mark.skipif(
     reason="makes network namespaces: needs root and iproute2",
 )
 
-WRITE = "import dsm; n = dsm.attach(); n.array('x', 4_000_000, 'f8')[:] = 2.0; print('written', flush=True); input()"
+WRITE = """
+import dsm
+dsm.attach().array('x', 4_000_000, 'f8')[:] = 2.0
+print('written', flush=True)
+input()
+"""
 READ = """
 import dsm, sys
 n = dsm.attach()

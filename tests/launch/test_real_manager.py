@@ -95,6 +95,15 @@ def test_a_lost_manager_ends_the_run(run):
     assert re.search(r"the manager of node \d ended with signal 9", job.stderr)
 
 
+def test_an_address_that_is_taken_is_named(run):
+    first = run("--listen", "127.0.0.1:0", "--secret-file", "s", program=None, verb=("node",))
+    first.wait_printed("end this node")
+    listen = first.stdout.split("listens on ")[1].split(";")[0]
+    second = run("--listen", listen, "--secret-file", "s", program=None, verb=("node",))
+    assert second.status() == 1
+    assert f"cannot listen on {listen}: Address already in use" in second.stderr
+
+
 def test_nodes_joined_by_hand(run, tmp_path):
     secret = tmp_path / "secret"
     first = run("--listen", "127.0.0.1:0", "--secret-file", secret, program=None, verb=("node",))
@@ -118,7 +127,8 @@ def test_nodes_joined_by_hand(run, tmp_path):
         {},
     )
     try:
-        second.wait_printed("node 1 listens on")
+        second.wait_printed("end this node")
+        assert f"--join {listen} " in second.stdout, "others join the first node, whoever says so"
         values = []
         for launched, text in (
             (first, "a[0] = 7"),

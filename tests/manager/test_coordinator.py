@@ -113,3 +113,13 @@ def test_a_node_that_joins_is_told_which_regions_may_have_lost_pages(coordinator
     monkeypatch.setattr(meta, "encode", lambda body: welcomes.append(body) or b"")
     coordinator.join(Link(-1), meta.Join("127.0.0.1:1"))
     assert welcomes[-1].failed == [number]
+
+
+def test_a_joining_node_keeps_nobody_waiting(coordinator, members):
+    joiner = Link(-1)
+    coordinator.join(joiner, meta.Join("127.0.0.1:1"))
+    joiner.sent.clear()
+    created = ask(coordinator, CREATE)
+    coordinator.acknowledged(1, members.links[1].sent[-1][1])
+    assert created[0].created
+    assert joiner.sent == members.links[1].sent, "it is told like the others"

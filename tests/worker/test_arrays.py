@@ -131,6 +131,12 @@ def test_an_unknown_name(node):
         node.destroy("nothing-here")
 
 
+def test_nothing_is_opened_without_a_name(node):
+    with pytest.raises(dsm.UsageError, match=r"dsm\.ref"):
+        node.open(None)
+    assert node.array("still here", 3).size == 3
+
+
 def test_arrays_describes_the_named(node):
     node.array("listed", (2, 3), "f4", order="F")
     node.array(None, 5)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dsm.coherence.directory import Directory, Transaction
+from dsm.coherence.directory import Directory
 from dsm.coherence.engine import Engine
 from dsm.coherence.hold import Hold
 from dsm.coherence.holder import Demand, Holder

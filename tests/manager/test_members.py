@@ -1,0 +1,80 @@
+"""A node hears of lost members from the coordinator, from its own link, or from both in any order."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+
+from dsm.manager.manager import Manager
+from dsm.manager.membership import Membership
+from dsm.types import Region, RegionOptions
+from dsm.wire.membership import Members
+
+
+class Link:
+    def __init__(self, manager, node):
+        self.manager, self.node = manager, node
+        self.closed = self.leaving = False
+
+    def send(self, header, payload=None):
+        pass
+
+    def flush(self):
+        pass
+
+    def lose(self, reason):
+        self.closed = True
+        self.manager._lost(self, reason)
+
+
+@pytest.fixture
+def manager():
+    """Node 1 of three, without processes; `manager.said` is what its parts were told."""
+    manager = object.__new__(Manager)
+    manager.said = said = []
+    manager.coordinator = None
+    manager.members = Membership(None, b"", None, said.append)
+    manager.members.node = 1
+    manager.members.nodes = [0, 1, 2]
+    manager.members.links = {node: Link(manager, node) for node in (0, 2)}
+    manager.coherence = types.SimpleNamespace(
+        epoch=0,
+        link_lost=lambda link: None,
+        node_lost=lambda node: said.append(("pages", node)),
+        add_region=lambda region: said.append(("add", region.region)),
+        fail=lambda number: said.append(("fail", number)),
+    )
+    manager.sync = types.SimpleNamespace(epoch=0, node_gone=lambda node: said.append(("sync", node)))
+    return manager
+
+
+LOST = [("pages", 2), ("sync", 2)]
+
+
+def test_the_coordinator_says_it_first(manager):
+    manager._members_changed(Members(5, [0, 1]))
+    assert manager.said == LOST
+    assert manager.members.nodes == [0, 1]
+
+
+def test_the_link_says_it_first(manager):
+    manager.members.links[2].lose("reset")
+    manager._members_changed(Members(5, [0, 1]))
+    assert manager.said == LOST
+
+
+def test_a_member_whose_link_was_lost_before_it_was_announced(manager):
+    manager.members.nodes = [0, 1]
+    manager.members.links[2].lose("reset")
+    manager._members_changed(Members(5, [0, 1, 2]))
+    manager._members_changed(Members(6, [0, 1]))
+    assert manager.said == LOST
+
+
+def test_a_region_that_counts_on_a_lost_member_has_failed_from_the_start(manager):
+    manager.members.links[2].lose("reset")
+    manager.said.clear()
+    manager._add_region(Region(7, RegionOptions(nbytes=4096), 0, (0, 1, 2)))
+    manager._add_region(Region(8, RegionOptions(nbytes=4096), 0, (0, 1)))
+    assert manager.said == [("add", 7), ("fail", 7), ("add", 8)]
