@@ -38,16 +38,12 @@ def fault_rows(progress: Progress, write: bool) -> Iterator[Row]:
         for mapped in (False, True):
             values, bases = [], []
             name = f"{kind}, mapped by its owner's worker" if mapped else kind
-            with (
-                floors.Pair(64, 4096, cpus) as pair,
-                Cluster(nodes=2, workers=1 + ROUNDS, cpus=cpus) as cluster,
-            ):
-                reader = cluster.workers[0]
-                owners = cluster.workers[1 + ROUNDS :]
+            with floors.Pair(64, 4096, cpus) as pair, Cluster(nodes=2, cpus=cpus) as cluster:
+                reader, owner = cluster.workers
                 for turn in range(ROUNDS):
                     progress(f"{name}, {placement}: round {turn + 1} of {ROUNDS}")
                     array = f"pages {turn}"
-                    owners[turn].call(programs.fill, array, _FAULT_BYTES, not mapped)
+                    owner.call(programs.fill, array, _FAULT_BYTES, not mapped)
                     samples = reader.call(programs.fault_samples, array, _FAULT_BYTES, write, turn)
                     values.append(statistics.median(samples) / 1000)
                     bases.append(pair.p50_us() + floors.bare_fault_us())

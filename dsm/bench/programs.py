@@ -11,12 +11,16 @@ from typing import Any
 
 import numpy as np
 
+import dsm
+
 #: Distance of the items that are touched: one a page of 4 KiB.
 _ITEMS_A_PAGE = 512
 
 
 def fill(node: Any, name: str, nbytes: int, leave: bool = False) -> None:
-    """Write every page of an array; with `leave`, the worker detaches afterwards."""
+    """Write every page of an array; with `leave`, the worker detaches afterwards (and is back next time)."""
+    if node.closed:
+        node = dsm.attach()
     array = node.array(name, nbytes // 8, "f8")
     array[:] = 1.0
     if leave:

@@ -63,19 +63,18 @@ class Engine:
             region.requester.end_all(Status.CLOSED)
 
     def node_lost(self, node: int, now: int) -> None:
-        """A node is gone: in every region, whatever needs another node ends with `PAGE_LOST`.
-
-        Also where it was no member: a node that joined later may have taken any page.
-        """
+        """A member is gone: in its regions, whatever needs another node ends with `PAGE_LOST`."""
         self.now = now
-        for number in self.regions:
-            self.fail(number)
+        for number, region in self.regions.items():
+            if node in region.members:
+                self.fail(number)
 
     def fail(self, number: int) -> None:
-        """A node that may have had pages of this region is gone."""
-        region = self.regions[number]
-        region.failed = Status.PAGE_LOST
-        region.requester.end_all(Status.PAGE_LOST)
+        """A node that may have had pages of this region, also one that joined later, is gone."""
+        region = self.regions.get(number)
+        if region is not None and region.failed is None:
+            region.failed = Status.PAGE_LOST
+            region.requester.end_all(Status.PAGE_LOST)
 
     # -- this node's workers -----------------------------------------------------------------------------
 

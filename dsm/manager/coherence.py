@@ -183,12 +183,12 @@ class Coherence:
         self.perform()
 
     def node_lost(self, node: int) -> None:
-        """Another node is gone, and with it pages of any region that there is."""
+        """Another node is gone, and with it pages of every region it was a member of."""
         self.engine.node_lost(node, time.monotonic_ns())
         self.perform()
 
     def fail(self, region: int) -> None:
-        """A node that may have had pages of this region was lost before we heard of the region."""
+        """A node that may have had pages of this region is gone; nothing happens when that is known."""
         self.engine.fail(region)
         self.perform()
 

@@ -29,6 +29,8 @@ class LocalNode:
     #: ``drop_region(number, done)``.
     drop_region: Callable[[int, Callable[[], None]], None]
     create_sync: Callable[[SyncObject], None]
+    #: Pages of this region may be lost.
+    fail_region: Callable[[int], None]
     #: The list of live nodes changed.
     members_changed: Callable[[], None]
 
@@ -64,7 +66,9 @@ class Coordinator:
         self._announcing: set[int] = set()
         #: Creator (node, worker) of regions that it has yet to fill.
         self._creators: dict[int, tuple[int, int]] = {}
-        #: Regions that there were when a node was lost: it may have had pages of any.
+        #: Nodes whose workers have opened a region: they may have pages of it, members or not.
+        self._users: dict[int, set[int]] = {}
+        #: Regions that may have lost pages with a node.
         self._failed: set[int] = set()
 
     def close(self) -> None:
@@ -85,7 +89,9 @@ class Coordinator:
         if isinstance(body, control.CreateRegion):
             self._create(node, worker, body, answer)
         elif isinstance(body, control.OpenRegion):
-            self._when_ready(store.find_region(body.key), False, answer)
+            region = store.find_region(body.key)
+            self._users.setdefault(region.region, set()).add(node)
+            self._when_ready(region, False, answer)
         elif isinstance(body, control.RegionReady):
             self._creators.pop(body.region, None)
             store.mark_ready(body.region)
@@ -107,6 +113,7 @@ class Coordinator:
 
     def _create(self, node: int, worker: int, body: control.CreateRegion, answer: Answer) -> None:
         region, created = self._store.create_region(body.options, tuple(self._members.nodes), body.ready)
+        self._users.setdefault(region.region, set()).add(node)
         if not created:
             self._when_ready(region, False, answer)
             return
@@ -115,6 +122,7 @@ class Coordinator:
             self._local.add_region(region)
         except DSMError:
             self._store.destroy_region(number)
+            del self._users[number]
             raise
         self._unready[number] = []
         self._announcing.add(number)
@@ -150,6 +158,7 @@ class Coordinator:
         self._store.destroy_region(number)
         self._creators.pop(number, None)
         self._announcing.discard(number)
+        self._users.pop(number, None)
         self._failed.discard(number)
         for answer in self._unready.pop(number, ()):
             answer(_destroyed(number))
@@ -228,7 +237,7 @@ class Coordinator:
         if link is self._joining:
             self._next_joiner()
         else:
-            self._failed.update(region.region for region in self._store.list_regions(named_only=False))
+            self._fail_regions_of(node)
         self._members.epoch = self._store.epoch()
         for request, (nodes, then) in list(self._awaiting.items()):
             nodes.discard(node)
@@ -239,6 +248,13 @@ class Coordinator:
                 self._destroy(number, lambda: None)
         self._announce_members()
 
+    def _fail_regions_of(self, node: int) -> None:
+        for region in self._store.list_regions(named_only=False):
+            number = region.region
+            if node in region.members or node in self._users.get(number, ()):
+                self._failed.add(number)
+                self._local.fail_region(number)
+
     def _next_joiner(self) -> None:
         self._joining = None
         while self._queue and self._joining is None:
@@ -247,7 +263,7 @@ class Coordinator:
                 self.join(link, join)
 
     def _announce_members(self) -> None:
-        payload = meta.encode(meta.Members(self._members.epoch, self._members.nodes))
+        payload = meta.encode(meta.Members(self._members.epoch, self._members.nodes, sorted(self._failed)))
         for link in self._members.links.values():
             link.send(self._members.header(MetaKind.MEMBERS, len(payload)), payload)
         self._local.members_changed()

@@ -102,6 +102,7 @@ class Manager:
             local.add_region = self.coherence.add_region
             local.drop_region = self.coherence.drop_region
             local.create_sync = self.sync.create
+            local.fail_region = self.coherence.fail
             local.members_changed = self._take_epoch
             self.coordinator = Coordinator(store, self.members, local, self.ranks)
         else:
@@ -291,6 +292,8 @@ class Manager:
         self.members.epoch = members.epoch
         self.members.nodes = sorted(members.nodes)
         self._take_epoch()
+        for number in members.failed:
+            self.coherence.fail(number)
 
     def _lost(self, link: Link, reason: str) -> None:
         self.coherence.link_lost(link)

@@ -132,8 +132,12 @@ class Sessions:
                 call = control.decode_call(data)
             except msgspec.MsgspecError as error:
                 self._log(f"process {session.pid} sent a request that is none: {error}")
-                self.close_session(session)
-                return
+                number = control.number_of(data)
+                if number is None:
+                    self.close_session(session)
+                    return
+                session.fail(number, Status.USAGE, f"the manager cannot understand the request: {error}")
+                continue
             try:
                 if session.worker < 0 and not isinstance(call.body, control.Attach):
                     session.fail(call.number, Status.USAGE, "the first request of a worker is Attach")

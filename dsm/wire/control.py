@@ -183,6 +183,15 @@ def decode_call(data: bytes) -> Call:
         raise msgspec.DecodeError(str(error)) from None
 
 
+def number_of(data: bytes) -> int | None:
+    """Return the number of a request that `decode_call` refused; None when it has none."""
+    try:
+        number = msgspec.msgpack.decode(data)["number"]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, LookupError, TypeError):
+        return None
+    return number if isinstance(number, int) else None
+
+
 def decode_answer(data: bytes) -> Answer:
     """Return the answer in `data`; raises `msgspec.MsgspecError` when it is none."""
     try:

@@ -76,6 +76,8 @@ class Members(msgspec.Struct, frozen=True):
 
     epoch: int
     nodes: list[int]
+    #: As in `Welcome`.
+    failed: list[int]
 
 
 class TakeRank(msgspec.Struct, frozen=True, tag=True):

@@ -83,7 +83,18 @@ def test_pages_that_a_later_node_took_are_lost_with_it():
         for worker in cluster.workers[:2]:
             with pytest.raises(dsm.PageLostError):
                 worker.call(_total, timeout=10)
-        assert [worker.call(_total_of_new, timeout=10) for worker in cluster.workers[:2]] == [PAGES * 512] * 2
+        for worker in cluster.workers[:2]:
+            assert worker.call(_total_of_new, timeout=10) == PAGES * 512
+
+
+def test_a_later_node_that_has_not_opened_an_array_takes_nothing_of_it_along():
+    with contextlib.closing(Growing(2)) as cluster:
+        cluster.workers[0].call(_write, 1)
+        cluster.add().call(_total_of_new)
+        cluster.lose(2)
+        assert cluster.workers[1].call(_total) == PAGES * 512
+        with pytest.raises(dsm.PageLostError):
+            cluster.workers[1].call(_total_of_new, timeout=10)
 
 
 @pytest.mark.parametrize("nodes", [2, 3])

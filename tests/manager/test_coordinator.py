@@ -55,6 +55,7 @@ def local():
     local.add_region = lambda region: None
     local.drop_region = lambda number, done: done()
     local.members_changed = lambda: None
+    local.fail_region = lambda number: None
     return local
 
 

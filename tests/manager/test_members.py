@@ -53,22 +53,22 @@ LOST = [("pages", 2), ("sync", 2)]
 
 
 def test_the_coordinator_says_it_first(manager):
-    manager._members_changed(Members(5, [0, 1]))
+    manager._members_changed(Members(5, [0, 1], []))
     assert manager.said == LOST
     assert manager.members.nodes == [0, 1]
 
 
 def test_the_link_says_it_first(manager):
     manager.members.links[2].lose("reset")
-    manager._members_changed(Members(5, [0, 1]))
+    manager._members_changed(Members(5, [0, 1], []))
     assert manager.said == LOST
 
 
 def test_a_member_whose_link_was_lost_before_it_was_announced(manager):
     manager.members.nodes = [0, 1]
     manager.members.links[2].lose("reset")
-    manager._members_changed(Members(5, [0, 1, 2]))
-    manager._members_changed(Members(6, [0, 1]))
+    manager._members_changed(Members(5, [0, 1, 2], []))
+    manager._members_changed(Members(6, [0, 1], []))
     assert manager.said == LOST
 
 
@@ -78,3 +78,8 @@ def test_a_region_that_counts_on_a_lost_member_has_failed_from_the_start(manager
     manager._add_region(Region(7, RegionOptions(nbytes=4096), 0, (0, 1, 2)))
     manager._add_region(Region(8, RegionOptions(nbytes=4096), 0, (0, 1)))
     assert manager.said == [("add", 7), ("fail", 7), ("add", 8)]
+
+
+def test_regions_that_the_lost_node_used_without_being_a_member(manager):
+    manager._members_changed(Members(5, [0, 1], [9]))
+    assert manager.said == [*LOST, ("fail", 9)]

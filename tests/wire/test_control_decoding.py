@@ -113,3 +113,12 @@ class TestDecoding:
         ):
             refuses_or_decodes(decode, claim)
             refuses_or_decodes(decode, b"\x82\xa6number\x01\xa4body" + claim)
+
+
+def test_a_request_that_is_wrong_can_still_be_answered():
+    wrong = control.encode(control.Call(7, control.OpenRegion(None)))
+    with pytest.raises(msgspec.MsgspecError):
+        control.decode_call(wrong)
+    assert control.number_of(wrong) == 7
+    for data in (b"", b"\xff", b"\x91" * 100_000, control.encode({"number": "x"}), control.encode([7])):
+        assert control.number_of(data) is None
