@@ -67,7 +67,7 @@ demo: setup  ## smooth and shade a real terrain on two nodes and four workers, c
 	@$(BIN)/dsm run -n 4 --nodes 2 examples/terrain.py --check --size $(SIZE)
 
 test: setup  ## run the whole test suite (PYTEST_ARGS="-k name" for a part)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
 
 lint: setup  ## check style, format and types
 	@$(BIN)/ruff check $(LINTED)

@@ -110,6 +110,8 @@ class Status(IntEnum):
     INTERNAL = 11
     UNKNOWN_NAME = 12
     TOO_LATE = 13
+    AUTHENTICATION = 14
+    WIRE = 15
 
 
 _BY_STATUS: dict[int, type[DSMError]] = {
@@ -124,6 +126,8 @@ _BY_STATUS: dict[int, type[DSMError]] = {
     Status.USAGE: UsageError,
     Status.INTERNAL: InternalError,
     Status.UNKNOWN_NAME: UnknownNameError,
+    Status.AUTHENTICATION: AuthenticationError,
+    Status.WIRE: WireError,
 }
 
 
