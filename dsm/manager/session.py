@@ -134,6 +134,9 @@ class Sessions:
                 self._log(f"process {session.pid} sent a request that is none: {error}")
                 number = control.number_of(data)
                 if number is None:
+                    if session.worker >= 0:
+                        # A datagram more or less is no reason to drop a worker: its threads may be in faults.
+                        continue
                     self.close_session(session)
                     return
                 session.fail(number, Status.USAGE, f"the manager cannot understand the request: {error}")

@@ -51,3 +51,15 @@ def _take_and_read(node):
     with contextlib.suppress(dsm.OwnerDiedError):
         node.lock("held").acquire()
     return float(node.array("page", 10, "f8")[3])
+
+
+def test_a_worker_that_sends_garbage_is_still_served():
+    with Cluster(nodes=2) as cluster:
+        first, second = cluster.workers
+        second.call(_take_and_write)
+        assert first.call(_garbage_then_read) == 7.0
+
+
+def _garbage_then_read(node):
+    node._connection.session._socket.send(b"\x01garbage")
+    return _read(node)
