@@ -4,13 +4,12 @@ Owns owner and copyset of the pages whose directory is this node, and the transa
 transaction lasts until whatever this node says next to the requester comes behind the pages (order of
 operations, 10): until this node has sent them itself, for a connection keeps its order, or until the
 requester confirms that it installed what another node sent.  Requests for a page that is in one queue in
-order of arrival.  Reading ahead takes no part in transactions: it
-is served at once or declined, so that speculation never makes anybody wait.
+order of arrival.  Reading ahead takes no part in transactions: it is served at once or declined, so that
+speculation never makes anybody wait.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING
 
 from dsm.coherence.messages import Flag, Kind, Message
@@ -40,12 +39,12 @@ class Transaction:
         #: The requester keeps its own copy: the grant carries no data.
         self.upgrade = False
         #: Requests that wait for pages of this run: (message, page, count); None while there are none.
-        self.queue: deque[tuple[Message, int, int]] | None = None
+        self.queue: list[tuple[Message, int, int]] | None = None
 
     def enqueue(self, message: Message, page: int, count: int) -> None:
         """Let a request wait for these pages."""
         if self.queue is None:
-            self.queue = deque()
+            self.queue = []
         self.queue.append((message, page, count))
 
 
@@ -110,13 +109,12 @@ class Directory:
                 answer = Message(_DECLINE, region.number, page, count, message.request, node)
                 region.send(node, answer)
             elif owner == 0:
-                table.owners[page : page + count] = node + 1
-                table.copysets[page : page + count] = bit
+                self._note(node, page, count, True)
                 flags = _FRESH_GRANT | _SPECULATIVE
                 grant = Message(_GRANT, region.number, page, count, message.request, node, flags)
                 region.send(node, grant)
             else:
-                table.copysets[page : page + count] |= bit
+                self._note(node, page, count, False)
                 fetch = Message(_FETCH, region.number, page, count, message.request, node, _SPECULATIVE)
                 region.send(owner - 1, fetch)
 

@@ -105,19 +105,22 @@ class Requester:
 
     def ask(self, page: int, count: int, write: bool) -> None:
         """Request pages that are all INVALID, or (for writing) all SHARED."""
-        region = self.region
-        table = region.table
         flags = 0
         if write:
-            flags = _WRITE_HAVE if table.state[page] == _SHARED else _WRITE
+            flags = _WRITE_HAVE if self.region.table.state[page] == _SHARED else _WRITE
+        self._post(_GET, "ask-write" if write else "ask-read", page, count, flags)
+
+    def _post(self, kind: int, event: str, page: int, count: int, flags: int) -> None:
+        """Shift pages and send one request for each run of them that has one directory node."""
+        region = self.region
         placement = region.placement
         end = page + count
         while page < end:
-            stop = page + 1 if count == 1 else min(end, placement.request_end(page))
-            table.shift("ask-write" if write else "ask-read", page, stop - page)
+            stop = end if count == 1 else min(end, placement.request_end(page))
+            region.table.shift(event, page, stop - page)
             number = region.engine.next_request()
-            self.requests[number] = Request(page, stop - page, False)
-            message = Message(_GET, region.number, page, stop - page, number, region.node, flags)
+            self.requests[number] = Request(page, stop - page, kind == _AHEAD)
+            message = Message(kind, region.number, page, stop - page, number, region.node, flags)
             region.send(placement.directory(page), message)
             page = stop
 
@@ -135,16 +138,8 @@ class Requester:
             return
         if table.state[start] == _INVALID:
             region.marks.add(start)
-        for run, pages in table.missing_runs(start, end, False):
-            page, stop_at = run, run + pages
-            while page < stop_at:
-                stop = min(stop_at, region.placement.request_end(page))
-                table.shift("ask-ahead", page, stop - page)
-                number = region.engine.next_request()
-                self.requests[number] = Request(page, stop - page, True)
-                message = Message(_AHEAD, region.number, page, stop - page, number, region.node)
-                region.send(region.placement.directory(page), message)
-                page = stop
+        for page, pages in table.missing_runs(start, end, False):
+            self._post(_AHEAD, "ask-ahead", page, pages, 0)
 
     def bulk(self, page: int, count: int, write: bool, waiter: int, pin: bool) -> None:
         """Bring pages here, and hold them with `pin`; `waiter` is woken when all have been, or are, here."""

@@ -199,11 +199,8 @@ class Coherence:
 
     def message(self, fields: Fields, payload: memoryview) -> None:
         """Take a whole message of another node."""
-        message = unpack_coherence(fields)
+        message = self._checked(fields)
         engine = self.engine
-        wrong = engine.check(message)
-        if wrong is not None:
-            raise WireError(f"a coherence message of kind {message.kind} is wrong: {wrong}")
         kind = message.kind
         if kind == _DATA:
             self._data(message, payload)
@@ -215,12 +212,10 @@ class Coherence:
 
     def _data(self, message: Message, payload: memoryview) -> None:
         """Pages arrived as a whole: write them into their frames and install them."""
-        frames = self.frames.get(message.region)
+        frames = self._frames_of(message, len(payload))
         if frames is None:
             return
         size = frames.page_size
-        if len(payload) != message.count * size:
-            raise WireError(f"{message.count} pages have {message.count * size} bytes, not {len(payload)}")
         for page, count in self.engine.wanted_runs(message):
             low = (page - message.page) * size
             frames.write(page, payload[low : low + count * size])
@@ -228,29 +223,34 @@ class Coherence:
 
     def pages(self, link: Link, fields: Fields) -> None:
         """The header of a message with pages arrived: say where they belong."""
-        message = unpack_coherence(fields)
-        frames = self.frames.get(message.region)
-        wrong = self.engine.check(message)
-        if message.kind != _DATA or wrong is not None:
-            raise WireError(f"a message of kind {message.kind} has pages: {wrong or 'it may not'}")
-        if frames is None:
-            link.reader.sink(None)
-            self._payloads[link] = _Payload(message, None, None)
-            return
-        length = message.count * frames.page_size
-        if fields[7] != length:
-            raise WireError(f"{message.count} pages have {length} bytes, not {fields[7]}")
-        if self.engine.accepts(message):
+        message = self._checked(fields)
+        if message.kind != _DATA:
+            raise WireError(f"a message of kind {message.kind} has pages: it may not")
+        frames = self._frames_of(message, fields[7])
+        target: memoryview | None = None
+        scratch: bytearray | None = None
+        if frames is not None and self.engine.accepts(message):
             target = frames.view(message.page, message.count)
-            self._payloads[link] = _Payload(message, target, None)
-            link.reader.sink(target)
-        elif self.engine.wanted_runs(message):
-            scratch = bytearray(length)
-            self._payloads[link] = _Payload(message, None, scratch)
-            link.reader.sink(memoryview(scratch))
-        else:
-            self._payloads[link] = _Payload(message, None, None)
-            link.reader.sink(None)
+        elif frames is not None and self.engine.wanted_runs(message):
+            scratch = bytearray(fields[7])
+        self._payloads[link] = _Payload(message, target, scratch)
+        link.reader.sink(target if scratch is None else memoryview(scratch))
+
+    def _checked(self, fields: Fields) -> Message:
+        """Return the message of a header; `WireError` when no node of this version sends it."""
+        message = unpack_coherence(fields)
+        wrong = self.engine.check(message)
+        if wrong is not None:
+            raise WireError(f"a coherence message of kind {message.kind} is wrong: {wrong}")
+        return message
+
+    def _frames_of(self, message: Message, length: int) -> Frames | None:
+        """Return where the pages of a DATA message belong; None when their region was destroyed."""
+        frames = self.frames.get(message.region)
+        if frames is not None and length != message.count * frames.page_size:
+            pages = message.count
+            raise WireError(f"{pages} pages have {pages * frames.page_size} bytes, not {length}")
+        return frames
 
     def received(self, link: Link) -> None:
         """The payload is complete: install what is still wanted of it."""
@@ -282,15 +282,12 @@ class Coherence:
     def tick(self, now: int) -> int | None:
         """Let held-back demands go on; return when to tick next."""
         engine = self.engine
-        if not engine.held_back:
-            deadline = None
-        else:
+        deadline = engine.deadline
+        if deadline is not None and deadline <= now:
+            self.poll_applied()
+            engine.tick(now)
+            self.perform()
             deadline = engine.deadline
-            if deadline is not None and deadline <= now:
-                self.poll_applied()
-                engine.tick(now)
-                self.perform()
-                deadline = engine.deadline
         if self._reclaim or self._dying:
             self._give_back()
         return deadline

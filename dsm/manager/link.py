@@ -38,10 +38,15 @@ class Link:
         The manager's loop.
     sock
         Connected and authenticated.
-    receiver
-        Called as ``message(link, fields, payload)``, ``sink(link, fields)`` and ``received(link, fields)``.
-    lost
-        Called once as ``lost(link, reason)`` when the connection is over.
+    on_message
+        Called as ``on_message(link, fields, payload)`` with every message that arrived as a whole.
+    on_pages
+        Called as ``on_pages(link, fields)`` when the header of a longer page message arrived: it calls
+        ``link.reader.sink``.
+    on_received
+        Called as ``on_received(link, fields)`` when the payload of such a message is complete.
+    on_lost
+        Called once as ``on_lost(link, reason)`` when the connection is over.
     """
 
     def __init__(

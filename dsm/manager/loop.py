@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import heapq
 import select
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from dsm._native import Board
@@ -74,6 +75,25 @@ class Loop:
         """Watch `fd` again only after a while: it is ready, but nothing can be done about it now."""
         self.forget(fd)
         self.after(seconds, lambda: self.watch(fd, callback))
+
+    def accept(self, listener: socket.socket, again: Callable[[int], None]) -> Iterator[socket.socket]:
+        """Yield the connections that wait, non-blocking.
+
+        Raises
+        ------
+        OSError
+            The system gives no descriptor now; `again` is called in a second.
+        """
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError:
+                self.pause(listener.fileno(), again, 1.0)
+                raise
+            sock.setblocking(False)
+            yield sock
 
     def after(self, seconds: float, callback: Callable[[], None]) -> None:
         """Call `callback` once, `seconds` from now."""

@@ -77,7 +77,6 @@ class Manager:
         #: Called when the last worker has gone.
         self.on_empty: Callable[[], None] = lambda: None
         self.loop.on_posted = self._posted
-        self.loop.on_round = self._round
 
     def log(self, line: str) -> None:
         """Say something to whoever runs this node."""
@@ -93,6 +92,7 @@ class Manager:
         node = self.members.node
         self.coherence = Coherence(node, self.board, self.members.links)
         self.coherence.on_pinned = lambda worker, pin: self.sessions.workers[worker].pins.append(pin)
+        self.loop.on_round = self.coherence.tick
         self.sync = Sync(node, self.members.links, self.coherence.pager.wake)
         self._take_epoch()
         if welcome is None:
@@ -184,9 +184,6 @@ class Manager:
         else:
             self.coherence.pager.wake(waiter, Status.USAGE)
 
-    def _round(self, now: int) -> int | None:
-        return self.coherence.tick(now)
-
     # -- workers -----------------------------------------------------------------------------------------
 
     def _handle(self, session: Session, number: int, body: object) -> None:
@@ -208,15 +205,21 @@ class Manager:
         self.coherence.received(link)
 
     def _pages(self, link: Link, fields: Fields) -> None:
-        if link.node < 0:  # a new member may be heard before the coordinator has told of it
-            raise WireError("pages from a node that has not joined")
+        self._check_joined(link)
         self.coherence.pages(link, fields)
+
+    def _check_joined(self, link: Link) -> None:
+        """Refuse pages and calls of a node without a number (a member may be heard before MEMBERS)."""
+        if link.node < 0:
+            raise WireError("pages or calls from a node that has not joined")
 
     def _message(self, link: Link, fields: Fields, payload: memoryview) -> None:
         family = fields[2]
         if family == _COHERENCE:
+            self._check_joined(link)
             self.coherence.message(fields, payload)
         elif family == _SYNC:
+            self._check_joined(link)
             self.sync.message(link, fields)
         else:
             try:

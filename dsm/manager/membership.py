@@ -105,26 +105,23 @@ class Membership:
 
     def _accept(self, _: int) -> None:
         assert self._listener is not None
-        while True:
-            try:
-                sock, _peer = self._listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self._log(f"cannot accept a connection: {error.strerror}; trying again in a second")
-                self._loop.pause(self._listener.fileno(), self._accept, 1.0)
-                return
-            if len(self._half_open) >= MAX_HALF_OPEN:
-                oldest = next(iter(self._half_open.values()))
-                self._refuse(oldest, f"more than {MAX_HALF_OPEN} connections wait to be authenticated")
-            sock.setblocking(False)
-            nonce = secrets.token_bytes(NONCE_BYTES)
-            engine = Server(self._secret, nonce, node=self.node, epoch=self.epoch, cluster=self.cluster)
-            half = HalfOpen(sock, engine)
-            fd = sock.fileno()
-            self._half_open[fd] = half
-            self._loop.watch(fd, lambda _, half=half: self._greet(half))  # type: ignore[misc]
-            self._loop.after(HANDSHAKE_TIMEOUT_S, lambda half=half: self._late(half))  # type: ignore[misc]
+        try:
+            for sock in self._loop.accept(self._listener, self._accept):
+                self._begin(sock)
+        except OSError as error:
+            self._log(f"cannot accept a connection: {error.strerror}; trying again in a second")
+
+    def _begin(self, sock: socket.socket) -> None:
+        if len(self._half_open) >= MAX_HALF_OPEN:
+            oldest = next(iter(self._half_open.values()))
+            self._refuse(oldest, f"more than {MAX_HALF_OPEN} connections wait to be authenticated")
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        engine = Server(self._secret, nonce, node=self.node, epoch=self.epoch, cluster=self.cluster)
+        half = HalfOpen(sock, engine)
+        fd = sock.fileno()
+        self._half_open[fd] = half
+        self._loop.watch(fd, lambda _: self._greet(half))
+        self._loop.after(HANDSHAKE_TIMEOUT_S, lambda: self._late(half))
 
     def _greet(self, half: HalfOpen) -> None:
         try:

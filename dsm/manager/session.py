@@ -97,25 +97,22 @@ class Sessions:
         self._loop.watch(self._listener.fileno(), self._accept)
 
     def _accept(self, _: int) -> None:
-        while True:
-            try:
-                sock, _address = self._listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self._log(f"cannot accept a worker: {error.strerror}; trying again in a second")
-                self._loop.pause(self._listener.fileno(), self._accept, 1.0)
-                return
-            size = _CREDENTIALS.size
-            pid, uid, _gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
-            if uid != os.geteuid():
-                self._log(f"refused process {pid}: it runs as user {uid}, this node as {os.geteuid()}")
-                sock.close()
-                continue
-            sock.setblocking(False)
-            session = Session(sock, pid)
-            self._open.add(session)
-            self._loop.watch(sock.fileno(), lambda _, s=session: self._receive(s))  # type: ignore[misc]
+        try:
+            for sock in self._loop.accept(self._listener, self._accept):
+                self._begin(sock)
+        except OSError as error:
+            self._log(f"cannot accept a worker: {error.strerror}; trying again in a second")
+
+    def _begin(self, sock: socket.socket) -> None:
+        size = _CREDENTIALS.size
+        pid, uid, _gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+        if uid != os.geteuid():
+            self._log(f"refused process {pid}: it runs as user {uid}, this node as {os.geteuid()}")
+            sock.close()
+            return
+        session = Session(sock, pid)
+        self._open.add(session)
+        self._loop.watch(sock.fileno(), lambda _: self._receive(session))
 
     def _receive(self, session: Session) -> None:
         while not session.closed:

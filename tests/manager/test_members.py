@@ -6,9 +6,12 @@ import types
 
 import pytest
 
+from dsm.coherence.messages import Kind
+from dsm.errors import WireError
 from dsm.manager.manager import Manager
 from dsm.manager.membership import Membership
 from dsm.types import Region, RegionOptions
+from dsm.wire.header import Family, pack, unpack
 from dsm.wire.membership import Members
 
 
@@ -83,3 +86,11 @@ def test_a_region_that_counts_on_a_lost_member_has_failed_from_the_start(manager
 def test_regions_that_the_lost_node_used_without_being_a_member(manager):
     manager._members_changed(Members(5, [0, 1], [9]))
     assert manager.said == [*LOST, ("fail", 9)]
+
+
+@pytest.mark.parametrize("family", [Family.COHERENCE, Family.SYNC])
+def test_a_node_without_a_number_is_heard_in_metadata_only(family):
+    manager = Manager.__new__(Manager)  # neither pages nor calls are reached
+    fields = unpack(pack(family, Kind.GET, 0, 0, 1, 0, 1, 1, 1, 0, 0), 0)
+    with pytest.raises(WireError, match="not joined"):
+        manager._message(types.SimpleNamespace(node=-1), fields, memoryview(b""))
