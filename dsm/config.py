@@ -5,15 +5,17 @@ say where a process belongs (DSM_NODE, DSM_RANK, DSM_SECRET, …) are read by th
 
 ===================================  =====================================================================
 ``DSM_ADDRESS_LOW``, ``…_HIGH``      range of addresses for regions (hexadecimal); the coordinator's count
+``DSM_PAGE_TIMEOUT``                 seconds that a thread waits for a page; 0: without end
 ===================================  =====================================================================
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from dsm.errors import UsageError
-from dsm.limits import ADDRESS_ALIGNMENT, ADDRESS_HIGH, ADDRESS_LOW
+from dsm.limits import ADDRESS_ALIGNMENT, ADDRESS_HIGH, ADDRESS_LOW, PAGE_TIMEOUT_S
 
 
 def address_range(environ: Mapping[str, str]) -> tuple[int, int]:
@@ -31,6 +33,26 @@ def address_range(environ: Mapping[str, str]) -> tuple[int, int]:
             f"the range of addresses {low:#x} to {high:#x} is empty; unset DSM_ADDRESS_LOW and _HIGH"
         )
     return low, high
+
+
+def page_timeout(environ: Mapping[str, str]) -> float:
+    """Return the seconds that a thread waits for a page; 0 when it waits without end.
+
+    Raises
+    ------
+    UsageError
+        DSM_PAGE_TIMEOUT is not a number of seconds.
+    """
+    text = environ.get("DSM_PAGE_TIMEOUT")
+    if not text:
+        return PAGE_TIMEOUT_S
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not seconds >= 0:
+        raise UsageError(f"DSM_PAGE_TIMEOUT is {text!r}; it must be seconds, or 0 to wait without end")
+    return 0.0 if seconds == math.inf else seconds
 
 
 def _address(environ: Mapping[str, str], name: str, default: int) -> int:

@@ -50,7 +50,18 @@ class WaitTimeoutError(DSMError, TimeoutError):
 
 
 class PeerError(DSMError):
-    """Another process of the cluster failed; this one did nothing wrong."""
+    """Another process of the cluster failed; this one did nothing wrong.
+
+    Attributes
+    ----------
+    region, page, peer
+        What an access to a page needed: name of the region, number of the page in it, and the node that
+        is to blame; None where that is not known.
+    """
+
+    region: str | None = None
+    page: int | None = None
+    peer: int | None = None
 
 
 class NodeLostError(PeerError, ConnectionError):

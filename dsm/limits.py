@@ -59,6 +59,10 @@ VMA_RESERVE = 4096
 HANDSHAKE_TIMEOUT_S = 5.0
 #: Seconds after which a peer whose host does not answer any more is lost.
 PEER_SILENCE_S = 15
+#: Seconds that a thread waits for a page before it gets `PageTimeoutError`, and how often that is looked at
+#: meanwhile.  Longer than `PEER_SILENCE_S`: a host that is gone is reported as that.
+PAGE_TIMEOUT_S = 30.0
+PAGE_TIMEOUT_PARTS = 8
 #: Half-open (not yet authenticated) connections a manager keeps.
 MAX_HALF_OPEN = 128
 
@@ -69,4 +73,5 @@ assert BULK_WINDOW_BYTES >= 2 * DIRECTORY_BLOCK_BYTES, "one request is under way
 assert READ_AHEAD_MIN_BYTES <= READ_AHEAD_MAX_BYTES
 assert MAX_NODES <= 64, "a copyset is one 64-bit word"
 assert ADDRESS_LOW % ADDRESS_ALIGNMENT == 0 and ADDRESS_HIGH % ADDRESS_ALIGNMENT == 0
+assert PAGE_TIMEOUT_S > PEER_SILENCE_S
 assert HOLD_NS < UNAPPLIED_MAX_NS < HOLD_WAIT_MAX_NS

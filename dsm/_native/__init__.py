@@ -227,6 +227,8 @@ class PageError(NamedTuple):
     page: int
     region: int
     status: int
+    #: What came with the status: 1 + the node that is to blame; 0 nobody.
+    peer: int
 
 
 def worker_start(
@@ -316,7 +318,7 @@ def error_take() -> PageError | None:
     error = _ffi.new("struct dsm_error *")
     if not lib.dsm_error_take(error):
         return None
-    return PageError(error.thread, error.address, error.page, error.region, error.status)
+    return PageError(error.thread, error.address, error.page, error.region, error.status, error.peer)
 
 
 def error_told(error: PageError) -> None:

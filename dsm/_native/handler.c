@@ -60,14 +60,14 @@ struct fault {
   uint32_t need; /* DSM_READ or DSM_WRITE */
 };
 
-static void poison(const struct fault *fault, uint32_t status) {
-  dsm_poison(fault->region, fault->address, status);
+static void poison(const struct fault *fault, uint32_t status, uint32_t peer) {
+  dsm_poison(fault->region, fault->address, status, peer);
 }
 
 /* How a fault ends that was applied, or could not be. */
 static void finish(const struct fault *fault, enum dsm_applied applied) {
-  if (applied == DSM_SHUT) poison(fault, load_relaxed(&fault->region->status));
-  if (applied == DSM_EXHAUSTED) poison(fault, load_relaxed(&dsm_worker.status_limit));
+  if (applied == DSM_SHUT) poison(fault, load_relaxed(&fault->region->status), 0);
+  if (applied == DSM_EXHAUSTED) poison(fault, load_relaxed(&dsm_worker.status_limit), 0);
 }
 
 static void count_fault(uint32_t need, uint64_t start) {
@@ -96,7 +96,7 @@ static void ask(const struct fault *fault) {
   uint32_t status = load_ordered(&dsm_worker.lost) ? load_relaxed(&dsm_worker.status_lost) : 0;
   int slot = status ? -1 : take_slot(&status);
   if (slot < 0) {
-    poison(fault, status);
+    poison(fault, status, 0);
     return;
   }
   const uint64_t abc[3] = {fault->page, 0, 0};
@@ -111,7 +111,7 @@ static void ask(const struct fault *fault) {
   count_fault(fault->need, start);
   if (mark) dsm_touched(fault->region->number, fault->page);
   if (status) {
-    poison(fault, status);
+    poison(fault, status, (uint32_t)result);
   } else {
     finish(fault, applied);
   }

@@ -140,7 +140,7 @@ bool dsm_chain_dying(void);
 
 /* poison.c */
 int dsm_poison_prepare(void);
-void dsm_poison(struct dsm_region *region, uint64_t address, uint32_t status); /* SIGNAL-SAFE */
+void dsm_poison(struct dsm_region *region, uint64_t address, uint32_t status, uint32_t peer); /* SIGNAL-SAFE */
 void dsm_poison_reserve(void);
 void dsm_poison_tend(void);
 void dsm_poison_forget(void);

@@ -176,7 +176,7 @@ static void tell_again(struct entry *entry) {
 }
 
 /* The thread's new error, to wait for; NULL when there is nothing to wait for. */
-static struct entry *poison_locked(struct dsm_region *region, uint64_t address, uint32_t status) {
+static struct entry *poison_locked(struct dsm_region *region, uint64_t address, uint32_t status, uint32_t peer) {
   uint64_t thread = (uint64_t)syscall(SYS_gettid);
   struct entry *entry = open_entry(thread);
   uint64_t first = (address - region->address) / dsm_worker.os_page;
@@ -194,16 +194,18 @@ static struct entry *poison_locked(struct dsm_region *region, uint64_t address, 
     tell_again(entry);
     return NULL;
   }
-  struct dsm_error error = {.thread = thread, .address = address, .region = region->number, .status = status};
+  struct dsm_error error = {.thread = thread, .address = address, .region = region->number};
+  error.status = status;
+  error.peer = peer;
   error.page = (address - region->address) >> region->page_shift;
   entry = post_error(&error, &run);
   if (!entry) die("dsm: more threads than can be told have touched pages that could not be served\n");
   return entry;
 }
 
-void dsm_poison(struct dsm_region *region, uint64_t address, uint32_t status) {
+void dsm_poison(struct dsm_region *region, uint64_t address, uint32_t status, uint32_t peer) {
   lock_entries();
-  struct entry *entry = poison_locked(region, address, status);
+  struct entry *entry = poison_locked(region, address, status, peer);
   unlock_entries();
   if (!entry) return;
   if (dsm_tell_thread()) {

@@ -96,6 +96,7 @@ struct dsm_error {
   uint64_t page;
   uint32_t region;
   uint32_t status;
+  uint32_t peer; /* the result that came with the status: who is to blame, as the manager numbers it; 0 nobody */
 };
 /* 1 with the next error, 0 when there is none. */
 int dsm_error_take(struct dsm_error *error);

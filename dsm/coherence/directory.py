@@ -6,6 +6,8 @@ operations, 10): until this node has sent them itself, for a connection keeps it
 requester confirms that it installed what another node sent.  Requests for a page that is in one queue in
 order of arrival.  Reading ahead takes no part in transactions: it is served at once or declined, so that
 speculation never makes anybody wait.
+
+What becomes of entries and transactions when a node dies is in `recovery`.
 """
 
 from __future__ import annotations
@@ -13,22 +15,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dsm.coherence.messages import Flag, Kind, Message
+from dsm.coherence.recovery import Search
+from dsm.coherence.table import LOST
 from dsm.errors import InternalError
 
 if TYPE_CHECKING:
     from dsm.coherence.sequential import SequentialRegion
 
 _WRITE, _HAVE, _SPECULATIVE = int(Flag.WRITE), int(Flag.HAVE), int(Flag.SPECULATIVE)
-_GRANT, _FETCH, _INVALIDATE, _DECLINE = (
-    int(k) for k in (Kind.GRANT, Kind.FETCH, Kind.INVALIDATE, Kind.DECLINE)
+_GRANT, _FETCH, _INVALIDATE, _DECLINE, _VOID, _LOST_KIND = (
+    int(k) for k in (Kind.GRANT, Kind.FETCH, Kind.INVALIDATE, Kind.DECLINE, Kind.VOID, Kind.LOST)
 )
 _FRESH_GRANT = int(Flag.WRITE | Flag.FRESH)
+#: Of a transaction: nobody has been asked for the pages yet.
+_NOBODY = -1
+
+#: A request that waits for its turn: (message, page, count).
+Queued = tuple[Message, int, int]
 
 
 class Transaction:
     """One run of pages on its way to one requester."""
 
-    __slots__ = ("awaiting", "count", "message", "page", "queue", "upgrade")
+    __slots__ = ("awaiting", "count", "message", "page", "queue", "source", "upgrade")
 
     def __init__(self, message: Message, page: int, count: int) -> None:
         self.message = message
@@ -36,16 +45,18 @@ class Transaction:
         self.count = count
         #: Bits of the nodes whose INVALIDATED is still missing.
         self.awaiting = 0
+        #: The node that was asked to send the pages.
+        self.source = _NOBODY
         #: The requester keeps its own copy: the grant carries no data.
         self.upgrade = False
-        #: Requests that wait for pages of this run: (message, page, count); None while there are none.
-        self.queue: list[tuple[Message, int, int]] | None = None
+        #: Requests that wait for pages of this run; None while there are none.
+        self.queue: list[Queued] | None = None
 
-    def enqueue(self, message: Message, page: int, count: int) -> None:
-        """Let a request wait for these pages."""
-        if self.queue is None:
-            self.queue = []
-        self.queue.append((message, page, count))
+    def awaited(self) -> int:
+        """Return a node of which something is awaited."""
+        if self.awaiting:
+            return (self.awaiting & -self.awaiting).bit_length() - 1
+        return self.source if self.source != _NOBODY else self.message.node
 
 
 class Directory:
@@ -55,8 +66,8 @@ class Directory:
 
     def __init__(self, region: SequentialRegion) -> None:
         self.region = region
-        #: page -> the transaction it is in.
-        self.busy: dict[int, Transaction] = {}
+        #: page -> the transaction, or search for a surviving copy, it is in.
+        self.busy: dict[int, Transaction | Search] = {}
 
     # -- requests ----------------------------------------------------------------------------------------
 
@@ -72,14 +83,14 @@ class Directory:
             if transaction is None:
                 self._start(message, page, 1)
             else:
-                transaction.enqueue(message, page, 1)
+                _enqueue(transaction, message, page, 1)
             return
         for run, pages in self._runs(page, count):
             transaction = busy.get(run)
             if transaction is None:
                 self._start(message, run, pages)
             else:
-                transaction.enqueue(message, run, pages)
+                _enqueue(transaction, message, run, pages)
 
     def _runs(self, page: int, count: int) -> list[tuple[int, int]]:
         """Split a range where owner, copyset or the transaction changes."""
@@ -105,7 +116,8 @@ class Directory:
         bit = 1 << node
         for page, count in self._runs(message.page, message.count):
             owner = table.owner[page]
-            if page in self.busy or owner == node + 1 or (owner and table.copyset[page] & bit):
+            mine = owner == node + 1 or (owner and table.copyset[page] & bit)
+            if page in self.busy or mine or owner >= LOST:
                 answer = Message(_DECLINE, region.number, page, count, message.request, node)
                 region.send(node, answer)
             elif owner == 0:
@@ -130,6 +142,9 @@ class Directory:
             region.send(node, grant)
             self._note(node, page, count, True)
             return
+        if owner >= LOST:
+            self._refuse(message, page, count, owner - LOST)
+            return
         transaction = Transaction(message, page, count)
         if count == 1:
             self.busy[page] = transaction
@@ -138,6 +153,7 @@ class Directory:
         if not message.flags & _WRITE:
             if owner == node + 1:
                 raise InternalError(f"node {node} asks to read page {page}, which it owns")
+            transaction.source = owner - 1
             fetch = Message(_FETCH, region.number, page, count, message.request, node)
             region.send(owner - 1, fetch)
             return
@@ -174,11 +190,20 @@ class Directory:
         region = self.region
         asked = transaction.message
         page, count, number, node = transaction.page, transaction.count, asked.request, asked.node
-        if transaction.upgrade:
+        lost = region.engine.lost
+        if lost and node in lost:
+            self._abandon(transaction)
+        elif transaction.upgrade:
             region.send(node, Message(_GRANT, region.number, page, count, number, node, _WRITE))
             self._close(transaction)
         else:
             owner = region.table.owner[page] - 1
+            if lost and owner in lost:
+                region.table.lose(page, count, owner)
+                self._refuse(asked, page, count, owner)
+                self._end(transaction)
+                return
+            transaction.source = owner
             region.send(owner, Message(_FETCH, region.number, page, count, number, node, _WRITE))
 
     def sent(self, page: int, count: int) -> None:
@@ -191,16 +216,28 @@ class Directory:
 
     def _close(self, transaction: Transaction) -> None:
         """Note what the requester has, and take the next request."""
-        page, count = transaction.page, transaction.count
         asked = transaction.message
-        self._note(asked.node, page, count, bool(asked.flags & _WRITE))
+        lost = self.region.engine.lost
+        if lost and asked.node in lost:
+            self._abandon(transaction)
+            return
+        self._note(asked.node, transaction.page, transaction.count, bool(asked.flags & _WRITE))
+        self._end(transaction)
+
+    def _end(self, ended: Transaction | Search) -> None:
+        """These pages are free again: find them an owner if theirs died, then take the next request."""
+        page, count = ended.page, ended.count
         if count == 1:
             del self.busy[page]
         else:
             for p in range(page, page + count):
                 del self.busy[p]
-        if transaction.queue is not None:
-            for queued in transaction.queue:
+        region = self.region
+        owner = region.table.owner[page]
+        if region.engine.lost and 0 < owner < LOST and owner - 1 in region.engine.lost:
+            self._search(page, count)
+        if ended.queue is not None:
+            for queued in ended.queue:
                 self.get(*queued)
 
     def _note(self, node: int, page: int, count: int, taken: bool) -> None:
@@ -220,6 +257,121 @@ class Directory:
 
     def _find(self, page: int, count: int, event: str) -> Transaction:
         transaction = self.busy.get(page)
-        if transaction is None or transaction.page != page or transaction.count != count:
+        if not isinstance(transaction, Transaction) or transaction.page != page or transaction.count != count:
             raise InternalError(f"{event} for pages {page}+{count}: no such transaction")
         return transaction
+
+    # -- when a node dies --------------------------------------------------------------------------------
+
+    def node_lost(self, node: int) -> None:
+        """A node is dead: end what it asked, ask others for what it was to send, find other copies."""
+        table = self.region.table
+        bit = 1 << node
+        table.forget_holder(node)
+        under_way = list(dict.fromkeys(self.busy.values()))
+        for each in under_way:
+            if each.queue is not None:
+                each.queue = [queued for queued in each.queue if queued[0].node != node]
+        for each in under_way:
+            if isinstance(each, Search):
+                each.holder_lost(node)
+                self._conclude(each)
+            elif each.source == _NOBODY:
+                missing = each.awaiting & bit
+                each.awaiting &= ~bit
+                if missing and not each.awaiting:
+                    self._give(each)
+            elif each.source == self.region.node:
+                pass  # our own holder's answer ends it, whoever the requester is
+            elif each.message.node == node:
+                self._abandon(each)
+            elif each.source == node:
+                asked = each.message
+                void = Message(_VOID, asked.region, each.page, each.count, asked.request, asked.node)
+                self.region.send(asked.node, void)
+        for page, count in table.owned_by(node):
+            self._search_idle(page, count)
+
+    def _abandon(self, transaction: Transaction) -> None:
+        """The requester is dead.  If it had, or was to be sent, the only copy, that is gone with it."""
+        asked = transaction.message
+        page, count = transaction.page, transaction.count
+        table = self.region.table
+        if asked.flags & _WRITE:
+            if transaction.upgrade or transaction.source != _NOBODY:
+                table.lose(page, count, asked.node)
+            else:  # all copies but the owner's were given up
+                owner = table.owner[page] - 1
+                table.copysets[page : page + count] = 0 if owner in self.region.engine.lost else 1 << owner
+        self._end(transaction)
+
+    def _search_idle(self, page: int, count: int) -> None:
+        """Search for those of these pages that are in no transaction."""
+        end = page + count
+        while page < end:
+            stop = page
+            while stop < end and stop not in self.busy:
+                stop += 1
+            for run, pages in self.region.table.directory_runs(page, stop - page) if stop > page else ():
+                low, high = run, run + pages
+                while low < high:  # no message crosses a block
+                    cut = min(high, self.region.placement.request_end(low))
+                    self._search(low, cut - low)
+                    low = cut
+            page = stop + 1
+
+    def _search(self, page: int, count: int) -> None:
+        """The owner of these idle pages, which are alike, is dead: ask who has a copy."""
+        region = self.region
+        table = region.table
+        copyset = table.copyset[page]
+        if not copyset:
+            table.lose(page, count, table.owner[page] - 1)
+            return
+        search = Search(page, count, copyset)
+        self.busy.update(dict.fromkeys(range(page, page + count), search))
+        for holder in search.holders():
+            region.send(holder, Message(int(Kind.LOCATE), region.number, page, count, 0, region.node))
+
+    def located(self, message: Message) -> None:
+        """A node has some pages, or has not: after a LOCATE, or (ABSENT) a VOID."""
+        transaction = self.busy.get(message.page)
+        if isinstance(transaction, Search):
+            transaction.answered(message)
+            self._conclude(transaction)
+            return
+        transaction = self._find(message.page, message.count, "ABSENT")
+        if transaction.source not in self.region.engine.lost:
+            raise InternalError(f"node {message.node} gave up page {message.page}, which is on its way to it")
+        self._end(transaction)
+
+    def _conclude(self, search: Search) -> None:
+        """When all have answered: a node that has a copy is the owner from now on."""
+        if search.left:
+            return
+        table = self.region.table
+        dead = table.owner[search.page] - 1
+        for page, holders in zip(range(search.page, search.page + search.count), search.found, strict=True):
+            if holders:
+                table.owner[page] = (holders & -holders).bit_length()
+                table.copyset[page] = holders
+            else:
+                table.lose(page, 1, dead)
+        self._end(search)
+
+    def _refuse(self, message: Message, page: int, count: int, dead: int) -> None:
+        """Tell a requester that these pages went away with a node."""
+        region = self.region
+        region.send(message.node, Message(_LOST_KIND, region.number, page, count, message.request, dead))
+
+    def awaited(self, page: int) -> int:
+        """Return a node of which something is awaited about `page`; -1 when it is in no transaction."""
+        transaction = self.busy.get(page)
+        return -1 if transaction is None else transaction.awaited()
+
+
+def _enqueue(transaction: Transaction | Search, message: Message, page: int, count: int) -> None:
+    """Let a request wait for these pages."""
+    if transaction.queue is None:
+        transaction.queue = []
+    transaction.queue.append((message, page, count))

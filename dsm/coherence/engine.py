@@ -30,10 +30,17 @@ class Engine:
     ----------
     node
         This node's number, 0 to 63.
+    patience
+        How many calls of `age` a wait for a page survives; 0: as many as come.
     """
 
-    def __init__(self, node: int) -> None:
+    def __init__(self, node: int, patience: int = 0) -> None:
         self.node = node
+        self.patience = patience
+        #: Calls of `age` so far.
+        self.ages = 0
+        #: Nodes that were declared dead.
+        self.lost: set[int] = set()
         #: What the driver has to do, oldest first; `take` empties it (regions refer to this very list).
         self.effects: list[Effect] = []
         #: Messages from one role of this node to another.
@@ -60,21 +67,34 @@ class Engine:
         region = self.regions.pop(number, None)
         self.held_back.discard(number)
         if region is not None:
-            region.requester.end_all(Status.CLOSED)
+            region.end_all(Status.CLOSED)
 
     def node_lost(self, node: int, now: int) -> None:
-        """A member is gone: in its regions, whatever needs another node ends with `PAGE_LOST`."""
-        self.now = now
-        for number, region in self.regions.items():
-            if node in region.members:
-                self.fail(number)
+        """The cluster has declared a node dead; no message of it comes any more.
 
-    def fail(self, number: int) -> None:
-        """A node that may have had pages of this region, also one that joined later, is gone."""
-        region = self.regions.get(number)
-        if region is not None and region.failed is None:
-            region.failed = Status.PAGE_LOST
-            region.requester.end_all(Status.PAGE_LOST)
+        Pages that are here stay.  Whoever needs what went away with it ends with `PAGE_LOST`: pages whose
+        directory it was, and pages of which it had the only copy.
+        """
+        if node in self.lost:
+            return
+        self.now = now
+        self.lost.add(node)
+        for number in list(self.regions):
+            self.regions[number].node_lost(node)
+            self._drain()
+
+    def age(self, now: int) -> None:
+        """A fixed part of the time that a wait may take has passed: those that are due end with PAGE_TIMEOUT.
+
+        Counted, not measured: a node that was stopped itself has not waited meanwhile.
+        """
+        self.now = now
+        self.ages += 1
+        if self.patience:
+            for region in self.regions.values():
+                region.requester.expire(self.ages - self.patience)
+                region.bulks.expire(self.ages - self.patience)
+            self._drain()
 
     # -- this node's workers -----------------------------------------------------------------------------
 
@@ -88,13 +108,13 @@ class Engine:
     def prefetch(self, region: int, page: int, count: int, write: bool, waiter: int, now: int) -> None:
         """Bring pages here; `Wake` when each of them has been here."""
         self.now = now
-        self.regions[region].requester.bulk(page, count, write, waiter, False)
+        self.regions[region].bulks.begin(page, count, write, waiter, False)
         self._drain()
 
     def pin(self, region: int, page: int, count: int, write: bool, waiter: int, now: int) -> None:
         """Bring pages here and hold them; `Wake` when all are here, until `unpin`."""
         self.now = now
-        self.regions[region].requester.bulk(page, count, write, waiter, True)
+        self.regions[region].bulks.begin(page, count, write, waiter, True)
         self._drain()
 
     def unpin(self, region: int, page: int, count: int, write: bool, now: int) -> None:
@@ -106,7 +126,9 @@ class Engine:
     def cancel(self, waiter: int, now: int) -> bool:
         """End a wait with `CANCELLED`; False when it is not waiting."""
         self.now = now
-        found = any(region.requester.cancel(waiter) for region in self.regions.values())
+        found = any(
+            region.requester.cancel(waiter) or region.bulks.cancel(waiter) for region in self.regions.values()
+        )
         self._drain()
         return found
 
@@ -116,6 +138,7 @@ class Engine:
         self.hold.forget(waits, now)
         for region in self.regions.values():
             region.requester.forget(waits)
+            region.bulks.forget(waits)
             region.read_ahead.forget(worker)
             region.holder.resume()
         self._drain()

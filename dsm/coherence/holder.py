@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from dsm.coherence.messages import Discard, Flag, Kind, Level, Lower, Message, SendPages
 from dsm.coherence.states import HOLDING, State
+from dsm.errors import InternalError
 from dsm.limits import UNAPPLIED_MAX_NS
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ _FETCH, _INVALIDATE, _INVALIDATED, _DATA = (
 _LEVEL_NONE, _LEVEL_READ = int(Level.NONE), int(Level.READ)
 _AHEAD = int(State.AHEAD)
 _CONFIRM = int(Flag.CONFIRM)
+_PRESENT, _ABSENT = int(Kind.PRESENT), int(Kind.ABSENT)
+#: What a copyset member that is no owner may find when it looks for a page: it has it, or has not.
+_LOCATABLE = frozenset({int(State.SHARED), int(State.UPGRADING)})
+_ABSENT_STATES = frozenset({int(State.INVALID), int(State.READING), int(State.WRITING)})
 _SHAREABLE = frozenset({int(State.SHARED), int(State.UPGRADING)})
 _HOLDING = frozenset(int(s) for s in HOLDING)
 #: How often to look whether a granted page has been mapped by the thread that waited for it.
@@ -61,10 +66,6 @@ class Holder:
 
     def revoke(self, message: Message) -> None:
         """A FETCH or INVALIDATE arrived."""
-        if self.region.failed is not None:
-            # Our requests are forgotten: states are no longer what the directory believes.  It has not heard
-            # of the loss yet; when it does, whoever waits for this answer ends, too.
-            return
         demand = Demand(message)
         if self.demands and any(_overlap(demand, other) for other in self.demands):
             self.demands.append(demand)
@@ -88,6 +89,45 @@ class Holder:
                 self.demands.append(demand)
             else:
                 self._start(demand)
+
+    def directory_lost(self, node: int) -> None:
+        """Nobody waits any more for what the dead directory node has asked, unless it has begun."""
+        directory = self.region.placement.directory
+        kept = [demand for demand in self.demands if demand.started or directory(demand.page) != node]
+        if len(kept) != len(self.demands):
+            self.demands = kept
+            self.resume()
+
+    def locate(self, message: Message) -> None:
+        """The directory, whose entry's owner died, asks which of these pages are here."""
+        region = self.region
+        state = region.table.state
+        page, end = message.page, message.page + message.count
+        while page < end:
+            present = state[page] in _LOCATABLE
+            stop = page + 1
+            while stop < end and (state[stop] in _LOCATABLE) == present:
+                stop += 1
+            if not present:
+                self._forget_ahead(page, stop)
+            kind = _PRESENT if present else _ABSENT
+            answer = Message(kind, region.number, page, stop - page, message.request, region.node)
+            region.send(region.placement.directory(page), answer)
+            if not present:
+                region.requester.settle(page, stop - page)
+            page = stop
+
+    def _forget_ahead(self, page: int, end: int) -> None:
+        """What a dead node was to send of these pages does not come."""
+        region = self.region
+        for p in range(page, end):
+            state = region.table.state[p]
+            if state == _AHEAD:
+                region.requester.void(p, 1)
+                region.table.shift("declined", p, 1)
+                region.take_mark(p, 1)
+            elif state not in _ABSENT_STATES:
+                raise InternalError(f"page {p} is {State(state).name} here, but a dead node owned it")
 
     def _held_back(self, message: Message) -> bool:
         """Whether a hold or pin keeps this demand waiting; notes when to look again."""

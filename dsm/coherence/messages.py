@@ -33,6 +33,17 @@ class Kind(IntEnum):
     CONFIRM = 8
     #: D to R: not these pages (answer to `AHEAD`).
     DECLINE = 9
+    #: D to R: O died before it confirmed anything; give this request up unless you have installed it.
+    #: Answered by `ABSENT`, or by the `CONFIRM` that is on its way already.
+    VOID = 10
+    #: D to C: the owner of these pages died; which of them do you have?
+    LOCATE = 11
+    #: C to D: I have these (answer to `LOCATE`).
+    PRESENT = 12
+    #: C or R to D: I do not have these (answer to `LOCATE` and `VOID`).
+    ABSENT = 13
+    #: D to R: these pages went away with `node`.
+    LOST = 14
 
 
 class Flag(IntFlag):
@@ -58,7 +69,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     page: int
     count: int
     request: int
-    #: The requester.
+    #: The requester; of an answer to a directory, who answers; of `LOST`, the node that died.
     node: int
     flags: int = 0
 
@@ -124,6 +135,8 @@ class Wake(msgspec.Struct, frozen=True, gc=False):
 
     waiter: int
     status: int
+    #: The node that is to blame for it; -1 when none is, or it is not known.
+    peer: int = -1
 
 
 class Discard(msgspec.Struct, frozen=True, gc=False):

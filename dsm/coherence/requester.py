@@ -1,9 +1,9 @@
 """Requester side of sequential coherence: from a fault to an installed page.
 
-Owns the waiting threads, the requests under way, prefetch and pin.  A page is in at most one request
-at a time; whoever else needs it waits and looks again when its state has changed.  Reading ahead is
-never confirmed, so an invalidation may overtake its data: it voids those pages of the request, and
-their late bytes are drained (order of operations, 5).
+Owns the waiting threads and the requests under way.  A page is in at most one request at a time;
+whoever else needs it waits and looks again when its state has changed.  Reading ahead is never
+confirmed, so an invalidation may overtake its data: it voids those pages of the request, and their late
+bytes are drained (order of operations, 5).  So does a directory whose data was to come from a dead node.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from dsm.coherence.messages import Fill, Flag, Kind, Level, Message, Raise, Wake
-from dsm.coherence.states import READABLE, State
+from dsm.coherence.states import PENDING, READABLE, State
 from dsm.errors import InternalError, Status
 
 if TYPE_CHECKING:
@@ -21,10 +23,12 @@ if TYPE_CHECKING:
 # Plain integers: arithmetic with members of an IntEnum or IntFlag costs up to a microsecond.
 _INVALID, _SHARED, _EXCLUSIVE = int(State.INVALID), int(State.SHARED), int(State.EXCLUSIVE)
 _READABLE = frozenset(int(state) for state in READABLE)
+_PENDING = frozenset(int(state) for state in PENDING)
+_ASKED = frozenset({int(State.READING), int(State.WRITING)})
 _WRITE, _FRESH = int(Flag.WRITE), int(Flag.FRESH)
 _CONFIRM_FLAG = int(Flag.CONFIRM)
 _WRITE_HAVE = int(Flag.WRITE | Flag.HAVE)
-_GET, _AHEAD, _CONFIRM = int(Kind.GET), int(Kind.AHEAD), int(Kind.CONFIRM)
+_GET, _AHEAD, _CONFIRM, _ABSENT = int(Kind.GET), int(Kind.AHEAD), int(Kind.CONFIRM), int(Kind.ABSENT)
 _LEVEL_READ, _LEVEL_WRITE = int(Level.READ), int(Level.WRITE)
 _OK = int(Status.OK)
 
@@ -38,41 +42,33 @@ class Request:
         self.page = page
         self.count = count
         self.speculative = speculative
-        #: Pages not answered yet.
+        #: Pages that are neither answered nor void.
         self.left = count
-        #: Pages whose answer must not be installed any more.
+        #: Pages whose answer, if it still comes, must not be installed.
         self.void: set[int] | None = None
 
 
-class Bulk:
-    """A prefetch or pin: its pages are taken in ascending order, so that two pins cannot deadlock."""
+class Wait(msgspec.Struct, frozen=True, gc=False):
+    """A thread in a fault."""
 
-    __slots__ = ("asked", "cursor", "end", "page", "pin", "waiter", "write")
-
-    def __init__(self, page: int, count: int, write: bool, waiter: int, pin: bool) -> None:
-        self.page = page
-        self.end = page + count
-        self.write = write
-        self.waiter = waiter
-        self.pin = pin
-        #: Pages before it have been here (prefetch), or are here and held (pin).
-        self.cursor = page
-        #: Pages before it have been asked for.
-        self.asked = page
+    waiter: int
+    write: bool
+    #: `Engine.ages`, and the time, when it began.
+    age: int
+    since: int
 
 
 class Requester:
     """What one node wants of one region."""
 
-    __slots__ = ("bulks", "region", "requests", "waiting")
+    __slots__ = ("region", "requests", "waiting")
 
     def __init__(self, region: SequentialRegion) -> None:
         self.region = region
         #: request number -> pages under way.
         self.requests: dict[int, Request] = {}
-        #: page -> [(waiter, write)]: threads in a fault.
-        self.waiting: dict[int, list[tuple[int, bool]]] = {}
-        self.bulks: list[Bulk] = []
+        #: page -> threads in a fault.
+        self.waiting: dict[int, list[Wait]] = {}
 
     # -- what the node's workers want --------------------------------------------------------------------
 
@@ -86,11 +82,12 @@ class Requester:
             # Granted to another thread meanwhile; the wanted table has it.
             region.effects.append(Wake(waiter, _OK))
             return
-        if region.failed is not None:
-            region.effects.append(Wake(waiter, region.failed))
+        engine = region.engine
+        if engine.lost and region.placement.directory(page) in engine.lost:
+            region.effects.append(Wake(waiter, Status.PAGE_LOST, region.placement.directory(page)))
             return
-        region.hold.fault(region.base + page, waiter, worker, instruction, region.engine.now)
-        self.waiting.setdefault(page, []).append((waiter, write))
+        region.hold.fault(region.base + page, waiter, worker, instruction, engine.now)
+        self.waiting.setdefault(page, []).append(Wait(waiter, write, engine.ages, engine.now))
         if state in (_INVALID, _SHARED):
             self.ask(page, 1, write)
         start, count = region.read_ahead.fault(page, worker, write)
@@ -114,14 +111,20 @@ class Requester:
         """Shift pages and send one request for each run of them that has one directory node."""
         region = self.region
         placement = region.placement
+        lost = region.engine.lost
         end = page + count
         while page < end:
             stop = end if count == 1 else min(end, placement.request_end(page))
+            directory = placement.directory(page)
+            if lost and directory in lost:
+                self._lose(page, stop - page, directory)
+                page = stop
+                continue
             region.table.shift(event, page, stop - page)
             number = region.engine.next_request()
             self.requests[number] = Request(page, stop - page, kind == _AHEAD)
             message = Message(kind, region.number, page, stop - page, number, region.node, flags)
-            region.send(placement.directory(page), message)
+            region.send(directory, message)
             page = stop
 
     def ahead(self, start: int, count: int, write: bool) -> None:
@@ -141,68 +144,97 @@ class Requester:
         for page, pages in table.missing_runs(start, end, False):
             self._post(_AHEAD, "ask-ahead", page, pages, 0)
 
-    def bulk(self, page: int, count: int, write: bool, waiter: int, pin: bool) -> None:
-        """Bring pages here, and hold them with `pin`; `waiter` is woken when all have been, or are, here."""
-        self.region.hold.applied(waiter, self.region.engine.now)
-        bulk = Bulk(page, count, write, waiter, pin)
-        if self.region.failed is not None:
-            self.region.effects.append(Wake(waiter, self.region.failed))
-            return
-        self.bulks.append(bulk)
-        self._ask_ahead(bulk)
-        self._advance(bulk)
-
-    def _ask_ahead(self, bulk: Bulk) -> None:
-        """Ask for what is missing of the next window; a little at a time, so that others get their turn."""
-        limit = min(bulk.end, bulk.cursor + self.region.bulk_pages)
-        if limit - bulk.asked < self.region.placement.chunk_pages and limit < bulk.end:
-            return
-        runs = self.region.table.missing_runs(bulk.asked, limit, bulk.write)
-        bulk.asked = limit
-        for run, pages in runs:
-            self.ask(run, pages, bulk.write)
-
     def cancel(self, waiter: int) -> bool:
-        """End a wait with CANCELLED; False when `waiter` does not wait in this region."""
-        for page, waiters in self.waiting.items():
-            left = [w for w in waiters if w[0] != waiter]
-            if len(left) != len(waiters):
-                if left:
-                    self.waiting[page] = left
-                else:
-                    del self.waiting[page]
-                self.region.hold.ended(waiter, self.region.engine.now)
-                break
-        else:
-            bulks = [b for b in self.bulks if b.waiter != waiter]
-            if len(bulks) == len(self.bulks):
-                return False
-            self.bulks = bulks
-            self.region.holder.resume()
-        self.region.effects.append(Wake(waiter, Status.CANCELLED))
-        return True
+        """End a wait with CANCELLED; False when `waiter` is in no fault of this region."""
+        for page, waits in self.waiting.items():
+            ended = [wait for wait in waits if wait.waiter == waiter]
+            if ended:
+                self._end(page, ended, Status.CANCELLED)
+                return True
+        return False
 
     def forget(self, waits: Callable[[int], bool]) -> None:
         """Threads of a worker that is gone wait for nothing."""
         for page in list(self.waiting):
-            left = [entry for entry in self.waiting[page] if not waits(entry[0])]
-            if left:
-                self.waiting[page] = left
-            else:
-                del self.waiting[page]
-        self.bulks = [bulk for bulk in self.bulks if not waits(bulk.waiter)]
+            self._keep(page, [wait for wait in self.waiting[page] if not waits(wait.waiter)])
 
     def end_all(self, status: Status) -> None:
         """Every wait ends with `status`; late answers find no request."""
-        effects = self.region.effects
-        for waiters in self.waiting.values():
-            for waiter, _ in waiters:
-                self.region.hold.ended(waiter, self.region.engine.now)
-            effects.extend(Wake(waiter, status) for waiter, _ in waiters)
-        effects.extend(Wake(bulk.waiter, status) for bulk in self.bulks)
-        self.waiting.clear()
-        self.bulks.clear()
+        for page, waits in list(self.waiting.items()):
+            self._end(page, waits, status)
         self.requests.clear()
+
+    def expire(self, age: int) -> None:
+        """End the waits that began at `age` or before; their pages are installed when they come."""
+        for page, waits in list(self.waiting.items()):
+            late = [wait for wait in waits if wait.age <= age]
+            if late:
+                self._end(page, late, Status.PAGE_TIMEOUT, self.region.awaited(page))
+
+    def _end(self, page: int, ended: list[Wait], status: Status, peer: int = -1) -> None:
+        region = self.region
+        for wait in ended:
+            region.hold.ended(wait.waiter, region.engine.now)
+            region.effects.append(Wake(wait.waiter, int(status), peer))
+        self._keep(page, [wait for wait in self.waiting[page] if wait not in ended])
+
+    def _keep(self, page: int, waits: list[Wait]) -> None:
+        if waits:
+            self.waiting[page] = waits
+        else:
+            del self.waiting[page]
+
+    # -- what cannot be had any more ---------------------------------------------------------------------
+
+    def directory_lost(self, node: int) -> None:
+        """The directory node of some pages died: what is here stays, nothing else can be had."""
+        region = self.region
+        directory, state = region.placement.directory, region.table.state
+        for number, request in list(self.requests.items()):
+            if directory(request.page) == node:
+                del self.requests[number]
+                for page in range(request.page, request.page + request.count):
+                    if state[page] in _PENDING:
+                        region.table.shift("give-up", page, 1)
+                        region.take_mark(page, 1)
+                        self._lose(page, 1, node)
+        for page in [page for page in self.waiting if directory(page) == node]:
+            self._end(page, self.waiting[page], Status.PAGE_LOST, node)
+
+    def _lose(self, page: int, count: int, peer: int) -> None:
+        """Pages that are not here cannot be had any more: whoever waits for one of them ends."""
+        for waited in [p for p in self.waiting if page <= p < page + count]:
+            self._end(waited, self.waiting[waited], Status.PAGE_LOST, peer)
+        if self.region.bulks.under_way:
+            self.region.bulks.lose(page, count, peer)
+
+    def void_request(self, message: Message) -> None:
+        """The directory takes back what a dead node was to send, unless it is here already."""
+        region = self.region
+        page, count = message.page, message.count
+        request = self.requests.get(message.request)
+        if (
+            request is None
+            or (request.void is not None and page in request.void)
+            or region.table.state[page] not in _ASKED
+        ):
+            return  # installed: our CONFIRM is on its way
+        self._void(message.request, request, page, page + count)
+        region.table.shift("give-up", page, count)
+        absent = Message(_ABSENT, region.number, page, count, message.request, region.node)
+        region.send(region.placement.directory(page), absent)
+        self.settle(page, count)
+
+    def lost(self, message: Message) -> None:
+        """The directory says that pages went away with a node."""
+        request = self.requests.get(message.request)
+        if request is None:
+            return
+        runs = self.live_runs(message)
+        self._answered(message, request)
+        for page, count in runs:
+            self.region.table.shift("give-up", page, count)
+            self._lose(page, count, message.node)
 
     # -- what other nodes answer -------------------------------------------------------------------------
 
@@ -265,15 +297,20 @@ class Requester:
             self.settle(page, count)
 
     def void(self, page: int, count: int) -> None:
-        """An invalidation overtook the data of pages that are being read ahead (all are AHEAD)."""
-        for request in self.requests.values():
+        """The data of pages that are being read ahead (all are AHEAD) must not be installed any more."""
+        for number, request in list(self.requests.items()):
             if request.speculative:
                 low = max(page, request.page)
                 high = min(page + count, request.page + request.count)
                 if low < high:
-                    if request.void is None:
-                        request.void = set()
-                    request.void.update(range(low, high))
+                    self._void(number, request, low, high)
+
+    def _void(self, number: int, request: Request, page: int, end: int) -> None:
+        if request.void is None:
+            request.void = set()
+        before = len(request.void)
+        request.void.update(range(page, end))
+        self._count(number, request, len(request.void) - before)
 
     def settle(self, page: int, count: int) -> None:
         """The state of these pages changed: wake who is served, ask for who is not."""
@@ -285,46 +322,32 @@ class Requester:
             else:
                 for waited in [p for p in waiting if page <= p < page + count]:
                     self._settle_page(waited)
-        if self.bulks:
-            for bulk in list(self.bulks):
-                if page < bulk.end and page + count > bulk.cursor:
-                    self._advance(bulk)
+        if self.region.bulks.under_way:
+            self.region.bulks.settle(page, count)
 
     def _settle_page(self, page: int) -> None:
         region = self.region
         state = region.table.state[page]
         left = []
-        for entry in self.waiting.pop(page):
-            waiter, write = entry
-            if state == _EXCLUSIVE or (not write and state in _READABLE):
-                region.hold.granted(waiter, region.base + page, region.engine.now)
-                region.effects.append(Wake(waiter, _OK))
+        for wait in self.waiting.pop(page):
+            if state == _EXCLUSIVE or (not wait.write and state in _READABLE):
+                region.hold.granted(wait.waiter, region.base + page, region.engine.now)
+                region.effects.append(Wake(wait.waiter, _OK))
             else:
-                left.append(entry)
+                left.append(wait)
         if left:
             self.waiting[page] = left
             if state in (_INVALID, _SHARED):
-                self.ask(page, 1, any(write for _, write in left))
+                self.ask(page, 1, any(wait.write for wait in left))
 
     def _answered(self, message: Message, request: Request) -> None:
-        request.left -= message.count
-        if request.left <= 0:
-            del self.requests[message.request]
+        count = message.count
+        if request.void is not None:
+            count -= sum(page in request.void for page in range(message.page, message.page + count))
+        self._count(message.request, request, count)
 
-    def _advance(self, bulk: Bulk) -> None:
-        if bulk not in self.bulks:
-            return
-        table = self.region.table
-        bulk.cursor = table.present_end(bulk.cursor, bulk.end, bulk.write)
-        if bulk.cursor == bulk.end:
-            self.bulks.remove(bulk)
-            if bulk.pin:
-                self.region.pins.append((bulk.page, bulk.end, bulk.write))
-            self.region.effects.append(Wake(bulk.waiter, _OK))
-            return
-        self._ask_ahead(bulk)
-        state = table.state[bulk.cursor]
-        if state == _INVALID or (bulk.write and state == _SHARED):
-            # Taken away again before its turn came.
-            for run, pages in table.missing_runs(bulk.cursor, bulk.asked, bulk.write):
-                self.ask(run, pages, bulk.write)
+    def _count(self, number: int, request: Request, count: int) -> None:
+        """So many pages of a request are answered, or void: at the end it is forgotten."""
+        request.left -= count
+        if request.left <= 0:
+            self.requests.pop(number, None)

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from dsm.coherence.bulk import Bulks
 from dsm.coherence.directory import Directory
 from dsm.coherence.hold import key_of
 from dsm.coherence.holder import Holder
@@ -19,7 +20,7 @@ from dsm.coherence.placement import Placement
 from dsm.coherence.readahead import ReadAhead
 from dsm.coherence.requester import Requester
 from dsm.coherence.states import READABLE, State
-from dsm.coherence.table import PageTable
+from dsm.coherence.table import LOST, PageTable
 from dsm.errors import InternalError, Status
 from dsm.limits import BULK_WINDOW_BYTES, READ_AHEAD_MAX_BYTES, READ_AHEAD_MIN_BYTES, WRITE_AHEAD_MAX_BYTES
 from dsm.types import Region
@@ -37,10 +38,10 @@ class SequentialRegion:
         "_roles",
         "base",
         "bulk_pages",
+        "bulks",
         "directory",
         "effects",
         "engine",
-        "failed",
         "hold",
         "holder",
         "inbox",
@@ -63,8 +64,6 @@ class SequentialRegion:
         self.node = engine.node
         self.number = region.region
         self.members = region.members
-        #: Set when a member was lost: what needs another node ends with it.
-        self.failed: Status | None = None
         self.placement = Placement(region)
         self.table = PageTable(region.pages)
         self.hold = engine.hold
@@ -79,6 +78,7 @@ class SequentialRegion:
         #: Pages that a prefetch or pin asks for ahead of what it has.
         self.bulk_pages = max(1, BULK_WINDOW_BYTES // size)
         self.requester = Requester(self)
+        self.bulks = Bulks(self)
         self.directory = Directory(self)
         self.holder = Holder(self)
         self._roles: dict[int, Callable[[Message], None]] = {
@@ -90,6 +90,11 @@ class SequentialRegion:
             Kind.INVALIDATE: self.holder.revoke,
             Kind.GRANT: self.requester.install,
             Kind.DECLINE: self.requester.decline,
+            Kind.VOID: self.requester.void_request,
+            Kind.LOST: self.requester.lost,
+            Kind.LOCATE: self.holder.locate,
+            Kind.PRESENT: self.directory.located,
+            Kind.ABSENT: self.directory.located,
         }
         #: First pages of read-ahead windows: a worker's first use of one opens the next window.
         self.marks: set[int] = set()
@@ -146,13 +151,29 @@ class SequentialRegion:
                     return mark
         return -1
 
+    def awaited(self, page: int) -> int:
+        """Return the node from which something is missing for `page` to come here; -1 when none is known."""
+        directory = self.placement.directory(page)
+        return directory if directory != self.node else self.directory.awaited(page)
+
+    def end_all(self, status: Status) -> None:
+        """Every wait ends with `status`; late answers find no request."""
+        self.requester.end_all(status)
+        self.bulks.end_all(status)
+
+    def node_lost(self, node: int) -> None:
+        """A node is dead: what it had and what it decided about cannot be had any more."""
+        self.requester.directory_lost(node)
+        self.holder.directory_lost(node)
+        self.directory.node_lost(node)
+
     def is_pinned(self, page: int, count: int, takes_all: bool) -> bool:
         """Whether a pin forbids to take all access (`takes_all`) or write access to the range."""
         end = page + count
         for low, high, write in self.pins:
             if low < end and page < high and (takes_all or write):
                 return True
-        for bulk in self.requester.bulks:
+        for bulk in self.bulks.under_way:
             if bulk.pin and max(bulk.page, page) < min(bulk.cursor, end) and (takes_all or bulk.write):
                 return True
         return False
@@ -168,7 +189,11 @@ class SequentialRegion:
         state = State(table.state[page])
         parts = [f"page {page} is {state.name} here"]
         if self.placement.directory(page) == self.node:
-            parts.append(f"owner {table.owner[page] - 1}, copyset {table.copyset[page]:#x}")
+            owner = table.owner[page]
+            if owner >= LOST:
+                parts.append(f"went away with node {owner - LOST}")
+            else:
+                parts.append(f"owner {owner - 1}, copyset {table.copyset[page]:#x}")
             if page in self.directory.busy:
                 parts.append("in a transaction")
         if page in self.requester.waiting:

@@ -50,6 +50,7 @@ TRANSITIONS: Final[dict[str, dict[State, State]]] = {
         S.AHEAD: S.EXCLUSIVE,
     },
     "declined": {S.AHEAD: S.INVALID},
+    "give-up": {S.READING: S.INVALID, S.WRITING: S.INVALID, S.UPGRADING: S.SHARED, S.AHEAD: S.INVALID},
     # holder
     "downgrade": {S.EXCLUSIVE: S.DOWNGRADING},
     "downgraded": {S.DOWNGRADING: S.SHARED},
@@ -86,6 +87,9 @@ READABLE: Final = frozenset({S.SHARED, S.EXCLUSIVE, S.UPGRADING, S.DOWNGRADING})
 WRITABLE: Final = frozenset({S.EXCLUSIVE})
 #: States in which this node has a copy that an invalidation takes.
 HOLDING: Final = frozenset({S.SHARED, S.EXCLUSIVE, S.UPGRADING})
+
+#: States in which an answer is on its way.
+PENDING: Final = frozenset({S.READING, S.WRITING, S.UPGRADING, S.AHEAD})
 
 #: Runs of pages that nobody has asked for yet and that are missing for reading, or for writing.
 MISSING_RUN: Final = {

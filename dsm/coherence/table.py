@@ -7,11 +7,18 @@ no memory.  Scalar access goes through memoryviews (30 ns), ranges through numpy
 from __future__ import annotations
 
 import itertools
+from typing import Final
 
 import numpy as np
 
 from dsm.coherence.states import ILLEGAL, MISSING_RUN, PRESENT_RUN, TABLES, State
 from dsm.errors import InternalError
+from dsm.limits import MAX_NODES
+
+#: Owner of a page that went away with node n: this + n.
+LOST: Final = 128
+#: Pages that are looked at together when all of a region are.
+_SCAN = 1 << 20
 
 
 class PageTable:
@@ -24,7 +31,8 @@ class PageTable:
         # np.zeros is calloc: memory of untouched pages is never resident.
         #: `State` of every page on this node.
         self.states = np.zeros(pages, np.uint8)
-        #: Directory: 0 unclaimed, else 1 + the node that holds the page exclusively or did so last.
+        #: Directory: 0 unclaimed, 1 + the node that holds the page exclusively or did so last, or `LOST` +
+        #: the node with which the page went away.
         self.owners = np.zeros(pages, np.uint8)
         #: Directory: bit n is set when node n may have a copy.  The owner's bit always is.
         self.copysets = np.zeros(pages, np.uint64)
@@ -80,3 +88,25 @@ class PageTable:
             return [(page, count)]
         edges = [0, *cuts.tolist(), count]
         return [(page + a, b - a) for a, b in itertools.pairwise(edges)]
+
+    def lose(self, page: int, count: int, node: int) -> None:
+        """Directory: these pages went away with `node`."""
+        self.owners[page : page + count] = LOST + node
+        self.copysets[page : page + count] = 0
+
+    def forget_holder(self, node: int) -> None:
+        """Directory: `node` has no copies any more."""
+        bit, others = np.uint64(1 << node), np.uint64((1 << MAX_NODES) - 1 - (1 << node))
+        for low in range(0, self.pages, _SCAN):  # in parts: the masks of a large region are large, too
+            copysets = self.copysets[low : low + _SCAN]
+            copysets[np.flatnonzero(copysets & bit)] &= others
+
+    def owned_by(self, node: int) -> list[tuple[int, int]]:
+        """Directory: runs of pages whose owner is `node`, as (page, count)."""
+        runs: list[tuple[int, int]] = []
+        for low in range(0, self.pages, _SCAN):
+            pages = np.flatnonzero(self.owners[low : low + _SCAN] == node + 1) + low
+            if len(pages):
+                cuts = np.flatnonzero(np.diff(pages) != 1) + 1
+                runs += [(int(run[0]), len(run)) for run in np.split(pages, cuts)]
+        return runs

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dsm import limits
 from dsm.errors import UsageError
 from dsm.launch.cluster import END_S
 from dsm.launch.job import READY_S
@@ -64,6 +65,12 @@ def _parser() -> argparse.ArgumentParser:
         help="a node of the cluster to join (default: a new cluster)",
     )
     parser.add_argument("--secret-file", type=Path, metavar="F", help="the file with the cluster's secret")
+    parser.add_argument(
+        "--page-timeout",
+        type=float,
+        metavar="S",
+        help=f"seconds that a thread waits for a page, 0 without end ({limits.PAGE_TIMEOUT_S:g})",
+    )
     parser.add_argument("--name", metavar="HEX", help="fix the name of the local socket: DSM_NODE=@dsm-HEX")
     return parser
 
@@ -174,6 +181,10 @@ def main(arguments: Sequence[str]) -> int:
     """Run the verb; return the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    if options.page_timeout is not None:
+        if not options.page_timeout >= 0:
+            parser.error(f"--page-timeout {options.page_timeout}: seconds are needed, 0 for no end")
+        os.environ["DSM_PAGE_TIMEOUT"] = str(options.page_timeout)
     try:
         secret = _secret_file(options.secret_file, options.join is not None)
     except UsageError as error:

@@ -50,10 +50,12 @@ class Coherence:
         The node's board.
     links
         Live links by node number; the membership keeps it.
+    patience
+        See `Engine`.
     """
 
-    def __init__(self, node: int, board: Board, links: dict[int, Link]) -> None:
-        self.engine = Engine(node)
+    def __init__(self, node: int, board: Board, links: dict[int, Link], patience: int) -> None:
+        self.engine = Engine(node, patience)
         self.pager = SignalPager(board, self._lowered)
         self.frames: dict[int, Frames] = {}
         self.epoch = 0
@@ -183,13 +185,13 @@ class Coherence:
         self.perform()
 
     def node_lost(self, node: int) -> None:
-        """Another node is gone, and with it pages of every region it was a member of."""
+        """Another node was declared dead."""
         self.engine.node_lost(node, time.monotonic_ns())
         self.perform()
 
-    def fail(self, region: int) -> None:
-        """A node that may have had pages of this region is gone; nothing happens when that is known."""
-        self.engine.fail(region)
+    def age(self) -> None:
+        """A fixed part of the time that a wait for a page may take has passed."""
+        self.engine.age(time.monotonic_ns())
         self.perform()
 
     @property
@@ -357,7 +359,7 @@ class Coherence:
             pin = self._pinning.pop(waiter, None)
             if pin is not None and effect.status == Status.OK:
                 self.on_pinned(waiter >> SLOT_BITS, pin)
-        self.pager.wake(waiter, effect.status)
+        self.pager.wake(waiter, effect.status, effect.peer + 1)
 
     def _discard(self, effect: Discard) -> None:
         if self.frames[effect.region].discard(effect.count):

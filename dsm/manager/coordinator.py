@@ -29,8 +29,6 @@ class LocalNode:
     #: ``drop_region(number, done)``.
     drop_region: Callable[[int, Callable[[], None]], None]
     create_sync: Callable[[SyncObject], None]
-    #: Pages of this region may be lost.
-    fail_region: Callable[[int], None]
     #: The list of live nodes changed.
     members_changed: Callable[[], None]
 
@@ -66,10 +64,6 @@ class Coordinator:
         self._announcing: set[int] = set()
         #: Creator (node, worker) of regions that it has yet to fill.
         self._creators: dict[int, tuple[int, int]] = {}
-        #: Nodes whose workers have opened a region: they may have pages of it, members or not.
-        self._users: dict[int, set[int]] = {}
-        #: Regions that may have lost pages with a node.
-        self._failed: set[int] = set()
 
     def close(self) -> None:
         """Forget everything."""
@@ -89,9 +83,7 @@ class Coordinator:
         if isinstance(body, control.CreateRegion):
             self._create(node, worker, body, answer)
         elif isinstance(body, control.OpenRegion):
-            region = store.find_region(body.key)
-            self._users.setdefault(region.region, set()).add(node)
-            self._when_ready(region, False, answer)
+            self._when_ready(store.find_region(body.key), False, answer)
         elif isinstance(body, control.RegionReady):
             self._creators.pop(body.region, None)
             store.mark_ready(body.region)
@@ -113,7 +105,6 @@ class Coordinator:
 
     def _create(self, node: int, worker: int, body: control.CreateRegion, answer: Answer) -> None:
         region, created = self._store.create_region(body.options, tuple(self._members.nodes), body.ready)
-        self._users.setdefault(region.region, set()).add(node)
         if not created:
             self._when_ready(region, False, answer)
             return
@@ -122,7 +113,6 @@ class Coordinator:
             self._local.add_region(region)
         except DSMError:
             self._store.destroy_region(number)
-            del self._users[number]
             raise
         self._unready[number] = []
         self._announcing.add(number)
@@ -158,8 +148,6 @@ class Coordinator:
         self._store.destroy_region(number)
         self._creators.pop(number, None)
         self._announcing.discard(number)
-        self._users.pop(number, None)
-        self._failed.discard(number)
         for answer in self._unready.pop(number, ()):
             answer(_destroyed(number))
         left = 2
@@ -217,7 +205,6 @@ class Coordinator:
             self._ranks,
             live,
             self._store.list_regions(named_only=False),
-            sorted(self._failed),
         )
         payload = meta.encode(welcome)
         link.send(self._members.header(MetaKind.WELCOME, len(payload)), payload)
@@ -236,8 +223,6 @@ class Coordinator:
         self._store.remove_member(node)
         if link is self._joining:
             self._next_joiner()
-        else:
-            self._fail_regions_of(node)
         self._members.epoch = self._store.epoch()
         for request, (nodes, then) in list(self._awaiting.items()):
             nodes.discard(node)
@@ -248,13 +233,6 @@ class Coordinator:
                 self._destroy(number, lambda: None)
         self._announce_members()
 
-    def _fail_regions_of(self, node: int) -> None:
-        for region in self._store.list_regions(named_only=False):
-            number = region.region
-            if node in region.members or node in self._users.get(number, ()):
-                self._failed.add(number)
-                self._local.fail_region(number)
-
     def _next_joiner(self) -> None:
         self._joining = None
         while self._queue and self._joining is None:
@@ -263,7 +241,7 @@ class Coordinator:
                 self.join(link, join)
 
     def _announce_members(self) -> None:
-        payload = meta.encode(meta.Members(self._members.epoch, self._members.nodes, sorted(self._failed)))
+        payload = meta.encode(meta.Members(self._members.epoch, self._members.nodes))
         for link in self._members.links.values():
             link.send(self._members.header(MetaKind.MEMBERS, len(payload)), payload)
         self._local.members_changed()

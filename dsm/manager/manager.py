@@ -25,9 +25,9 @@ from dsm._native import (
     Board,
     node_board_bytes,
 )
-from dsm.config import address_range
+from dsm.config import address_range, page_timeout
 from dsm.errors import LimitError, Status, WireError
-from dsm.limits import ADDRESS_ALIGNMENT, PEER_SILENCE_S
+from dsm.limits import ADDRESS_ALIGNMENT, PAGE_TIMEOUT_PARTS, PEER_SILENCE_S
 from dsm.manager.coherence import Coherence
 from dsm.manager.coordinator import Coordinator, LocalNode
 from dsm.manager.link import Link
@@ -74,6 +74,8 @@ class Manager:
         self.coherence: Coherence
         self.sync: Sync
         self.requests: Requests
+        #: Seconds that a thread waits for a page; 0 without end.
+        self._page_timeout = page_timeout(os.environ)
         #: Called when the last worker has gone.
         self.on_empty: Callable[[], None] = lambda: None
         self.loop.on_posted = self._posted
@@ -90,7 +92,8 @@ class Manager:
             self.members.listen(listen)
         welcome = self.members.join(join) if join else None
         node = self.members.node
-        self.coherence = Coherence(node, self.board, self.members.links)
+        patience = PAGE_TIMEOUT_PARTS + 1 if self._page_timeout else 0
+        self.coherence = Coherence(node, self.board, self.members.links, patience)
         self.coherence.on_pinned = lambda worker, pin: self.sessions.workers[worker].pins.append(pin)
         self.loop.on_round = self.coherence.tick
         self.sync = Sync(node, self.members.links, self.coherence.pager.wake)
@@ -102,19 +105,20 @@ class Manager:
             local.add_region = self.coherence.add_region
             local.drop_region = self.coherence.drop_region
             local.create_sync = self.sync.create
-            local.fail_region = self.coherence.fail
             local.members_changed = self._take_epoch
             self.coordinator = Coordinator(store, self.members, local, self.ranks)
         else:
             self.ranks = welcome.ranks
+            for dead in set(range(node)) - set(self.members.nodes):
+                self.coherence.node_lost(dead)
             for region in welcome.regions:
-                self._add_region(region)
-            for number in welcome.failed:
-                self.coherence.fail(number)
+                self.coherence.add_region(region)
         self.requests = Requests(self)
         self.members.accept_peers()
         self.sessions.accept_workers()
         self.loop.after(PEER_SILENCE_S / 3, self._look_for_silence)
+        if self._page_timeout:
+            self._age()
 
     def run(self) -> None:
         """Serve until `stop`."""
@@ -258,7 +262,7 @@ class Manager:
             self._members_changed(body)
         elif isinstance(body, Region):
             try:
-                self._add_region(body)
+                self.coherence.add_region(body)
             except LimitError as error:  # others count on every member to keep its part
                 self.log(f"this node ends: {error}")
                 self.stop()
@@ -280,51 +284,54 @@ class Manager:
             payload = meta.encode(meta.Told(reply))
             link.send(self.members.header(MetaKind.REPLY, len(payload), request), payload)
 
-    def _add_region(self, region: Region) -> None:
-        self.coherence.add_region(region)
-        if not set(self.members.nodes).issuperset(region.members):
-            self.coherence.fail(region.region)
-
     def _members_changed(self, members: meta.Members) -> None:
-        for node in set(self.members.nodes) - set(members.nodes):
-            link = self.members.links.get(node)
-            if link is not None:
-                link.lose("the coordinator declared it lost")
-            else:  # it was lost before we heard that it was a member
-                self._node_lost(node)
+        """The coordinator says who lives: the only word on which anybody counts as dead."""
+        dead = sorted(set(self.members.nodes) - set(members.nodes))
         self.members.epoch = members.epoch
         self.members.nodes = sorted(members.nodes)
         self._take_epoch()
-        for number in members.failed:
-            self.coherence.fail(number)
+        for node in dead:
+            link = self.members.links.get(node)
+            if link is not None:
+                link.lose("the coordinator declared it dead")
+            self._node_lost(node)
 
     def _lost(self, link: Link, reason: str) -> None:
+        """A connection is over.  That its node is dead is the coordinator's to say, to all in one order.
+
+        A node that acted on its own would believe dead whom others still hear: both could then be right about
+        different pages, and two nodes write one.
+        """
         self.coherence.link_lost(link)
         node = link.node
-        member = self.members.remove(link)
+        self.members.remove(link)
         if node < 0:
             return
         if self.coordinator is not None:
+            member = self.members.forget(node)
             if member and not link.leaving:
                 self.log(f"node {node} is lost: {reason}")
             self.coordinator.node_gone(node, link)
+            if member:
+                self._node_lost(node)
         elif node == 0:
             if not link.leaving:
                 self.log(f"the coordinator is lost ({reason}); this node ends")
             self.stop()
-            return
-        elif member and not link.leaving:
-            # It may live, out of our reach only: the coordinator decides that it does not.
+        elif node in self.members.nodes:
             link0 = self.members.links.get(0)
             if link0 is not None:
                 link0.send(self.members.header(MetaKind.LOST, 0, region=node))
-        if member:
-            self._node_lost(node)
 
     def _look_for_silence(self) -> None:
         for link in list(self.members.links.values()):
             link.check_silence()
         self.loop.after(PEER_SILENCE_S / 3, self._look_for_silence)
+
+    def _age(self) -> None:
+        """Let waits for pages grow older; a time in which this process was stopped does not count."""
+        self.coherence.age()
+        self.loop.after(self._page_timeout / PAGE_TIMEOUT_PARTS, self._age)
 
     def _node_lost(self, node: int) -> None:
         self.coherence.node_lost(node)

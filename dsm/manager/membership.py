@@ -261,15 +261,17 @@ class Membership:
         link.node = node
         self.links[node] = link
 
-    def remove(self, link: Link) -> bool:
-        """A link is over; True when it was a member's."""
-        if self.links.get(link.node) is not link:
+    def remove(self, link: Link) -> None:
+        """A link is over."""
+        if self.links.get(link.node) is link:
+            del self.links[link.node]
+
+    def forget(self, node: int) -> bool:
+        """A node is no member any more; False when it was none."""
+        if node not in self.nodes:
             return False
-        del self.links[link.node]
-        if link.node in self.nodes:
-            self.nodes = [node for node in self.nodes if node != link.node]
-            return True
-        return False
+        self.nodes = [other for other in self.nodes if other != node]
+        return True
 
     def close(self) -> None:
         """Close every socket."""

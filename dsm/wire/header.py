@@ -28,7 +28,7 @@ from dsm.limits import MAX_DATA_BYTES, MAX_METADATA_BYTES, MAX_NODES
 #: ``b"DS"`` read as a little-endian integer.
 MAGIC = 0x5344
 #: Changes whenever a byte on a wire between nodes changes its meaning.
-VERSION = 1
+VERSION = 2
 
 _HEADER = struct.Struct("<HBBBBHIIIII4xQQ")
 HEADER_BYTES = _HEADER.size

@@ -67,8 +67,6 @@ class Welcome(msgspec.Struct, frozen=True):
     ranks: int
     members: list[Member]
     regions: list[Region]
-    #: Numbers of regions that may have lost pages with a node.
-    failed: list[int]
 
 
 class Members(msgspec.Struct, frozen=True):
@@ -76,8 +74,6 @@ class Members(msgspec.Struct, frozen=True):
 
     epoch: int
     nodes: list[int]
-    #: As in `Welcome`.
-    failed: list[int]
 
 
 class TakeRank(msgspec.Struct, frozen=True, tag=True):

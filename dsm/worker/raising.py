@@ -35,14 +35,15 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from dsm import _native
-from dsm.errors import DSMError, InternalError, Status, error_for
+from dsm.errors import DSMError, InternalError, PeerError, Status, error_for
 from dsm.worker.watcher import Watcher
 
 _HAPPENED = {
     Status.CLOSED: "it was destroyed, or this process closed its node; open or create it again",
     Status.NODE_LOST: "the manager of this node is gone, its pages with it; start the program again",
-    Status.PAGE_LOST: "its only copy went away with the node that held it; create the region again",
-    Status.PAGE_TIMEOUT: "the node that holds it did not answer in time; it is not lost, try again",
+    Status.PAGE_LOST: "it went away with {peer}, which is gone; other pages can still be used",
+    Status.PAGE_TIMEOUT: "asked of {peer}, it did not come in time: who has it is stopped, cut off, or pins "
+    "it (see `dsm status`); it is not lost: try again, or raise DSM_PAGE_TIMEOUT",
     Status.LIMIT: "no memory maps left in this process; raise vm.max_map_count or choose a larger page_size",
 }
 
@@ -195,8 +196,15 @@ class Raiser:
     def _exception(self, error: _native.PageError) -> DSMError:
         known = Status(error.status) if error.status in set(Status) else Status.INTERNAL
         happened = _HAPPENED.get(known, f"the fault ended with status {error.status}")
-        page = f"page {error.page} of {self._label(error.region)} (at {error.address:#x})"
-        return error_for(error.status, f"{page}: {happened}")
+        peer = error.peer - 1 if error.peer else None
+        region = self._label(error.region)
+        happened = happened.format(peer="the node that held it" if peer is None else f"node {peer}")
+        exception = error_for(
+            error.status, f"page {error.page} of {region} (at {error.address:#x}): {happened}"
+        )
+        if isinstance(exception, PeerError):
+            exception.region, exception.page, exception.peer = region, error.page, peer
+        return exception
 
 
 def _pointer(function: Any) -> Any:

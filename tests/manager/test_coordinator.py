@@ -55,7 +55,6 @@ def local():
     local.add_region = lambda region: None
     local.drop_region = lambda number, done: done()
     local.members_changed = lambda: None
-    local.fail_region = lambda number: None
     return local
 
 
@@ -101,19 +100,6 @@ def test_a_region_that_the_coordinator_cannot_keep_is_refused_and_its_name_stays
     assert ask(coordinator, CREATE)[0].status == Status.LIMIT
     local.add_region = lambda region: None
     assert not ask(coordinator, CREATE), "it is being announced"
-
-
-def test_a_node_that_joins_is_told_which_regions_may_have_lost_pages(coordinator, members, monkeypatch):
-    created = ask(coordinator, CREATE)
-    coordinator.acknowledged(1, members.links[1].sent[0][1])
-    number = created[0].region.region
-    link = members.links.pop(1)
-    members.nodes = [0]
-    coordinator.node_gone(1, link)
-    welcomes = []
-    monkeypatch.setattr(meta, "encode", lambda body: welcomes.append(body) or b"")
-    coordinator.join(Link(-1), meta.Join("127.0.0.1:1"))
-    assert welcomes[-1].failed == [number]
 
 
 def test_a_joining_node_keeps_nobody_waiting(coordinator, members):

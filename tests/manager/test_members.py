@@ -10,18 +10,18 @@ from dsm.coherence.messages import Kind
 from dsm.errors import WireError
 from dsm.manager.manager import Manager
 from dsm.manager.membership import Membership
-from dsm.types import Region, RegionOptions
 from dsm.wire.header import Family, pack, unpack
-from dsm.wire.membership import Members
+from dsm.wire.membership import Members, MetaKind
 
 
 class Link:
     def __init__(self, manager, node):
         self.manager, self.node = manager, node
         self.closed = self.leaving = False
+        self.sent = []
 
     def send(self, header, payload=None):
-        pass
+        self.sent.append(header)
 
     def flush(self):
         pass
@@ -45,8 +45,6 @@ def manager():
         epoch=0,
         link_lost=lambda link: None,
         node_lost=lambda node: said.append(("pages", node)),
-        add_region=lambda region: said.append(("add", region.region)),
-        fail=lambda number: said.append(("fail", number)),
     )
     manager.sync = types.SimpleNamespace(epoch=0, node_gone=lambda node: said.append(("sync", node)))
     return manager
@@ -56,36 +54,27 @@ LOST = [("pages", 2), ("sync", 2)]
 
 
 def test_the_coordinator_says_it_first(manager):
-    manager._members_changed(Members(5, [0, 1], []))
+    manager._members_changed(Members(5, [0, 1]))
     assert manager.said == LOST
     assert manager.members.nodes == [0, 1]
 
 
 def test_the_link_says_it_first(manager):
+    """Then the coordinator is told, and only its word counts."""
+    coordinator = manager.members.links[0]
     manager.members.links[2].lose("reset")
-    manager._members_changed(Members(5, [0, 1], []))
+    assert manager.said == []
+    assert [unpack(header, 0)[3] for header in coordinator.sent] == [MetaKind.LOST]
+    manager._members_changed(Members(5, [0, 1]))
     assert manager.said == LOST
 
 
 def test_a_member_whose_link_was_lost_before_it_was_announced(manager):
     manager.members.nodes = [0, 1]
     manager.members.links[2].lose("reset")
-    manager._members_changed(Members(5, [0, 1, 2], []))
-    manager._members_changed(Members(6, [0, 1], []))
+    manager._members_changed(Members(5, [0, 1, 2]))
+    manager._members_changed(Members(6, [0, 1]))
     assert manager.said == LOST
-
-
-def test_a_region_that_counts_on_a_lost_member_has_failed_from_the_start(manager):
-    manager.members.links[2].lose("reset")
-    manager.said.clear()
-    manager._add_region(Region(7, RegionOptions(nbytes=4096), 0, (0, 1, 2)))
-    manager._add_region(Region(8, RegionOptions(nbytes=4096), 0, (0, 1)))
-    assert manager.said == [("add", 7), ("fail", 7), ("add", 8)]
-
-
-def test_regions_that_the_lost_node_used_without_being_a_member(manager):
-    manager._members_changed(Members(5, [0, 1], [9]))
-    assert manager.said == [*LOST, ("fail", 9)]
 
 
 @pytest.mark.parametrize("family", [Family.COHERENCE, Family.SYNC])

@@ -23,10 +23,12 @@ def test_checks_hold_for_seeds(first):
 
 
 def test_seeds_and_traces_take_every_row_of_the_transition_table():
-    script = Script()
-    # The rows that a seed in thousands takes have a trace of their own.
-    replay((Path(__file__).parent / "traces" / "invalidated_range.txt").read_text(), script)
-    coverage = dict(script.coverage)
+    # The rows that a seed in thousands takes have traces of their own.
+    coverage = {}
+    for trace in ("invalidated_range.txt", "node_lost.txt"):
+        script = Script()
+        replay((Path(__file__).parent / "traces" / trace).read_text(), script)
+        coverage |= script.coverage
     for seed in range(1000, 1200):
         outcome = run_seed(seed, min_events=2000)
         assert outcome.ok, report(outcome)

@@ -23,7 +23,7 @@ def test_layout_is_the_documented_one():
 
     assert len(data) == HEADER_BYTES == 48
     assert data == bytes.fromhex(
-        "4453 01 03 11 22 4433 88776655 07000000 ccbbaa99 02000000 05000000 00000000"
+        "4453 02 03 11 22 4433 88776655 07000000 ccbbaa99 02000000 05000000 00000000"
         "0807060504030201 0900000000000000"
     )
 
@@ -70,7 +70,7 @@ def test_other_version_names_both():
 
 
 @pytest.mark.parametrize(
-    ("family", "kind"), [(0, 1), (4, 1), (255, 255), (1, 0), (1, 10), (1, 255), (2, 0), (3, 0)]
+    ("family", "kind"), [(0, 1), (4, 1), (255, 255), (1, 0), (1, 15), (1, 255), (2, 0), (3, 0)]
 )
 def test_unknown_family_or_kind_is_refused(family, kind):
     with pytest.raises(WireError, match=f"no message of family {family} has kind {kind}"):

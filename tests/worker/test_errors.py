@@ -12,7 +12,7 @@ from dsm.errors import Status
 from support import wait_until
 
 CLASSES = [
-    (Status.PAGE_LOST, dsm.PageLostError, "create the region again"),
+    (Status.PAGE_LOST, dsm.PageLostError, "other pages can still be used"),
     (Status.PAGE_TIMEOUT, dsm.PageTimeoutError, "not lost"),
     (Status.LIMIT, dsm.LimitError, "vm.max_map_count"),
     (Status.CLOSED, dsm.ClosedError, "destroyed"),

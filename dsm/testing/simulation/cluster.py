@@ -88,7 +88,7 @@ def unfinished(region: SequentialRegion) -> str:
     found = {
         "requests": requester.requests,
         "waiting": requester.waiting,
-        "prefetch and pin": requester.bulks,
+        "prefetch and pin": region.bulks.under_way,
         "transactions": region.directory.busy,
         "demands": holder.demands,
         "Lower": holder.lowering,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dsm.coherence.directory import Directory
+from dsm.coherence.directory import Directory, Transaction
 from dsm.coherence.engine import Engine
 from dsm.coherence.hold import Hold
 from dsm.coherence.holder import Demand, Holder
@@ -74,11 +74,11 @@ class _ClosesEarly(Directory):
     def _start(self, message: Message, page: int, count: int) -> None:
         super()._start(message, page, count)
         transaction = self.busy.get(page)
-        if transaction is not None and not transaction.awaiting:
+        if isinstance(transaction, Transaction) and not transaction.awaiting:
             self._close(transaction)
 
     def invalidated(self, message: Message) -> None:
-        transaction = self.busy[message.page]
+        transaction = self._find(message.page, message.count, "INVALIDATED")
         super().invalidated(message)
         if not transaction.awaiting:
             self._close(transaction)
@@ -128,7 +128,7 @@ class _ForgetsReader(Directory):
     """Does not note who got a copy."""
 
     def confirm(self, message: Message) -> None:
-        asked = self.busy[message.page].message
+        asked = self._find(message.page, message.count, "CONFIRM").message
         table = self.region.table
         before = table.copyset[message.page]
         super().confirm(message)

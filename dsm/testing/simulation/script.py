@@ -17,6 +17,8 @@ compared, never guessed.
 ``lowered n1 [token]``                     the workers acknowledged (the oldest `Lower`)
 ``time +150`` or ``+0.5Δ``                 microseconds, or hold times, pass; engines that asked are called
 ``drop n1``                                the region is destroyed, as n1 learns it
+``lost n1 n2``                             n1 hears that n2 is dead: their link is cut
+``age n1``                                 a wait of n1 that began before is over (patience is one)
 ``pages p0+2``                             states, directory entries
 ``links``                                  what is on its way
 ========================================  =========================================================
@@ -30,6 +32,7 @@ from collections.abc import Callable
 from dsm.coherence.engine import Engine
 from dsm.coherence.messages import Kind, Lower, Message, Send, SendPages
 from dsm.coherence.states import State
+from dsm.coherence.table import LOST
 from dsm.errors import DSMError
 from dsm.limits import ADDRESS_LOW, HOLD_NS
 from dsm.testing.simulation.trace import effect_text, message_text
@@ -104,7 +107,7 @@ class Script:
         )
         region = Region(_REGION, chosen, ADDRESS_LOW, tuple(range(count)))
         for node in range(count):
-            engine = Engine(node)
+            engine = Engine(node, patience=1)
             engine.add_region(region)
             engine.regions[_REGION].table.taken = self.coverage
             self.engines.append(engine)
@@ -196,6 +199,16 @@ class Script:
     def do_drop(self, words: list[str]) -> None:
         self.engines[_number(words[0], "n")].drop_region(_REGION)
 
+    def do_lost(self, words: list[str]) -> None:
+        node, dead = _number(words[0], "n"), _number(words[1], "n")
+        for link in ((node, dead), (dead, node)):
+            self.links.pop(link, None)
+            self.open.pop(link, None)
+        self.engines[node].node_lost(dead, self.now)
+
+    def do_age(self, words: list[str]) -> None:
+        self.engines[_number(words[0], "n")].age(self.now)
+
     def do_pages(self, words: list[str]) -> None:
         first, count = _range(words[0])
         for page in range(first, first + count):
@@ -203,10 +216,12 @@ class Script:
             states = " ".join(f"n{e.node} {State(e.state(_REGION, page)).name}" for e in live)
             region = live[0].regions[_REGION]
             entry = self.engines[region.placement.directory(page)].regions[_REGION]
-            owner, copyset = entry.table.owner[page] - 1, entry.table.copyset[page]
+            owner, copyset = entry.table.owner[page], entry.table.copyset[page]
             holders = ",".join(f"n{n}" for n in range(64) if copyset >> n & 1)
             busy = ", in a transaction" if page in entry.directory.busy else ""
-            kept = f"owner n{owner}, copies {holders}" if owner >= 0 else "unclaimed"
+            kept = f"owner n{owner - 1}, copies {holders}" if owner else "unclaimed"
+            if owner >= LOST:
+                kept = f"went away with n{owner - LOST}"
             self._said.append(f"p{page}: {states}; {kept}{busy}")
 
     def do_links(self, words: list[str]) -> None:
