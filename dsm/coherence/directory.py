@@ -224,8 +224,11 @@ class Directory:
         self._note(asked.node, transaction.page, transaction.count, bool(asked.flags & _WRITE))
         self._end(transaction)
 
-    def _end(self, ended: Transaction | Search) -> None:
-        """These pages are free again: find them an owner if theirs died, then take the next request."""
+    def _end(self, ended: Transaction | Search, dead: int = -1) -> None:
+        """These pages are free again: find them an owner if theirs died, then take the next request.
+
+        `dead` is a node to which they may have been sent by an owner that lives.
+        """
         page, count = ended.page, ended.count
         if count == 1:
             del self.busy[page]
@@ -234,8 +237,10 @@ class Directory:
                 del self.busy[p]
         region = self.region
         owner = region.table.owner[page]
-        if region.engine.lost and 0 < owner < LOST and owner - 1 in region.engine.lost:
-            self._search(page, count)
+        if dead >= 0:
+            self._search(page, count, dead)
+        elif region.engine.lost and 0 < owner < LOST and owner - 1 in region.engine.lost:
+            self._search(page, count, owner - 1)
         if ended.queue is not None:
             for queued in ended.queue:
                 self.get(*queued)
@@ -282,7 +287,10 @@ class Directory:
                 if missing and not each.awaiting:
                     self._give(each)
             elif each.source == self.region.node:
-                pass  # our own holder's answer ends it, whoever the requester is
+                # What has begun ends with our own holder's answer, whoever the requester is.
+                if each.message.node == node and self.region.holder.withdraw(each.page, each.count):
+                    each.source = _NOBODY
+                    self._abandon(each)
             elif each.message.node == node:
                 self._abandon(each)
             elif each.source == node:
@@ -290,22 +298,26 @@ class Directory:
                 void = Message(_VOID, asked.region, each.page, each.count, asked.request, asked.node)
                 self.region.send(asked.node, void)
         for page, count in table.owned_by(node):
-            self._search_idle(page, count)
+            self._search_idle(page, count, node)
 
     def _abandon(self, transaction: Transaction) -> None:
-        """The requester is dead.  If it had, or was to be sent, the only copy, that is gone with it."""
+        """The requester is dead; if it had the only copy, or got it, that is gone with it."""
         asked = transaction.message
-        page, count = transaction.page, transaction.count
-        table = self.region.table
+        page, count, source = transaction.page, transaction.count, transaction.source
+        region = self.region
+        table = region.table
         if asked.flags & _WRITE:
-            if transaction.upgrade or transaction.source != _NOBODY:
+            if transaction.upgrade or source == region.node:
                 table.lose(page, count, asked.node)
-            else:  # all copies but the owner's were given up
+            else:  # all copies but the owner's were given up, and that is perhaps on its way
                 owner = table.owner[page] - 1
-                table.copysets[page : page + count] = 0 if owner in self.region.engine.lost else 1 << owner
+                table.copysets[page : page + count] = 0 if owner in region.engine.lost else 1 << owner
+                if source != _NOBODY and owner not in region.engine.lost:
+                    self._end(transaction, asked.node)
+                    return
         self._end(transaction)
 
-    def _search_idle(self, page: int, count: int) -> None:
+    def _search_idle(self, page: int, count: int, dead: int) -> None:
         """Search for those of these pages that are in no transaction."""
         end = page + count
         while page < end:
@@ -316,19 +328,19 @@ class Directory:
                 low, high = run, run + pages
                 while low < high:  # no message crosses a block
                     cut = min(high, self.region.placement.request_end(low))
-                    self._search(low, cut - low)
+                    self._search(low, cut - low, dead)
                     low = cut
             page = stop + 1
 
-    def _search(self, page: int, count: int) -> None:
-        """The owner of these idle pages, which are alike, is dead: ask who has a copy."""
+    def _search(self, page: int, count: int, dead: int) -> None:
+        """Ask who has a copy of these idle pages, which are alike: a dead node had, or was to get, them."""
         region = self.region
         table = region.table
         copyset = table.copyset[page]
         if not copyset:
-            table.lose(page, count, table.owner[page] - 1)
+            table.lose(page, count, dead)
             return
-        search = Search(page, count, copyset)
+        search = Search(page, count, copyset, dead)
         self.busy.update(dict.fromkeys(range(page, page + count), search))
         for holder in search.holders():
             region.send(holder, Message(int(Kind.LOCATE), region.number, page, count, 0, region.node))
@@ -350,13 +362,12 @@ class Directory:
         if search.left:
             return
         table = self.region.table
-        dead = table.owner[search.page] - 1
         for page, holders in zip(range(search.page, search.page + search.count), search.found, strict=True):
             if holders:
                 table.owner[page] = (holders & -holders).bit_length()
                 table.copyset[page] = holders
             else:
-                table.lose(page, 1, dead)
+                table.lose(page, 1, search.blame)
         self._end(search)
 
     def _refuse(self, message: Message, page: int, count: int, dead: int) -> None:

@@ -205,6 +205,11 @@ class Engine:
             if self.inbox:
                 self._drain()
 
+    def look_soon(self) -> None:
+        """A thread got its page: what its instruction kept meanwhile may be wanted by others."""
+        for number in self.held_back:
+            self.regions[number].holder.look_soon()
+
     def tick(self, now: int) -> None:
         """Time has passed: what was held back may go on."""
         self.now = now

@@ -12,8 +12,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from dsm.coherence.messages import Discard, Flag, Kind, Level, Lower, Message, SendPages
-from dsm.coherence.states import HOLDING, State
-from dsm.errors import InternalError
+from dsm.coherence.states import HOLDING, READABLE, State
 from dsm.limits import UNAPPLIED_MAX_NS
 
 if TYPE_CHECKING:
@@ -27,9 +26,7 @@ _LEVEL_NONE, _LEVEL_READ = int(Level.NONE), int(Level.READ)
 _AHEAD = int(State.AHEAD)
 _CONFIRM = int(Flag.CONFIRM)
 _PRESENT, _ABSENT = int(Kind.PRESENT), int(Kind.ABSENT)
-#: What a copyset member that is no owner may find when it looks for a page: it has it, or has not.
-_LOCATABLE = frozenset({int(State.SHARED), int(State.UPGRADING)})
-_ABSENT_STATES = frozenset({int(State.INVALID), int(State.READING), int(State.WRITING)})
+_READABLE = frozenset(int(s) for s in READABLE)
 _SHAREABLE = frozenset({int(State.SHARED), int(State.UPGRADING)})
 _HOLDING = frozenset(int(s) for s in HOLDING)
 #: How often to look whether a granted page has been mapped by the thread that waited for it.
@@ -74,6 +71,12 @@ class Holder:
         else:
             self.demands.append(demand)
 
+    def look_soon(self) -> None:
+        """Look again soon at what is held back, at the latest."""
+        soon = self.region.engine.now + _POLL_NS
+        if self.deadline is not None and soon < self.deadline:
+            self.deadline = soon
+
     def resume(self) -> None:
         """Time has passed, a pin was released or a demand ended: start what may start now."""
         if self.deadline is not None:
@@ -99,14 +102,15 @@ class Holder:
             self.resume()
 
     def locate(self, message: Message) -> None:
-        """The directory, whose entry's owner died, asks which of these pages are here."""
+        """The directory asks which of these pages are here: their owner, or who was to get them, died."""
         region = self.region
         state = region.table.state
         page, end = message.page, message.page + message.count
+        self.withdraw(page, message.count)
         while page < end:
-            present = state[page] in _LOCATABLE
+            present = state[page] in _READABLE
             stop = page + 1
-            while stop < end and (state[stop] in _LOCATABLE) == present:
+            while stop < end and (state[stop] in _READABLE) == present:
                 stop += 1
             if not present:
                 self._forget_ahead(page, stop)
@@ -117,17 +121,30 @@ class Holder:
                 region.requester.settle(page, stop - page)
             page = stop
 
+    def withdraw(self, page: int, count: int) -> bool:
+        """Forget the demand for these pages, which was for a dead node; False when it has begun."""
+        kept = [
+            demand
+            for demand in self.demands
+            if demand.started
+            or demand.message.flags & _SPECULATIVE
+            or demand.page >= page + count
+            or page >= demand.page + demand.count
+        ]
+        if len(kept) == len(self.demands):
+            return False
+        self.demands = kept
+        self.resume()
+        return True
+
     def _forget_ahead(self, page: int, end: int) -> None:
         """What a dead node was to send of these pages does not come."""
         region = self.region
         for p in range(page, end):
-            state = region.table.state[p]
-            if state == _AHEAD:
+            if region.table.state[p] == _AHEAD:
                 region.requester.void(p, 1)
                 region.table.shift("declined", p, 1)
                 region.take_mark(p, 1)
-            elif state not in _ABSENT_STATES:
-                raise InternalError(f"page {p} is {State(state).name} here, but a dead node owned it")
 
     def _held_back(self, message: Message) -> bool:
         """Whether a hold or pin keeps this demand waiting; notes when to look again."""

@@ -1,4 +1,4 @@
-"""The search for surviving copies of pages whose owner died.
+"""The search for surviving copies of pages whose owner, or next owner, died.
 
 Owns one search: who was asked, who has answered, and who has which page.  The directory knows who *may*
 have a copy; whoever read ahead may have been waiting for the dead node to send it.  So it asks each of
@@ -9,6 +9,7 @@ nobody has is lost.
 from __future__ import annotations
 
 from dsm.coherence.messages import Kind, Message
+from dsm.errors import InternalError
 
 _PRESENT = int(Kind.PRESENT)
 
@@ -16,11 +17,13 @@ _PRESENT = int(Kind.PRESENT)
 class Search:
     """Pages of one directory, alike in owner and copyset, for which copies are looked for."""
 
-    __slots__ = ("count", "found", "left", "page", "queue")
+    __slots__ = ("blame", "count", "found", "left", "page", "queue")
 
-    def __init__(self, page: int, count: int, copyset: int) -> None:
+    def __init__(self, page: int, count: int, copyset: int, blame: int) -> None:
         self.page = page
         self.count = count
+        #: The dead node with which the pages went away if nobody has them.
+        self.blame = blame
         #: node -> pages about which it has yet to answer.
         self.left = {node: count for node in range(copyset.bit_length()) if copyset >> node & 1}
         #: Bits of the nodes that have each page.
@@ -34,6 +37,10 @@ class Search:
 
     def answered(self, message: Message) -> None:
         """Take a PRESENT or ABSENT."""
+        if self.left.get(message.node, 0) < message.count:
+            raise InternalError(
+                f"node {message.node} says more of pages {self.page}+{self.count} than was asked"
+            )
         if message.kind == _PRESENT:
             low = message.page - self.page
             for index in range(low, low + message.count):

@@ -333,6 +333,8 @@ class Requester:
             if state == _EXCLUSIVE or (not wait.write and state in _READABLE):
                 region.hold.granted(wait.waiter, region.base + page, region.engine.now)
                 region.effects.append(Wake(wait.waiter, _OK))
+                if region.engine.held_back:
+                    region.engine.look_soon()
             else:
                 left.append(wait)
         if left:

@@ -52,8 +52,9 @@ TRANSITIONS: Final[dict[str, dict[State, State]]] = {
     "declined": {S.AHEAD: S.INVALID},
     "give-up": {S.READING: S.INVALID, S.WRITING: S.INVALID, S.UPGRADING: S.SHARED, S.AHEAD: S.INVALID},
     # holder
-    "downgrade": {S.EXCLUSIVE: S.DOWNGRADING},
-    "downgraded": {S.DOWNGRADING: S.SHARED},
+    # In a range that is asked for as one, some pages may be shared already, with readers that died.
+    "downgrade": {S.EXCLUSIVE: S.DOWNGRADING, S.SHARED: S.SHARED, S.UPGRADING: S.UPGRADING},
+    "downgraded": {S.DOWNGRADING: S.SHARED, S.SHARED: S.SHARED, S.UPGRADING: S.UPGRADING},
     "invalidate": {
         S.EXCLUSIVE: S.INVALIDATING,
         S.SHARED: S.INVALIDATING,

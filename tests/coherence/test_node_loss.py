@@ -359,3 +359,35 @@ def test_the_directory_itself_names_who_is_late():
         it.engines[0].age(0)
         it.collect(0)
     assert it.wakes == [(0, 5, PAGE_TIMEOUT, 1), (0, 6, PAGE_TIMEOUT, 1)]
+
+
+@pytest.mark.parametrize("owner", [0, 2])
+def test_a_page_that_has_not_left_its_owner_stays_there(owner):
+    it = Cluster()
+    it.access(owner, 0, write=True)
+    it.engines[owner].pin(1, 0, 1, True, 8, 0)
+    it.collect(owner)
+    it.fault(1, 0, write=True, waiter=5)
+    it.deliver(1, 0), it.settle()
+    it.fault(3, 0, waiter=6)
+    it.deliver(3, 0)
+    for node in (0, 2, 3):
+        it.hears(node, 1)
+    it.settle()
+    assert it.state(owner, 0) == State.EXCLUSIVE
+    it.engines[owner].unpin(1, 0, 1, True, 10**13)
+    it.collect(owner), it.settle()
+    assert (3, 6, OK, -1) in it.wakes
+    assert it.owner(0) == (owner, 1 << owner | 0b1000)
+
+
+def test_a_range_of_which_dead_readers_had_read_a_part():
+    it = Cluster()
+    it.access(1, 0, write=True), it.access(1, 1, write=True)
+    it.access(2, 1)
+    for node in (0, 1, 3):
+        it.hears(node, 2)
+    it.engines[3].prefetch(1, 0, 2, False, 5, 0)
+    it.collect(3), it.settle()
+    assert (3, 5, OK, -1) in it.wakes
+    assert it.access(3, 1, write=True) == it.access(1, 0, write=True) == (OK, -1)
