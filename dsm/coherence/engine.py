@@ -173,7 +173,10 @@ class Engine:
         if region is None:
             return False
         request = region.requester.requests.get(message.request)
-        return request is not None and request.void is None
+        if request is None:
+            return False
+        rest = request.rest
+        return rest is None or rest.issuperset(range(message.page, message.page + message.count))
 
     def wanted_runs(self, message: Message) -> list[tuple[int, int]]:
         """Pages (page, count) of a DATA message that are still to be installed."""

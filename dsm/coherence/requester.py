@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 _INVALID, _SHARED, _EXCLUSIVE = int(State.INVALID), int(State.SHARED), int(State.EXCLUSIVE)
 _READABLE = frozenset(int(state) for state in READABLE)
 _PENDING = frozenset(int(state) for state in PENDING)
-_ASKED = frozenset({int(State.READING), int(State.WRITING)})
 _WRITE, _FRESH = int(Flag.WRITE), int(Flag.FRESH)
 _CONFIRM_FLAG = int(Flag.CONFIRM)
 _WRITE_HAVE = int(Flag.WRITE | Flag.HAVE)
@@ -36,16 +35,28 @@ _OK = int(Status.OK)
 class Request:
     """Pages asked for in one message."""
 
-    __slots__ = ("count", "left", "page", "speculative", "void")
+    __slots__ = ("count", "page", "rest", "speculative")
 
     def __init__(self, page: int, count: int, speculative: bool) -> None:
         self.page = page
         self.count = count
         self.speculative = speculative
-        #: Pages that are neither answered nor void.
-        self.left = count
-        #: Pages whose answer, if it still comes, must not be installed.
-        self.void: set[int] | None = None
+        #: Pages that are neither answered nor void: what comes for others must not be installed.  None: all.
+        self.rest: set[int] | None = None
+
+    def awaits(self, page: int) -> bool:
+        """Whether a page is neither answered nor void."""
+        rest = self.rest
+        return self.page <= page < self.page + self.count if rest is None else page in rest
+
+    def settle(self, page: int, count: int) -> bool:
+        """Pages are answered or void; False when none is awaited any more."""
+        if self.rest is None:
+            if count == self.count:
+                return False
+            self.rest = set(range(self.page, self.page + self.count))
+        self.rest.difference_update(range(page, page + count))
+        return bool(self.rest)
 
 
 class Wait(msgspec.Struct, frozen=True, gc=False):
@@ -213,13 +224,9 @@ class Requester:
         region = self.region
         page, count = message.page, message.count
         request = self.requests.get(message.request)
-        if (
-            request is None
-            or (request.void is not None and page in request.void)
-            or region.table.state[page] not in _ASKED
-        ):
+        if request is None or not request.awaits(page):
             return  # installed: our CONFIRM is on its way
-        self._void(message.request, request, page, page + count)
+        self._settled(message.request, request, page, count)
         region.table.shift("give-up", page, count)
         absent = Message(_ABSENT, region.number, page, count, message.request, region.node)
         region.send(region.placement.directory(page), absent)
@@ -231,7 +238,7 @@ class Requester:
         if request is None:
             return
         runs = self.live_runs(message)
-        self._answered(message, request)
+        self._settled(message.request, request, message.page, message.count)
         for page, count in runs:
             self.region.table.shift("give-up", page, count)
             self._lose(page, count, message.node)
@@ -243,12 +250,12 @@ class Requester:
         request = self.requests.get(message.request)
         if request is None:
             return []
-        if request.void is None:
+        if request.rest is None:
             return [(message.page, message.count)]
         runs: list[tuple[int, int]] = []
         start = -1
         for page in range(message.page, message.page + message.count + 1):
-            live = page < message.page + message.count and page not in request.void
+            live = page < message.page + message.count and page in request.rest
             if live and start < 0:
                 start = page
             elif not live and start >= 0:
@@ -265,7 +272,7 @@ class Requester:
         flags = message.flags
         write = flags & _WRITE
         runs = self.live_runs(message)
-        self._answered(message, request)
+        self._settled(message.request, request, message.page, message.count)
         for page, count in runs:
             region.table.shift("install-exclusive" if write else "install-shared", page, count)
             if flags & _FRESH:
@@ -288,7 +295,7 @@ class Requester:
         if not request.speculative:
             raise InternalError(f"request {message.request} was declined, but it is not speculative")
         runs = self.live_runs(message)
-        self._answered(message, request)
+        self._settled(message.request, request, message.page, message.count)
         region = self.region
         for page, count in runs:
             region.table.shift("declined", page, count)
@@ -303,14 +310,12 @@ class Requester:
                 low = max(page, request.page)
                 high = min(page + count, request.page + request.count)
                 if low < high:
-                    self._void(number, request, low, high)
+                    self._settled(number, request, low, high - low)
 
-    def _void(self, number: int, request: Request, page: int, end: int) -> None:
-        if request.void is None:
-            request.void = set()
-        before = len(request.void)
-        request.void.update(range(page, end))
-        self._count(number, request, len(request.void) - before)
+    def _settled(self, number: int, request: Request, page: int, count: int) -> None:
+        """Pages of a request are answered, or void: at the end it is forgotten."""
+        if not request.settle(page, count):
+            del self.requests[number]
 
     def settle(self, page: int, count: int) -> None:
         """The state of these pages changed: wake who is served, ask for who is not."""
@@ -341,15 +346,3 @@ class Requester:
             self.waiting[page] = left
             if state in (_INVALID, _SHARED):
                 self.ask(page, 1, any(wait.write for wait in left))
-
-    def _answered(self, message: Message, request: Request) -> None:
-        count = message.count
-        if request.void is not None:
-            count -= sum(page in request.void for page in range(message.page, message.page + count))
-        self._count(message.request, request, count)
-
-    def _count(self, number: int, request: Request, count: int) -> None:
-        """So many pages of a request are answered, or void: at the end it is forgotten."""
-        request.left -= count
-        if request.left <= 0:
-            self.requests.pop(number, None)

@@ -274,9 +274,9 @@ class _InstallsVoided(Requester):
 
     def install(self, message: Message) -> None:
         request = self.requests.get(message.request)
-        if request is not None and request.void:
-            for page in request.void:
-                if message.page <= page < message.page + message.count:
+        if request is not None:
+            for page in range(message.page, message.page + message.count):
+                if not request.awaits(page):
                     self.region.table.state[page] = State.AHEAD
         super().install(message)
 
