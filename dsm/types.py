@@ -15,6 +15,10 @@ PLACEMENTS = ("first-touch", "block", "cyclic")
 MAX_DIMENSIONS = 64
 
 
+#: Name of the barrier of all workers of a job.
+JOB_BARRIER = "dsm.job"
+
+
 class ArrayLayout(msgspec.Struct, frozen=True):
     """How a numpy array lies in a region, from its first byte on."""
 

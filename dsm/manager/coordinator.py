@@ -8,7 +8,7 @@ after the other.  Runs in the manager that was started without ``--join``.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from dsm.errors import DSMError, Status, WireError, status_of
 from dsm.manager.link import Link
@@ -31,6 +31,8 @@ class LocalNode:
     create_sync: Callable[[SyncObject], None]
     #: The list of live nodes changed.
     members_changed: Callable[[], None]
+    #: These ranks have no process; by rank, the node where each was.
+    ranks_missing: Callable[[Mapping[int, int]], None]
 
 
 class Coordinator:
@@ -64,6 +66,10 @@ class Coordinator:
         self._announcing: set[int] = set()
         #: Creator (node, worker) of regions that it has yet to fill.
         self._creators: dict[int, tuple[int, int]] = {}
+        #: Ranks of a launched job: the worker (node, number) that holds each, and where those were that
+        #: have none any more.
+        self._holders: dict[int, tuple[int, int]] = {}
+        self._missing: dict[int, int] = {}
 
     def close(self) -> None:
         """Forget everything."""
@@ -96,7 +102,8 @@ class Coordinator:
             self._open_sync(body, answer)
         elif isinstance(body, meta.TakeRank):
             rank, size = store.take_rank(body.rank)
-            answer(meta.RankTaken(rank, size))
+            taken = meta.RankTaken(rank, size)
+            self._take_rank(rank, (node, worker), body.forked, lambda: answer(taken))
         elif isinstance(body, meta.WorkerGone):
             self._worker_gone(node, body.worker)
             answer(meta.Finished())
@@ -178,6 +185,32 @@ class Coordinator:
         for number, creator in list(self._creators.items()):
             if creator == (node, worker):
                 self._destroy(number, lambda: None)
+        self._ranks_lost(lambda holder: holder == (node, worker))
+
+    # -- ranks -------------------------------------------------------------------------------------------
+
+    def _take_rank(self, rank: int, holder: tuple[int, int], forked: bool, taken: Callable[[], None]) -> None:
+        """Note who holds a rank: the first that takes it.  `taken()` once all know that it is there."""
+        if not self._ranks or forked or rank in self._holders:
+            taken()
+            return
+        self._holders[rank] = holder
+        if self._missing.pop(rank, None) is None:
+            taken()
+        else:
+            self._tell_ranks(taken)
+
+    def _ranks_lost(self, lost: Callable[[tuple[int, int]], bool]) -> None:
+        """Processes are gone: say which ranks are missing now."""
+        ranks = [rank for rank, holder in self._holders.items() if lost(holder)]
+        for rank in ranks:
+            self._missing[rank], _ = self._holders.pop(rank)
+        if ranks:
+            self._tell_ranks(lambda: None)
+
+    def _tell_ranks(self, told: Callable[[], None]) -> None:
+        self._local.ranks_missing(self._missing)
+        self._tell_all(MetaKind.RANKS, meta.encode(meta.Ranks(self._missing)), 0, self._members.links, told)
 
     # -- members -----------------------------------------------------------------------------------------
 
@@ -208,6 +241,9 @@ class Coordinator:
         )
         payload = meta.encode(welcome)
         link.send(self._members.header(MetaKind.WELCOME, len(payload)), payload)
+        if self._missing:
+            ranks = meta.encode(meta.Ranks(self._missing))
+            link.send(self._members.header(MetaKind.RANKS, len(ranks)), ranks)
         link.flush()
 
     def ready(self, link: Link) -> None:
@@ -231,6 +267,7 @@ class Coordinator:
         for number, creator in list(self._creators.items()):
             if creator[0] == node:
                 self._destroy(number, lambda: None)
+        self._ranks_lost(lambda holder: holder[0] == node)
         self._announce_members()
 
     def _next_joiner(self) -> None:

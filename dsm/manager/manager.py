@@ -106,6 +106,7 @@ class Manager:
             local.drop_region = self.coherence.drop_region
             local.create_sync = self.sync.create
             local.members_changed = self._take_epoch
+            local.ranks_missing = self.sync.ranks_missing
             self.coordinator = Coordinator(store, self.members, local, self.ranks)
         else:
             self.ranks = welcome.ranks
@@ -195,7 +196,7 @@ class Manager:
 
     def _worker_gone(self, session: Session) -> None:
         self.requests.worker_gone(session)
-        self.sync.worker_gone(session.worker)
+        self.sync.worker_gone(session.worker, session.rank, died=not session.left)
         self.coherence.worker_gone(session.worker, session.pins)
         if not self.sessions.workers:
             self.on_empty()
@@ -270,6 +271,9 @@ class Manager:
             self._acknowledge(link, request)
         elif isinstance(body, SyncObject):
             self.sync.create(body)
+            self._acknowledge(link, request)
+        elif isinstance(body, meta.Ranks):
+            self.sync.ranks_missing(body.missing)
             self._acknowledge(link, request)
         elif kind == MetaKind.REGION_DROP:
             self.coherence.drop_region(number, lambda: self._acknowledge(link, request))

@@ -113,7 +113,7 @@ class Requests:
             fds = (manager.node_fd, session.board_fd, manager.bell_fd, session.nudge_fd)
             session.answer(number, attached, fds)
 
-        self._ask(session.worker, meta.TakeRank(body.rank), taken)
+        self._ask(session.worker, meta.TakeRank(body.rank, body.forked), taken)
 
     def _opened(self, session: Session, number: int, reply: meta.Reply) -> None:
         if not isinstance(reply, meta.Found):

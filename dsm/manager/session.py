@@ -34,6 +34,8 @@ class Session:
         self.pidfd = -1
         self.worker = -1
         self.rank = -1
+        #: It has said that it ends, on its own.
+        self.left = False
         self.board_fd = -1
         #: Wakes the worker's service thread.
         self.nudge_fd = -1
@@ -137,6 +139,9 @@ class Sessions:
                     self.close_session(session)
                     return
                 session.fail(number, Status.USAGE, f"the manager cannot understand the request: {error}")
+                continue
+            if isinstance(call.body, control.Leave):
+                session.left = True
                 continue
             try:
                 if session.worker < 0 and not isinstance(call.body, control.Attach):

@@ -5,10 +5,8 @@ Owns the value of a cell.  Nothing waits here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from dsm.errors import Status
-from dsm.sync.reply import Description, Owner, Reply
+from dsm.sync.reply import Description, Gone, Owner, Reply
 from dsm.types import SyncObject
 from dsm.wire.calls import WORD_MASK, Op, to_signed
 
@@ -51,7 +49,7 @@ class Atomic:
         """Nothing ever waits."""
         return []
 
-    def gone(self, node: int, matches: Callable[[int], bool], now: int) -> list[Reply]:
+    def gone(self, gone: Gone) -> list[Reply]:
         """Keep the cell: it belongs to no worker."""
         return []
 

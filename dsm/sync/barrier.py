@@ -1,29 +1,37 @@
 """Barriers: a fixed number of parties meet, again and again; what breaks one is told to all of them.
 
-Owns who has arrived, and whether the barrier is broken.
+Owns who has arrived, who belongs to the barrier, and whether it is broken.
 
 As with `threading.Barrier`, a party whose wait ends early (its time is over, it was interrupted, its worker
-died) breaks the barrier: whoever waits ends with BROKEN, and whoever arrives later ends with BROKEN at
+is gone) breaks the barrier: whoever waits ends with BROKEN, and whoever arrives later ends with BROKEN at
 once, since the party it would wait for has given up.  BARRIER_ABORT breaks it on purpose; BARRIER_RESET
-makes it new, and ends with BROKEN whoever waits at that moment.
+makes it new, and ends with BROKEN whoever waits at that moment.  With BROKEN comes who is the cause.
 
-Unlike there, a broken barrier mends itself once as many *different* threads as it has parties know that
-it broke (they were told BROKEN or CANCELLED, or broke it).  Then all of them may meet again, and none can
-meet a party that still believes in the old round.  The dead do not count: with a party missing for good
-it stays broken, rather than let the others wait for ever, until a replacement has been told or somebody
-resets it.
+*Members.*  A worker belongs to a barrier from its first arrival on.  When a member dies, waiting or not,
+and others live, the barrier breaks: they would wait for it.  A member that leaves on its own breaks it only
+if it waits.  When no member is left, the barrier is as new.
+
+*Mending.*  Unlike `threading.Barrier`, a broken barrier mends itself once as many *different* threads as it
+has parties know that it broke (they were told BROKEN or CANCELLED, or broke it).  Then all of them may meet
+again, and none can meet a party that still believes in the old round.  The dead do not count: with a party
+missing for good it stays broken, rather than let the others wait for ever, until a replacement has been told
+or somebody resets it.
+
+*Ranks.*  In a barrier of all ranks of a job (arrivals say so) it is known who is to come, arrived or not.
+While a rank has no process, whoever waits or arrives ends with BROKEN, and a reset does not help; when the
+rank is taken again, the barrier is as new.  That replaces the rule about members that do not wait.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import msgspec
 
 from dsm.errors import InternalError, Status
-from dsm.sync.reply import Description, Owner, Party, Reply
+from dsm.sync.reply import Description, Gone, Owner, Party, Reply
 from dsm.types import SyncObject
-from dsm.wire.calls import Op
+from dsm.wire.calls import Cause, Op, cause_word
 
 _WAIT = int(Op.BARRIER_WAIT)
 _RESET = int(Op.BARRIER_RESET)
@@ -50,58 +58,87 @@ class Barrier:
             raise InternalError(f"barrier {described.name!r} was created with {described.value} parties")
         self.described = described
         self._parties = described.value
-        #: Who has arrived, in order: fewer than the parties, none while it is broken.
+        #: Who has arrived, in order: fewer than the parties, none while it is broken or a rank is missing.
         self._waiting: list[_Arrival] = []
+        #: Living workers (node, worker) that have ever arrived.
+        self._members: set[tuple[int, int]] = set()
         self._broken = False
+        #: Why; stands until it breaks again.
+        self._cause = 0
         #: Living threads (node, owner) that know of the break; empty while it is not broken.
         self._told: set[tuple[int, Owner]] = set()
+        #: Its parties are the ranks of the job; those without a process, and where each was.
+        self._is_of_ranks = False
+        self._missing: Mapping[int, int] = {}
 
     def request(self, op: int, node: int, ticket: int, owner: Owner, a: int, b: int, now: int) -> list[Reply]:
-        """Wait (OK with the index of arrival, once all are here; or BROKEN), reset or abort."""
+        """Wait (OK with the index of arrival, once all are here; or BROKEN), reset or abort.
+
+        Wait: `b` 1 says that the parties are the ranks of the job.
+        """
         if op == _WAIT:
-            if self._broken:
-                self._tell(node, owner)
-                return [Reply(node, ticket, _BROKEN)]
-            waiting = self._waiting
-            waiting.append(_Arrival(node, ticket, owner, now))
-            if len(waiting) < self._parties:
-                return []
-            self._waiting = []
-            return [Reply(each.node, each.ticket, _OK, index) for index, each in enumerate(waiting)]
+            return self._arrive(_Arrival(node, ticket, owner, now), b == 1)
         if op == _RESET:
-            replies = self._break()
+            replies = self._break(cause_word(Cause.RESET, node, owner[0]))
             self._mend()
             replies.append(Reply(node, ticket))
             return replies
         if op == _ABORT:
-            replies = self._break()
+            replies = self._break(cause_word(Cause.ABORTED, node, owner[0]))
             self._tell(node, owner)
             replies.append(Reply(node, ticket))
             return replies
         return [Reply(node, ticket, _USAGE)]
+
+    def _arrive(self, arrival: _Arrival, of_ranks: bool) -> list[Reply]:
+        node, ticket, owner = arrival.node, arrival.ticket, arrival.owner
+        self._members.add((node, owner[0]))
+        replies: list[Reply] = []
+        if of_ranks and not self._is_of_ranks:
+            self._is_of_ranks = True
+            replies = self._refuse_without_ranks()
+        if self._broken:
+            cause = self._why()
+            self._tell(node, owner)
+            return [*replies, Reply(node, ticket, _BROKEN, cause)]
+        if self._is_of_ranks and self._missing:
+            return [*replies, Reply(node, ticket, _BROKEN, self._why())]
+        waiting = self._waiting
+        waiting.append(arrival)
+        if len(waiting) < self._parties:
+            return replies
+        self._waiting = []
+        return [Reply(each.node, each.ticket, _OK, index) for index, each in enumerate(waiting)]
 
     def cancel(self, node: int, ticket: int) -> list[Reply]:
         """End a waiting call with CANCELLED, and the others with BROKEN."""
         for index, each in enumerate(self._waiting):
             if each.node == node and each.ticket == ticket:
                 del self._waiting[index]
-                replies = self._break()
+                replies = self._break(cause_word(Cause.GAVE_UP, node, each.owner[0]))
                 self._tell(node, each.owner)
                 return [Reply(node, ticket, _CANCELLED), *replies]
         return []
 
-    def gone(self, node: int, matches: Callable[[int], bool], now: int) -> list[Reply]:
-        """Break the barrier if one of the dead waited here."""
-        self._told = {each for each in self._told if each[0] != node or not matches(each[1][0])}
-        alive = [each for each in self._waiting if each.node != node or not matches(each.owner[0])]
-        if len(alive) == len(self._waiting):
-            return []
-        self._waiting = alive
-        return self._break()
+    def gone(self, gone: Gone) -> list[Reply]:
+        """Break the barrier if one of the gone waited here, or was a member and died."""
+        members = {each for each in self._members if not gone.has(*each)}
+        lost, self._members = len(members) < len(self._members), members
+        self._told = {each for each in self._told if not gone.has(each[0], each[1][0])}
+        alive = [each for each in self._waiting if not gone.has(each.node, each.owner[0])]
+        waited, self._waiting = len(alive) < len(self._waiting), alive
+        if lost and not members:
+            self._mend()
+        elif waited or (lost and gone.died and not self._is_of_ranks):
+            return self._break(gone.cause)
+        return []
 
-    def abort(self) -> list[Reply]:
-        """Break the barrier because a party that does not wait here will never come."""
-        return self._break()
+    def ranks_missing(self, missing: Mapping[int, int]) -> list[Reply]:
+        """Note which ranks have no process; a barrier of all ranks is as new when the last one is back."""
+        before, self._missing = self._missing, missing
+        if self._is_of_ranks and before and not missing:
+            self._mend()
+        return self._refuse_without_ranks()
 
     def close(self) -> list[Reply]:
         """End every waiting call with CLOSED."""
@@ -111,17 +148,38 @@ class Barrier:
     def describe(self) -> Description:
         """Return the state."""
         it = self.described
-        waiting = tuple(Party(each.node, *each.owner, each.since) for each in self._waiting)
+        missing = tuple(sorted(self._missing)) if self._is_of_ranks else ()
         return Description(
-            it.object, it.kind, it.name, waiting=waiting, value=self._parties, damaged=self._broken
+            it.object,
+            it.kind,
+            it.name,
+            waiting=tuple(Party(each.node, *each.owner, each.since) for each in self._waiting),
+            value=self._parties,
+            damaged=self._broken or bool(missing),
+            missing=missing,
         )
 
-    def _break(self) -> list[Reply]:
+    def _why(self) -> int:
+        """Return the cause that a party is told: a missing rank before anything else."""
+        if self._is_of_ranks and self._missing:
+            rank = min(self._missing)
+            return cause_word(Cause.RANK_MISSING, self._missing[rank], rank)
+        return self._cause
+
+    def _refuse_without_ranks(self) -> list[Reply]:
+        """End with BROKEN whoever waits for a rank that has no process."""
+        if not (self._is_of_ranks and self._missing):
+            return []
+        waiting, self._waiting = self._waiting, []
+        return [Reply(each.node, each.ticket, _BROKEN, self._why()) for each in waiting]
+
+    def _break(self, cause: int) -> list[Reply]:
         """Break the barrier and return what those who wait are told."""
         waiting, self._waiting = self._waiting, []
         self._broken = True
+        self._cause = cause
         self._told.update((each.node, each.owner) for each in waiting)
-        return [Reply(each.node, each.ticket, _BROKEN) for each in waiting]
+        return [Reply(each.node, each.ticket, _BROKEN, cause) for each in waiting]
 
     def _tell(self, node: int, owner: Owner) -> None:
         """Note that a thread knows of the break; the last one mends the barrier."""

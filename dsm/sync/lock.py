@@ -8,8 +8,10 @@ but at most `LOCAL_HANDOVERS` times in a row while other nodes wait; then the no
 queue and the first one is served.  In a cluster of n nodes, a thread at the head of its node's queue is
 overtaken by at most ``(n - 1) * (LOCAL_HANDOVERS + 1)`` others.
 
-Death.  A lock whose holder dies passes on as if released, but the next one to get it is told
-OWNER_DIED instead of OK, once: it *holds* the lock, and what the lock protects may be half changed.
+Death.  A lock whose owner dies, or leaves with it, passes on as if released, but the next one to get it
+is told OWNER_DIED instead of OK: it *holds* the lock, and what the lock protects may be half changed.
+That is told once, unless its new owner dies too, or releases it *inconsistent*: then the next one is told
+again (as with POSIX robust mutexes, but a lock is never given up for unrecoverable).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from collections.abc import Callable
 import msgspec
 
 from dsm.errors import InternalError, Status
-from dsm.sync.reply import Description, Owner, Party, Reply
+from dsm.sync.reply import Description, Gone, Owner, Party, Reply
 from dsm.types import SyncObject
 from dsm.wire.calls import Op
 
@@ -56,14 +58,16 @@ class Lock:
         self._waiting: dict[int, deque[_Waiter]] = {}
         #: Hand-overs within the holder's node since the lock came there.
         self._local = 0
-        #: The last holder died and nobody has been told yet.
+        #: The last owner died and nobody has been told yet.
         self._died = False
+        #: What became of it; stands until another owner dies.
+        self._cause = 0
 
     def request(self, op: int, node: int, ticket: int, owner: Owner, a: int, b: int, now: int) -> list[Reply]:
         """Acquire or release.
 
         Acquire: OK or OWNER_DIED once `owner` holds the lock; USAGE when it holds it already (it would
-        wait for itself for ever).  Release: OK, or NOT_OWNER.
+        wait for itself for ever).  Release: OK, or NOT_OWNER; `b` 1: what it protects is not repaired.
         """
         mine = self._owner == owner and self._node == node
         if op == _ACQUIRE:
@@ -82,6 +86,7 @@ class Lock:
         if op == _RELEASE:
             if not mine:
                 return [Reply(node, ticket, _NOT_OWNER)]
+            self._died = b == 1
             if not self._waiting:
                 self._node = self._owner = None
                 return [Reply(node, ticket)]
@@ -96,14 +101,15 @@ class Lock:
         self._keep(node, lambda waiter: waiter.ticket != ticket)
         return [Reply(node, ticket, _CANCELLED)]
 
-    def gone(self, node: int, matches: Callable[[int], bool], now: int) -> list[Reply]:
-        """Forget waiters; pass on a lock that the dead held."""
-        self._keep(node, lambda waiter: not matches(waiter.owner[0]))
-        if self._node != node or self._owner is None or not matches(self._owner[0]):
+    def gone(self, gone: Gone) -> list[Reply]:
+        """Forget waiters; pass on a lock that one of the gone held."""
+        node = gone.node
+        self._keep(node, lambda waiter: not gone.has(node, waiter.owner[0]))
+        if self._node is None or self._owner is None or not gone.has(self._node, self._owner[0]):
             return []
-        self._died = True
+        self._died, self._cause = True, gone.cause
         if self._waiting:
-            return [self._pass_on(now)]
+            return [self._pass_on(gone.now)]
         self._node = self._owner = None
         return []
 
@@ -131,7 +137,7 @@ class Lock:
         self._since = now
         if self._died:
             self._died = False
-            return Reply(node, ticket, _OWNER_DIED)
+            return Reply(node, ticket, _OWNER_DIED, self._cause)
         return Reply(node, ticket)
 
     def _pass_on(self, now: int) -> Reply:

@@ -5,7 +5,6 @@ Owns the value types of this package.  No behaviour.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
 import msgspec
@@ -47,8 +46,28 @@ class Description(msgspec.Struct, frozen=True):
     waiting: tuple[Party, ...] = ()
     #: Value of an atomic (signed), parties of a barrier.
     value: int = 0
-    #: A broken barrier; a lock whose last holder died and whose next one has not been told.
+    #: A broken barrier; a lock whose last owner died and whose next one has not been told.
     damaged: bool = False
+    #: Ranks of the job without which a barrier cannot be complete.
+    missing: tuple[int, ...] = ()
+
+
+class Gone(msgspec.Struct, frozen=True, gc=False):
+    """One worker that is gone, or all workers of a node."""
+
+    node: int
+    #: None: every worker of the node.
+    worker: int | None
+    #: It died; otherwise it has closed its node or come to its end.
+    died: bool
+    #: Why calls end because of this (`dsm.wire.calls.Cause`).
+    cause: int
+    #: Time, as given by the driver.
+    now: int
+
+    def has(self, node: int, worker: int) -> bool:
+        """Whether that worker is gone."""
+        return node == self.node and self.worker in (None, worker)
 
 
 class Machine(Protocol):
@@ -68,8 +87,8 @@ class Machine(Protocol):
     def cancel(self, node: int, ticket: int) -> list[Reply]:
         """End a waiting call; nothing to say when it does not wait (any more)."""
 
-    def gone(self, node: int, matches: Callable[[int], bool], now: int) -> list[Reply]:
-        """Forget the workers of `node` whose number `matches`."""
+    def gone(self, gone: Gone) -> list[Reply]:
+        """Forget workers."""
 
     def close(self) -> list[Reply]:
         """End every waiting call with CLOSED."""

@@ -10,13 +10,15 @@ call waits.  A thread is identified by its node and `owner`: number of the worke
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from dsm.errors import InternalError, Status
 from dsm.sync.atomic import Atomic
 from dsm.sync.barrier import Barrier
 from dsm.sync.lock import Lock
-from dsm.sync.reply import Description, Machine, Owner, Party, Reply
+from dsm.sync.reply import Description, Gone, Machine, Owner, Party, Reply
 from dsm.types import SyncObject
-from dsm.wire.calls import Op
+from dsm.wire.calls import NO_RANK, Cause, Op, cause_word
 
 __all__ = ["Description", "Owner", "Party", "Reply", "SyncHome"]
 
@@ -44,6 +46,8 @@ class SyncHome:
         self._machines: dict[int, Machine] = {}
         #: Highest number ever created here: what is missing below it was dropped.
         self._highest = 0
+        #: Ranks of the job that have no process, and the node where each was.
+        self._missing: Mapping[int, int] = {}
 
     def create(self, described: SyncObject) -> None:
         """Become the home of an object; nothing happens when it is here already.
@@ -62,7 +66,9 @@ class SyncHome:
         kind = _KINDS.get(described.kind)
         if kind is None:
             raise InternalError(f"no synchronization object is of kind {described.kind!r}")
-        self._machines[number] = kind(described)
+        self._machines[number] = machine = kind(described)
+        if isinstance(machine, Barrier):
+            machine.ranks_missing(self._missing)
         self._highest = max(self._highest, number)
 
     def drop(self, number: int) -> list[Reply]:
@@ -107,30 +113,47 @@ class SyncHome:
             return replies
         return machine.request(op, node, ticket, owner, a, b, now)
 
-    def worker_gone(self, node: int, worker: int, now: int = 0) -> list[Reply]:
-        """Forget a worker: its calls have ended, its locks pass on, barriers it waited in break."""
-        return self._gone(node, worker, now)
+    def worker_gone(
+        self, node: int, worker: int, now: int = 0, *, died: bool = True, rank: int = NO_RANK
+    ) -> list[Reply]:
+        """Forget a worker: its calls have ended, its locks pass on, barriers it belonged to break.
+
+        Parameters
+        ----------
+        node, worker
+            Who it was.
+        now
+            Time in nanoseconds, for `describe`.
+        died
+            False when it left on its own: then only barriers in which it waits break.
+        rank
+            Its rank, for messages.
+        """
+        cause = cause_word(Cause.DIED if died else Cause.LEFT, node, rank)
+        return self._gone(Gone(node, worker, died, cause, now))
 
     def node_gone(self, node: int, now: int = 0) -> list[Reply]:
-        """Forget all workers of a node.  Replies to it no longer have a receiver."""
-        return self._gone(node, None, now)
+        """Forget all workers of a node, which died.  Replies to it no longer have a receiver."""
+        return self._gone(Gone(node, None, True, cause_word(Cause.NODE_DIED, node), now))
 
-    def abort(self, object: int) -> list[Reply]:
-        """Break a barrier because a party is dead that did not wait in it.
+    def ranks_missing(self, missing: Mapping[int, int]) -> list[Reply]:
+        """Say which ranks of the job have no process, all of them; by rank, the node where each was.
 
-        It stays broken until as many living threads as it has parties were told, or one resets it.
+        Barriers of all ranks are broken as long as there is one.
         """
-        machine = self._machines.get(object)
-        if not isinstance(machine, Barrier):
-            raise InternalError(f"object {object} is no barrier of this home")
-        return machine.abort()
+        self._missing = dict(missing)
+        replies: list[Reply] = []
+        for machine in self._machines.values():
+            if isinstance(machine, Barrier):
+                replies += machine.ranks_missing(self._missing)
+        return replies
 
     def describe(self) -> list[Description]:
         """Return the state of every object, in the order of their numbers."""
         return [machine.describe() for _, machine in sorted(self._machines.items())]
 
-    def _gone(self, node: int, worker: int | None, now: int) -> list[Reply]:
+    def _gone(self, gone: Gone) -> list[Reply]:
         replies: list[Reply] = []
         for machine in self._machines.values():
-            replies += machine.gone(node, lambda each: worker is None or each == worker, now)
+            replies += machine.gone(gone)
         return replies

@@ -23,6 +23,12 @@ class Attach(msgspec.Struct, frozen=True, tag=True):
     pid: int
     #: Rank given by a launcher; None: take the next one in order of attach.
     rank: int | None = None
+    #: A child of fork, with the rank of its parent, which holds it.
+    forked: bool = False
+
+
+class Leave(msgspec.Struct, frozen=True, tag=True):
+    """This worker is about to end on its own; one whose connection ends without it has died.  No answer."""
 
 
 class Attached(msgspec.Struct, frozen=True, tag=True):
@@ -143,7 +149,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 Request = (
-    Attach | CreateRegion | OpenRegion | RegionReady | CloseRegion | DestroyRegion | ListRegions
+    Attach | Leave | CreateRegion | OpenRegion | RegionReady | CloseRegion | DestroyRegion | ListRegions
     | OpenSync | ListNodes | GetStatistics
 )  # fmt: skip
 Reply = (

@@ -41,6 +41,8 @@ class MetaKind(IntEnum):
     LEAVE = 11
     #: Member to coordinator: the node in the header's region field is out of my reach.
     LOST = 12
+    #: Coordinator to members: `Ranks`, acknowledged.
+    RANKS = 13
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -80,6 +82,8 @@ class TakeRank(msgspec.Struct, frozen=True, tag=True):
     """A worker attached; `rank` is what its launcher says, None without one."""
 
     rank: int | None
+    #: A child of fork: its parent holds the rank.
+    forked: bool = False
 
 
 class RankTaken(msgspec.Struct, frozen=True, tag=True):
@@ -93,6 +97,13 @@ class WorkerGone(msgspec.Struct, frozen=True, tag=True):
     """A worker with this number on the asking node is gone: what it was creating is given up."""
 
     worker: int
+
+
+class Ranks(msgspec.Struct, frozen=True):
+    """The ranks of the job that were taken and have no process now: barriers of all ranks are broken."""
+
+    #: By rank, the node where it was.
+    missing: dict[int, int]
 
 
 class Found(msgspec.Struct, frozen=True, tag=True):
@@ -157,6 +168,7 @@ PAYLOADS: dict[int, object] = {
     MetaKind.ACKNOWLEDGE: None,
     MetaKind.LEAVE: None,
     MetaKind.LOST: None,
+    MetaKind.RANKS: Ranks,
 }
 _decoders = {kind: msgspec.msgpack.Decoder(t) for kind, t in PAYLOADS.items() if t is not None}
 

@@ -1,7 +1,8 @@
 """Attaching this process to a node: the one `Node` of a process, and what keeps it right.
 
 Owns the environment variable DSM_NODE, the node of this process, its end with the interpreter and its
-renewal in a child of fork.
+renewal in a child of fork.  A process that ends by an exception that nobody caught does not leave its node,
+it fails: others may wait for it at a barrier.
 
 ===================  ==========================================================================
 DSM_NODE             what `attach` does
@@ -18,12 +19,16 @@ import atexit
 import os
 import sys
 import threading
+from multiprocessing import process, util
 
 from dsm.errors import NodeLostError, UsageError
 from dsm.worker import hooks, reference, regions, startup
 from dsm.worker.connection import Connection
 from dsm.worker.node import Node
 from dsm.worker.raising import Raiser
+
+#: Of multiprocessing's finalizers: after all others.
+_LAST = -1000
 
 #: Guards the three below; renewed in a child of fork.
 _lock = threading.RLock()
@@ -87,6 +92,8 @@ def _prepare() -> None:
     reference.install()
     atexit.register(_close_at_exit)
     os.register_at_fork(after_in_child=_after_fork)
+    util.register_after_fork(_announce_end, _announce_at_end)
+    _announce_at_end()
 
 
 def _current_raiser() -> Raiser:
@@ -132,7 +139,27 @@ def _rank() -> int | None:
 def _close_at_exit() -> None:
     node = current_node()
     if node is not None:
-        node.close()
+        node._close(_is_failing())
+
+
+def _is_failing() -> bool:
+    """Whether this process ends by an exception that nobody caught (other than SystemExit)."""
+    kind = sys.exc_info()[0]  # of a function that multiprocessing runs: it handles the exception later
+    if kind is not None:
+        return not issubclass(kind, SystemExit)
+    return hasattr(sys, "last_value") and not hasattr(sys, "ps1")
+
+
+def _announce_end() -> None:
+    node = current_node()
+    if node is not None and not _is_failing():
+        node._connection.announce_end()
+
+
+def _announce_at_end(_: object = None) -> None:
+    """In a child of multiprocessing, which may end without what `atexit` runs: announce its end."""
+    if process.parent_process() is not None:
+        util.Finalize(None, _announce_end, exitpriority=_LAST)
 
 
 def _after_fork() -> None:

@@ -6,7 +6,8 @@ the caller's, and with a way out that leaves nothing behind.  It does not know w
 Whatever ends a wait early (a timeout, Ctrl-C, an exception from a signal handler), the call is
 *withdrawn*: `Op.CANCEL` names its slot, and the slot is given back only when it has ended.  A call
 that was granted meanwhile is undone (a lock that nobody waits for any more is released).  That work
-runs in a thread of its own, where Python raises no KeyboardInterrupt.
+runs in a thread of its own, where Python raises no KeyboardInterrupt.  What was granted is noted by the
+caller (`granted`) before an interruption could lose it.
 
 Python may raise KeyboardInterrupt between any two bytecodes of the main thread.  Where that would
 lose a slot, the step is one call into C (`map` drives the function, `extend` keeps its result).
@@ -45,6 +46,8 @@ _GRANTED = (Status.OK, Status.OWNER_DIED)
 
 #: Operation and arguments of a call: op, object, a, b, c.
 Request = tuple[int, int, int, int, int]
+#: Says what a status and its result mean for the object at hand; None: nothing special.
+Meaning = Callable[[int, int], str | None]
 
 _MEANING = {
     Status.CLOSED: "{what}: it was destroyed, or this process has closed its node",
@@ -53,8 +56,6 @@ _MEANING = {
     Status.PAGE_TIMEOUT: "{what}: a node did not answer in time; the pages are not lost, try again",
     Status.LIMIT: "{what}: a limit was reached; use fewer or larger pages (page_size=)",
     Status.NOT_OWNER: "{what}: this thread does not hold it; the thread that acquired a lock releases it",
-    Status.BROKEN: "{what}: another party left before it was complete",
-    Status.OWNER_DIED: "{what}: its holder died; what it protects may be half written",
     Status.USAGE: "{what}: the manager refused the arguments",
     Status.UNKNOWN_NAME: "{what}: it does not exist (any more)",
     Status.TOO_LATE: "{what}: too late",
@@ -76,7 +77,8 @@ def check_timeout(timeout: float | None) -> float | None:
 
 def ask(
     op: Op, number: int, a: int = 0, b: int = 0, c: int = 0, *, what: str, timeout: float | None = None,
-    brief: bool = False, undo: Request | None = None,
+    brief: bool = False, granted: Callable[[int], None] | None = None,
+    undo: Callable[[int], Request] | None = None, meaning: Meaning | None = None,
 ) -> int:  # fmt: skip
     """Ask the manager and wait for the answer.
 
@@ -90,8 +92,13 @@ def ask(
         Seconds, or None.
     brief
         The manager answers at once: an interruption waits for the answer instead of cancelling.
+    granted
+        Called with the status of a call that was granted.
     undo
-        A request that undoes the call when it was granted although nobody waits any more.
+        Called with that status when nobody waits any more, maybe after `granted`: returns the request
+        that undoes the call.
+    meaning
+        Explains the statuses that are special to what is asked.
 
     Returns
     -------
@@ -118,6 +125,8 @@ def ask(
         if not call.wait(deadline):
             _apart(call.withdraw)
         call.end()
+        if granted is not None and call.answer is not None and call.answer[0] in _GRANTED:
+            granted(call.answer[0])
     except BaseException:
         _apart(lambda: _undo(call, undo))
         raise
@@ -129,16 +138,17 @@ def ask(
         return result
     if status == Status.CANCELLED:
         raise WaitTimeoutError(f"{what}: not done within {timeout} s; the request was withdrawn")
-    raise failure(status, what)
+    said = meaning(status, result) if meaning is not None else None
+    raise failure(status, what) if said is None else error_for(status, f"{what}: {said}")
 
 
-def tell(op: Op, number: int, a: int = 0, *, what: str) -> None:
+def tell(op: Op, number: int, a: int = 0, b: int = 0, *, what: str) -> None:
     """Tell the manager something that it cannot refuse, and go on at once.
 
     What this thread asks afterwards is handled after it.
     """
     try:
-        while not _native.call_post(op, number, a):
+        while not _native.call_post(op, number, a, b):
             time.sleep(_RETRY_S)  # brief calls and faults end soon
     except OSError as error:
         raise ClosedError(
@@ -219,10 +229,10 @@ class _Call:
             cancel.end()
 
 
-def _undo(call: _Call, undo: Request | None) -> None:
+def _undo(call: _Call, undo: Callable[[int], Request] | None) -> None:
     call.withdraw()
     if undo is not None and call.answer is not None and call.answer[0] in _GRANTED:
-        op, number, a, b, c = undo
+        op, number, a, b, c = undo(call.answer[0])
         ask(Op(op), number, a, b, c, what=f"undoing {call.what}", brief=True)
 
 

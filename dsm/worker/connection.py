@@ -6,6 +6,7 @@ know regions or the user's API.
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from dsm import _native, limits
@@ -27,6 +28,8 @@ class Connection:
         Given by a launcher, or None.
     raiser
         Of this process.
+    forked
+        This is a child of fork: the rank is its parent's.
 
     Raises
     ------
@@ -36,7 +39,7 @@ class Connection:
         When the manager went away while this process attached.
     """
 
-    def __init__(self, address: str, rank: int | None, raiser: Raiser) -> None:
+    def __init__(self, address: str, rank: int | None, raiser: Raiser, forked: bool = False) -> None:
         self.address = address
         #: As given, for attaching again in a child of fork.
         self.asked_rank = rank
@@ -45,7 +48,8 @@ class Connection:
         self._watcher = Watcher({self.session.fileno(): self.session.receive})
         self._descriptors: tuple[int, ...] = ()
         try:
-            self.attached, received = self.session.call(control.Attach(os.getpid(), rank), control.Attached)
+            attach = control.Attach(os.getpid(), rank, forked)
+            self.attached, received = self.session.call(attach, control.Attached)
             node_fd, worker_fd, bell_fd, nudge_fd = received.take(4)
             self._descriptors = (node_fd, worker_fd, bell_fd, nudge_fd)
             pidfd = self._open_pidfd(self.attached.manager_pid)
@@ -79,10 +83,20 @@ class Connection:
         """Whether the manager has gone."""
         return self.session.lost
 
-    def close(self) -> None:
-        """Leave the node: its memory becomes closed, waits end, threads end."""
+    def close(self, failed: bool = False) -> None:
+        """Leave the node: its memory becomes closed, waits end, threads end.
+
+        With `failed` it counts as the death of this worker: those who would meet it at barriers are told.
+        """
         _native.worker_stop()
+        if not failed:
+            self.announce_end()
         self._release()
+
+    def announce_end(self) -> None:
+        """Say that this worker ends on its own: its end is no death."""
+        with contextlib.suppress(NodeLostError):
+            self.session.post(control.Leave())
 
     def _release(self) -> None:
         self.session.lose(ClosedError("this process has closed its node; call dsm.attach() again"))

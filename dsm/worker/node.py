@@ -14,12 +14,12 @@ import numpy.typing as npt
 
 from dsm.errors import UsageError
 from dsm.wire import control
-from dsm.wire.calls import Op, to_signed
+from dsm.wire.calls import to_signed
 from dsm.worker import calls, layouts, ranges
 from dsm.worker.connection import Connection
 from dsm.worker.regions import Region, RegionTable
 from dsm.worker.statistics import Statistics, statistics_of
-from dsm.worker.synchronization import Atomic, HeldLocks, Lock, ObjectTable, owner_token, word
+from dsm.worker.synchronization import Atomic, HeldLocks, Lock, ObjectTable, reset, wait_at, word
 
 
 class Node:
@@ -317,18 +317,19 @@ class Node:
         WaitTimeoutError
             After `timeout`; the barrier is broken for the others, as `threading.Barrier` is.
         BrokenBarrierError
-            When another party gave up or died.  Once every party has been told they may meet again.
+            When another party gave up, or a worker that had met here before died, or the node that kept
+            the barrier.  Once every party has been told they may meet again.  At a barrier of all workers of
+            a job: when one of the ranks has ended, until a process attaches with that rank.
         """
         seconds = calls.check_timeout(timeout)
-        described = self._objects.barrier(name, parties, self._connection.attached)
-        what = f"waiting at barrier {described.name!r} of {described.value} parties"
-        return calls.ask(Op.BARRIER_WAIT, described.object, owner_token(), what=what, timeout=seconds)
+        return wait_at(*self._objects.barrier(name, parties, self._connection.attached), seconds)
 
     def reset_barrier(self, name: str | None = None, parties: SupportsIndex | None = None) -> None:
-        """Make a broken barrier usable at once; who waits at it gets `BrokenBarrierError`."""
-        described = self._objects.barrier(name, parties, self._connection.attached)
-        what = f"resetting barrier {described.name!r}"
-        calls.ask(Op.BARRIER_RESET, described.object, owner_token(), what=what, brief=True)
+        """Make a broken barrier usable at once; who waits at it gets `BrokenBarrierError`.
+
+        It does not help a barrier of all workers of a job while one of the ranks has no process.
+        """
+        reset(self._objects.barrier(name, parties, self._connection.attached)[0])
 
     def atomic(self, name: str, initial: SupportsIndex = 0) -> Atomic:
         """Return the atomic integer of that name.
@@ -393,10 +394,14 @@ class Node:
 
     def close(self) -> None:
         """Leave the node; its arrays raise `ClosedError` from now on.  Closing twice is allowed."""
+        self._close()
+
+    def _close(self, failed: bool = False) -> None:
+        """Leave the node; `failed`: because of an error, which is the worker's death to the others."""
         if self._closed:
             return
         self._closed = True
-        self._connection.close()
+        self._connection.close(failed)
         self._regions.clear()
         self._pins.clear()
         self._held.clear()
@@ -407,7 +412,7 @@ class Node:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self._close(failed=kind is not None and not issubclass(kind, SystemExit))
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "lost" if self.lost else f"rank {self.rank} of {self.size}"
@@ -423,7 +428,7 @@ class Node:
         self._pins.clear()
         self._held.clear()
         self._closed = True
-        self._connection = Connection(old.address, old.asked_rank, raiser)
+        self._connection = Connection(old.address, old.asked_rank, raiser, forked=True)
         self._closed = False
         self._regions.remap(self._connection.session)
         self._objects = ObjectTable(self._connection.session)

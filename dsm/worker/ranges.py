@@ -102,7 +102,7 @@ class PinTable:
     def hold(self, pages: PageRange, write: bool) -> None:
         """Bring `pages` here and hold them."""
         undo = (Op.UNPIN, *pages, int(write))
-        calls.ask(Op.PIN, *pages, int(write), what=f"pinning {_words(pages)}", undo=undo)
+        calls.ask(Op.PIN, *pages, int(write), what=f"pinning {_words(pages)}", undo=lambda status: undo)
         with self._mutex:
             self._held.append(pages)
             try:

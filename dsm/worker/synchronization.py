@@ -1,22 +1,25 @@
 """Locks and atomics as users hold them.
 
 Owns which objects this process has opened, who holds a lock in it (a thread, by a token that is never
-used again) and the range of atomic values.  Who gets a lock, in which order, is decided by the object's home.
+used X a lock, in which order, is decided by the object's home.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
 import threading
+from enum import Enum
 from types import TracebackType
 from typing import Any, SupportsIndex
 
-from dsm.errors import NotOwnerError, OwnerDiedError, UsageError, WaitTimeoutError
-from dsm.types import SyncObject
+from dsm.errors import NotOwnerError, OwnerDiedError, Status, UsageError, WaitTimeoutError
+from dsm.types import JOB_BARRIER, SyncObject
 from dsm.wire import control
 from dsm.wire.calls import WORD_MASK, Op, to_signed
 from dsm.worker import calls, layouts
+from dsm.worker.causes import explain
 from dsm.worker.session import Session
 
 _tokens = itertools.count(1)
@@ -29,10 +32,6 @@ def owner_token() -> int:
     if token is None:
         token = _thread.token = next(_tokens)
     return token
-
-
-#: Name of the barrier of all workers of a job.
-JOB_BARRIER = "dsm.job"
 
 
 class ObjectTable:
@@ -53,8 +52,12 @@ class ObjectTable:
             found = self._known[kind, name] = reply.object
         return found
 
-    def barrier(self, name: str | None, parties: Any, attached: control.Attached) -> SyncObject:
-        """Return the barrier of that name; None: the job's; `parties` None: all its workers."""
+    def barrier(self, name: str | None, parties: Any, attached: control.Attached) -> tuple[SyncObject, bool]:
+        """Return the barrier of that name (None: the job's), and whether its parties are the job's ranks.
+
+        `parties` None: all workers of the job.
+        """
+        of_ranks = attached.launched and parties is None
         if parties is None:
             if not attached.launched:
                 raise UsageError(
@@ -70,7 +73,25 @@ class ObjectTable:
                 f"barrier {described.name!r} has {described.value} parties, not {count}; "
                 "all must give the same number, or choose another name"
             )
-        return described
+        job = attached.launched and described.name == JOB_BARRIER and count == attached.size
+        return described, of_ranks or job
+
+
+def wait_at(described: SyncObject, of_ranks: bool, timeout: float | None) -> int:
+    """Wait at a barrier; returns the index of arrival."""
+    what = f"waiting at barrier {described.name!r} of {described.value} parties"
+    return calls.ask(
+        Op.BARRIER_WAIT, described.object, owner_token(), int(of_ranks), what=what, timeout=timeout,
+        meaning=functools.partial(explain, described),
+    )  # fmt: skip
+
+
+def reset(described: SyncObject) -> None:
+    """Make a barrier new."""
+    calls.ask(
+        Op.BARRIER_RESET, described.object, owner_token(), what=f"resetting barrier {described.name!r}",
+        brief=True, meaning=functools.partial(explain, described),
+    )  # fmt: skip
 
 
 def _index(parties: object) -> int:
@@ -80,23 +101,35 @@ def _index(parties: object) -> int:
     )
 
 
+class Hold(Enum):
+    """How a thread holds a lock."""
+
+    #: As ever.
+    NORMAL = 0
+    #: It was told OwnerDiedError: what the lock protects may be half written.
+    INCONSISTENT = 1
+    #: It has repaired that, and may acquire the lock that it holds, once.
+    REPAIRED = 2
+
+
 class HeldLocks:
-    """Which locks the threads of this process hold: object number → owner token."""
+    """Which locks the threads of this process hold, and how: object number → owner token, hold."""
 
     def __init__(self) -> None:
-        self._owners: dict[int, int] = {}
+        self._owners: dict[int, tuple[int, Hold]] = {}
 
     def clear(self) -> None:
         """Forget them: the node was closed, or this is a child of fork, which holds none."""
         self._owners.clear()
 
-    def mine(self, number: int) -> bool:
-        """Whether this thread holds that lock."""
-        return self._owners.get(number) == owner_token()
+    def mine(self, number: int) -> Hold | None:
+        """How this thread holds that lock; None when it does not."""
+        token, hold = self._owners.get(number, (0, Hold.NORMAL))
+        return hold if token == owner_token() else None
 
-    def add(self, number: int) -> None:
-        """Note that the calling thread has it now."""
-        self._owners[number] = owner_token()
+    def add(self, number: int, hold: Hold) -> None:
+        """Note that the calling thread has it now, in that way."""
+        self._owners[number] = owner_token(), hold
 
     def remove(self, number: int) -> None:
         """Note that nobody of this process has it any more."""
@@ -107,12 +140,28 @@ class Lock:
     """A mutual exclusion lock of the cluster, owned by one thread at a time; made by `Node.lock`.
 
     It is not reentrant: acquiring it twice in a thread is an error, not a deadlock.  Waiters get it in
-    turn (dsm/sync/lock.py says in which order).  When the process of its owner dies, the next in turn gets
-    `OwnerDiedError`.
+    turn (dsm/sync/lock.py says in which order).
+
+    It is robust: when the process of its owner dies, the next in turn gets `OwnerDiedError` *and holds the
+    lock*.  It looks at what the lock protects, repairs it and says so by `consistent`; then it releases the
+    lock, or acquires it once more, which succeeds at once.  If it releases the lock without that, the next
+    in turn gets `OwnerDiedError` too.
+
+    Examples
+    --------
+    >>> while True:  # doctest: +SKIP
+    ...     try:
+    ...         with lock:
+    ...             step(shared)
+    ...         break
+    ...     except dsm.OwnerDiedError:
+    ...         repair(shared)
+    ...         lock.consistent()
     """
 
     def __init__(self, described: SyncObject, held: HeldLocks, timeout: float | None) -> None:
         self._described = described
+        self._meaning = functools.partial(explain, described)
         self._held = held
         self._timeout = timeout
 
@@ -137,28 +186,76 @@ class Lock:
         Raises
         ------
         OwnerDiedError
-            When the process that held it died: what it protects may be half written.  Told once; this
-            thread does not hold the lock, and may acquire it again.
+            When the process that held it died: what it protects may be half written.  This thread holds
+            the lock, and goes on with `consistent` or `release`.
+        PageLostError
+            When the node that kept the lock has died.
         UsageError
             When this thread holds it already.
         """
-        seconds, number, token = calls.check_timeout(timeout), self._described.object, owner_token()
-        if self._held.mine(number):
+        seconds, number = calls.check_timeout(timeout), self._described.object
+        hold = self._held.mine(number)
+        if hold is Hold.REPAIRED:
+            self._held.add(number, Hold.NORMAL)
+            return True
+        if hold is Hold.INCONSISTENT:
+            raise UsageError(
+                f"this thread holds lock {self.name!r} since it was told that its owner died; repair what it "
+                "protects and call consistent(), or call release()"
+            )
+        if hold is not None:
             raise UsageError(f"this thread holds lock {self.name!r} already; a dsm lock is not reentrant")
-        undo = (Op.LOCK_RELEASE, number, token, 0, 0)
-        what = f"acquiring lock {self.name!r}"
+        return self._ask(number, owner_token(), seconds)
+
+    def _ask(self, number: int, token: int, seconds: float | None) -> bool:
+        def granted(status: int) -> None:
+            self._held.add(number, Hold.INCONSISTENT if status == Status.OWNER_DIED else Hold.NORMAL)
+
+        def undo(status: int) -> calls.Request:
+            self._held.remove(number)
+            return Op.LOCK_RELEASE, number, token, int(status == Status.OWNER_DIED), 0
+
         try:
-            calls.ask(Op.LOCK_ACQUIRE, number, token, what=what, timeout=seconds, undo=undo)
+            calls.ask(
+                Op.LOCK_ACQUIRE, number, token, what=f"acquiring lock {self.name!r}", timeout=seconds,
+                granted=granted, undo=undo, meaning=self._meaning,
+            )  # fmt: skip
         except WaitTimeoutError:
             return False
-        except OwnerDiedError:  # the manager says so to the one who holds it now
-            calls.ask(Op.LOCK_RELEASE, number, token, what=f"releasing lock {self.name!r}", brief=True)
+        except OwnerDiedError:
             raise
-        self._held.add(number)
+        except BaseException:  # interrupted behind the grant
+            if self._held.mine(number):
+                self.release()
+            raise
         return True
 
+    def consistent(self) -> None:
+        """Say that what the lock protects is in order again, after `OwnerDiedError`.
+
+        The thread still holds the lock: it releases it, or acquires it once more (a ``with`` block does),
+        which succeeds at once.
+
+        Raises
+        ------
+        NotOwnerError
+            When this thread does not hold the lock.
+        UsageError
+            When it holds it without having been told `OwnerDiedError`, or has said so already.
+        """
+        number = self._described.object
+        hold = self._held.mine(number)
+        if hold is None:
+            raise self._not_owner("the thread that was told OwnerDiedError calls consistent()")
+        if hold is not Hold.INCONSISTENT:
+            raise UsageError(
+                f"lock {self.name!r} is consistent already; consistent() is for the thread that got the lock "
+                "with OwnerDiedError, once"
+            )
+        self._held.add(number, Hold.REPAIRED)
+
     def release(self) -> None:
-        """Give the lock up.
+        """Give the lock up; after `OwnerDiedError` without `consistent`, the next owner gets that error too.
 
         Raises
         ------
@@ -166,13 +263,17 @@ class Lock:
             When this thread does not hold it.
         """
         number = self._described.object
-        if not self._held.mine(number):
-            raise NotOwnerError(
-                f"lock {self.name!r} is not held by thread {threading.current_thread().name!r}; "
-                "the thread that acquired a lock releases it"
-            )
+        hold = self._held.mine(number)
+        if hold is None:
+            raise self._not_owner("the thread that acquired a lock releases it")
         self._held.remove(number)
-        calls.tell(Op.LOCK_RELEASE, number, owner_token(), what=f"releasing lock {self.name!r}")
+        inconsistent = int(hold is Hold.INCONSISTENT)
+        what = f"releasing lock {self.name!r}"
+        calls.tell(Op.LOCK_RELEASE, number, owner_token(), inconsistent, what=what)
+
+    def _not_owner(self, rule: str) -> NotOwnerError:
+        thread = threading.current_thread().name
+        return NotOwnerError(f"lock {self.name!r} is not held by thread {thread!r}; {rule}")
 
     def __enter__(self) -> Lock:
         if not self.acquire(self._timeout):
@@ -202,6 +303,7 @@ class Atomic:
 
     def __init__(self, described: SyncObject) -> None:
         self._described = described
+        self._meaning = functools.partial(explain, described)
 
     @property
     def name(self) -> str:
@@ -238,7 +340,8 @@ class Atomic:
 
     def _ask(self, op: Op, a: int = 0, b: int = 0) -> int:
         what = f"{op.name.lower().replace('_', ' ')} of {self.name!r}"
-        return to_signed(calls.ask(op, self._described.object, a, b, what=what, brief=True))
+        number, meaning = self._described.object, self._meaning
+        return to_signed(calls.ask(op, number, a, b, what=what, brief=True, meaning=meaning))
 
     def __repr__(self) -> str:
         return f"<dsm.Atomic {self.name!r}>"

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from dsm.errors import InternalError, Status
 from dsm.sync.service import Reply, SyncHome
 from dsm.types import SyncObject
-from dsm.wire.calls import WORD_MASK, Op, SyncKind, to_signed
+from dsm.wire.calls import WORD_MASK, Cause, Op, SyncKind, cause_of, cause_word, to_signed
 
 i64 = st.integers(-(2**63), 2**63 - 1)
 OPERATIONS = [Op.ATOMIC_LOAD, Op.ATOMIC_STORE, Op.ATOMIC_ADD, Op.ATOMIC_EXCHANGE, Op.ATOMIC_COMPARE_EXCHANGE]
@@ -96,12 +96,13 @@ def test_cancelling_an_atomic_comes_too_late():
 def test_one_worker_can_die_in_several_objects():
     home = SyncHome()
     for number, kind in enumerate(["lock", "barrier", "lock"], 1):
-        home.create(SyncObject(number, kind, f"{kind}{number}", 0, 2))
+        home.create(SyncObject(number, kind, f"{kind}{number}", 0, 3))
     for number in (1, 3):
         home.request(Op.LOCK_ACQUIRE, number, 0, number, (0, 1))
         home.request(Op.LOCK_ACQUIRE, number, 1, 10 + number, (4, 1))
     home.request(Op.BARRIER_WAIT, 2, 1, 12, (4, 2))
-    assert home.worker_gone(1, 4) == []
+    waits = home.request(Op.BARRIER_WAIT, 2, 2, 20, (0, 1))
+    assert waits == [] and [reply.ticket for reply in home.worker_gone(1, 4)] == [20]
     assert home.describe()[1].damaged
     assert home.worker_gone(0, 0) == []
     assert [state.damaged for state in home.describe()] == [True, True, True]
@@ -110,3 +111,13 @@ def test_one_worker_can_die_in_several_objects():
 def test_numbers_never_change():
     assert [op.value for op in Op] == [16, 17, 18, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 48]
     assert max(SyncKind) < 16, "replies and notices share the kind byte with operations"
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_a_cause_travels_in_a_word(cause):
+    assert cause_of(cause_word(cause, 63, 2**32 - 1)) == (cause, 63, 2**32 - 1)
+    assert 0 <= cause_word(cause, 63, 5) < 2**64
+
+
+def test_a_word_that_is_no_cause_is_unknown():
+    assert cause_of(0xFF << 56)[0] == Cause.UNKNOWN

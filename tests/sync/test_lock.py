@@ -11,7 +11,7 @@ from dsm.sync import lock
 from dsm.sync.lock import LOCAL_HANDOVERS
 from dsm.sync.service import Party, Reply, SyncHome
 from dsm.types import SyncObject
-from dsm.wire.calls import Op
+from dsm.wire.calls import NO_RANK, Cause, Op, cause_of, cause_word
 
 LOCK = 4
 
@@ -24,16 +24,16 @@ class Home:
         self.home.create(SyncObject(LOCK, "lock", "best", 0))
         self.tickets = 0
 
-    def ask(self, op, thread, a=0, now=0):
+    def ask(self, op, thread, a=0, now=0, b=0):
         self.tickets += 1
         node, worker, token = thread
-        return self.tickets, self.home.request(op, LOCK, node, self.tickets, (worker, token), a, 0, now)
+        return self.tickets, self.home.request(op, LOCK, node, self.tickets, (worker, token), a, b, now)
 
     def acquire(self, thread, now=0):
         return self.ask(Op.LOCK_ACQUIRE, thread, thread[2], now)
 
-    def release(self, thread):
-        return self.ask(Op.LOCK_RELEASE, thread, thread[2])
+    def release(self, thread, inconsistent=False):
+        return self.ask(Op.LOCK_RELEASE, thread, thread[2], b=int(inconsistent))
 
     def described(self):
         return self.home.describe()[0]
@@ -155,7 +155,8 @@ def test_the_death_of_the_holder_is_told_to_the_next_one_once():
     home = Home()
     home.acquire(A)
     waits, _ = home.acquire(B)
-    assert home.home.worker_gone(0, 1) == [Reply(1, waits, Status.OWNER_DIED)]
+    died = cause_word(Cause.DIED, 0, 5)
+    assert home.home.worker_gone(0, 1, rank=5) == [Reply(1, waits, Status.OWNER_DIED, died)]
     home.release(B)
     ticket, replies = home.acquire(C)
     assert replies == [Reply(2, ticket, Status.OK)]
@@ -167,8 +168,55 @@ def test_death_without_waiters_is_told_to_whoever_comes():
     assert home.home.node_gone(0) == []
     assert home.described().damaged
     ticket, replies = home.acquire(B)
-    assert replies == [Reply(1, ticket, Status.OWNER_DIED)]
+    assert replies == [Reply(1, ticket, Status.OWNER_DIED, cause_word(Cause.NODE_DIED, 0))]
     assert not home.described().damaged
+
+
+def test_a_lock_that_is_released_inconsistent_tells_the_next_one_again_what_happened_first():
+    home = Home()
+    home.acquire(A)
+    home.home.worker_gone(0, 1, rank=7)
+    home.acquire(B)
+    waits, _ = home.acquire(C)
+    died = cause_word(Cause.DIED, 0, 7)
+    released, replies = home.release(B, inconsistent=True)
+    assert replies == [Reply(2, waits, Status.OWNER_DIED, died), Reply(1, released)]
+    home.release(C, inconsistent=True)
+    assert home.described().damaged, "nobody waits: whoever comes is told"
+    ticket, replies = home.acquire(A)
+    assert replies == [Reply(0, ticket, Status.OWNER_DIED, died)]
+    home.release(A)
+    ticket, replies = home.acquire(B)
+    assert replies == [Reply(1, ticket, Status.OK)]
+
+
+def test_an_owner_that_was_told_and_dies_is_the_next_cause():
+    home = Home()
+    home.acquire(A)
+    home.acquire(B)
+    home.home.worker_gone(0, 1, rank=0)
+    waits, _ = home.acquire(C)
+    died = cause_word(Cause.DIED, 1, 1)
+    assert home.home.worker_gone(1, 1, rank=1) == [Reply(2, waits, Status.OWNER_DIED, died)]
+
+
+def test_who_leaves_with_the_lock_is_as_good_as_dead():
+    home = Home()
+    home.acquire(A)
+    assert home.home.worker_gone(0, 1, died=False, rank=3) == []
+    (reply,) = home.acquire(B)[1]
+    assert (reply.status, cause_of(reply.result)) == (Status.OWNER_DIED, (Cause.LEFT, 0, 3))
+
+
+def test_a_lock_that_passes_on_by_a_death_is_held_from_that_moment():
+    home = Home()
+    home.acquire(A, now=5)
+    home.acquire(B, now=6)
+    home.home.worker_gone(0, 1, now=9)
+    assert home.described().holder == Party(*B, 9)
+    home.acquire(C, now=10)
+    home.home.node_gone(1, now=12)
+    assert home.described().holder == Party(*C, 12)
 
 
 def test_the_dead_do_not_get_the_lock():
@@ -214,6 +262,7 @@ class LockMachine(RuleBasedStateMachine):
         self.driver = Home()
         self.holder = None
         self.died = False
+        self.cause = 0
         self.waiting = []  # (thread, ticket) in order of arrival
         self.overtaken = defaultdict(int)  # ticket -> grants to others since it leads its node's queue
         self.local_run = 0
@@ -244,6 +293,7 @@ class LockMachine(RuleBasedStateMachine):
         assert self.holder is None
         assert reply.node == thread[0]
         assert reply.status == (Status.OWNER_DIED if self.died else Status.OK)
+        assert reply.result == (self.cause if self.died else 0)
         self.holder, self.died = thread, False
 
     def free(self):
@@ -266,11 +316,12 @@ class LockMachine(RuleBasedStateMachine):
             self.waiting.append((thread, ticket))
 
     @precondition(lambda self: self.holder)
-    @rule()
-    def release(self):
+    @rule(inconsistent=st.booleans())
+    def release(self, inconsistent):
         thread = self.holder
         self.free()
-        ticket, replies = self.driver.release(thread)
+        self.died = inconsistent
+        ticket, replies = self.driver.release(thread, inconsistent)
         assert replies[-1] == Reply(thread[0], ticket)
         assert len(replies) == 1 + bool(self.waiting)
         for reply in replies[:-1]:
@@ -291,8 +342,8 @@ class LockMachine(RuleBasedStateMachine):
         assert replies == [Reply(thread[0], waits, Status.CANCELLED), Reply(thread[0], ticket)]
         self.waiting.remove(entry)
 
-    @rule(node=st.integers(0, NODES - 1), worker=st.integers(0, 1) | st.none())
-    def gone(self, node, worker):
+    @rule(node=st.integers(0, NODES - 1), worker=st.integers(0, 1) | st.none(), died=st.booleans())
+    def gone(self, node, worker, died):
         def dead(thread):
             return thread[0] == node and worker in (None, thread[1])
 
@@ -301,8 +352,10 @@ class LockMachine(RuleBasedStateMachine):
         if held:
             self.free()
             self.died = True
+            cause = Cause.NODE_DIED if worker is None else Cause.DIED if died else Cause.LEFT
+            self.cause = cause_word(cause, node, 0 if worker is None else NO_RANK)
         home = self.driver.home
-        replies = home.node_gone(node) if worker is None else home.worker_gone(node, worker)
+        replies = home.node_gone(node) if worker is None else home.worker_gone(node, worker, died=died)
         assert len(replies) == (held and bool(self.waiting))
         for reply in replies:
             self.granted(reply)
@@ -315,6 +368,7 @@ class LockMachine(RuleBasedStateMachine):
             t for t, _ in self.waiting
         )
         assert self.holder or not self.waiting
+        assert state.damaged == self.died
 
 
 TestLockMachine = LockMachine.TestCase

@@ -50,6 +50,7 @@ class Session:
         self.regions = set()
         self.waiting = []  # opens of regions that are not ready: (number, key)
         self.creating = set()
+        self.left, self.rank = False, 0
 
 
 class Held:
@@ -139,7 +140,7 @@ class Manager:
             self.board.remove(session.worker)
             os.close(session.nudge)
             del self.workers[session.worker]
-            self.replies(self.home.worker_gone(0, session.worker))
+            self.replies(self.home.worker_gone(0, session.worker, died=not session.left, rank=session.rank))
             self.finish_destroying(session.worker, 1 << 63)
         if self.options.private and not self.workers:
             self.running = False
@@ -155,13 +156,16 @@ class Manager:
         session.worker, self.workers[worker] = worker, session
         board, nudge = self.memory(worker_board_bytes()), os.eventfd(0, os.EFD_NONBLOCK)
         self.board.add(worker, board, nudge)
-        rank = self.attached if body.rank is None else body.rank
+        rank = session.rank = self.attached if body.rank is None else body.rank
         self.attached += 1
         ranks = self.options.ranks
         reply = control.Attached(0, worker, rank, ranks or self.attached, os.getpid(), self.name, bool(ranks))
         self.answer(session, number, reply, (self.node_fd, board, self.bell_fd, nudge))
         os.close(board)
         session.nudge = nudge  # the board writes to it
+
+    def Leave(self, session, number, body):
+        session.left = True
 
     def find(self, key):
         for held in self.regions.values():

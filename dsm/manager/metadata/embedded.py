@@ -13,12 +13,19 @@ from contextlib import contextmanager
 
 import msgspec
 
-from dsm.errors import InternalError, LimitError, PageLostError, UnknownNameError, UsageError
+from dsm.errors import (
+    BrokenBarrierError,
+    InternalError,
+    LimitError,
+    PageLostError,
+    UnknownNameError,
+    UsageError,
+)
 from dsm.limits import ADDRESS_HIGH, ADDRESS_LOW, MAX_NODES
 from dsm.manager.metadata.options import check_options, check_rank, check_same, check_sync
 from dsm.manager.metadata.store import MemberRecord
 from dsm.memory.addresses import AddressRange
-from dsm.types import Region, RegionOptions, SyncObject
+from dsm.types import JOB_BARRIER, Region, RegionOptions, SyncObject
 
 # AUTOINCREMENT: a number that was used is not used again, even when its row is gone.
 _SCHEMA = """
@@ -168,7 +175,9 @@ class EmbeddedStore:
             if row is None:
                 if not members:
                     raise InternalError("a synchronization object needs a live node as its home")
-                home = members[zlib.crc32(f"{kind}:{name}".encode()) % len(members)]
+                # The job's barrier outlives every node but the coordinator, without which nothing lives.
+                chosen = 0 if name == JOB_BARRIER else zlib.crc32(f"{kind}:{name}".encode()) % len(members)
+                home = members[chosen]
                 cursor = database.execute(
                     "INSERT INTO sync (kind, name, home, value) VALUES (?, ?, ?, ?)",
                     (kind, name, home, value),
@@ -176,9 +185,9 @@ class EmbeddedStore:
                 return SyncObject(_inserted(cursor), kind, name, home, value)
         number, home, existing = row
         if home not in members:
-            raise PageLostError(
-                f'{kind} "{name}" was kept by node {home}, which is no longer a member: its state is lost; '
-                "use another name"
+            lost = BrokenBarrierError if kind == "barrier" else PageLostError
+            raise lost(
+                f'{kind} "{name}" was kept by node {home}, which is gone: its state is lost; use another name'
             )
         if kind == "barrier" and existing != value:
             raise UsageError(

@@ -121,7 +121,7 @@ class MetadataStore(Protocol):
         ------
         UsageError
             An argument is not accepted, or the barrier exists with other parties.
-        PageLostError
+        PageLostError, BrokenBarrierError
             The home of the existing object is no longer a member: its state is lost.
         """
 

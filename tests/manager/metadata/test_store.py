@@ -190,7 +190,7 @@ class TestSync:
     def test_the_state_of_a_lost_home_is_not_made_up(self, store):
         lock = store.open_sync("lock", "best", 0, MEMBERS)
         others = tuple(node for node in MEMBERS if node != lock.home)
-        with pytest.raises(PageLostError, match=f"kept by node {lock.home}, which is no longer a member"):
+        with pytest.raises(PageLostError, match=f"kept by node {lock.home}, which is gone"):
             store.open_sync("lock", "best", 0, others)
 
     def test_nobody_to_keep_it(self, store):

@@ -1,0 +1,43 @@
+"""What is said when another process is the cause of the end of a call: who it was, and what to do.
+
+Owns the words.  The cause comes as the call's result, from the home of the object (`dsm.wire.calls.Cause`).
+"""
+
+from __future__ import annotations
+
+from dsm.errors import Status
+from dsm.types import SyncObject
+from dsm.wire.calls import NO_RANK, Cause, cause_of
+
+
+def _rank(number: int) -> str:
+    return "a worker" if number == NO_RANK else f"rank {number}"
+
+
+def explain(described: SyncObject, status: int, result: int) -> str | None:
+    """Say what the end of a call means for this object, and who is the cause of it."""
+    cause, node, number = cause_of(result)
+    if cause is Cause.HOME_DIED or status == Status.PAGE_LOST:
+        return f"it was kept by node {described.home}, which is gone; use another name"
+    if status == Status.OWNER_DIED:
+        who = f"node {node} died, whose worker held it" if cause is Cause.NODE_DIED else "its owner died"
+        if cause in (Cause.DIED, Cause.LEFT):
+            how = "died while it held it" if cause is Cause.DIED else "ended without releasing it"
+            who = f"{_rank(number)} on node {node} {how}"
+        return (
+            f"{who}. This thread holds it now: repair what it protects and call consistent(), or call "
+            "release() for the next one to be told"
+        )
+    if status != Status.BROKEN:
+        return None
+    if cause is Cause.RANK_MISSING:
+        return f"rank {number}, which was on node {node}, has ended; nobody can meet here without it"
+    happened = {
+        Cause.DIED: f"{_rank(number)} on node {node} died",
+        Cause.LEFT: f"{_rank(number)} on node {node} ended while it waited",
+        Cause.NODE_DIED: f"node {node} died, and a party with it",
+        Cause.GAVE_UP: f"a thread of worker {number} on node {node} gave up (timeout or interruption)",
+        Cause.RESET: f"worker {number} on node {node} has reset it",
+        Cause.ABORTED: f"worker {number} on node {node} has broken it",
+    }.get(cause, "another party left before it was complete")
+    return f"{happened}; when all parties have been told they may meet again"
