@@ -190,8 +190,8 @@ class Coordinator:
     # -- ranks -------------------------------------------------------------------------------------------
 
     def _take_rank(self, rank: int, holder: tuple[int, int], forked: bool, taken: Callable[[], None]) -> None:
-        """Note who holds a rank: the first that takes it.  `taken()` once all know that it is there."""
-        if not self._ranks or forked or rank in self._holders:
+        """Note who holds a rank of the job: who takes it first.  `taken()` once all know that it is there."""
+        if rank >= self._ranks or forked or rank in self._holders:
             taken()
             return
         self._holders[rank] = holder

@@ -35,6 +35,8 @@ _lock = threading.RLock()
 _node: Node | None = None
 _raiser: Raiser | None = None
 _prepared = False
+#: This process is ending because of an exception; multiprocessing forgets that before `atexit` runs.
+_failed = False
 
 
 def attach() -> Node:
@@ -144,10 +146,11 @@ def _close_at_exit() -> None:
 
 def _is_failing() -> bool:
     """Whether this process ends by an exception that nobody caught (other than SystemExit)."""
-    kind = sys.exc_info()[0]  # of a function that multiprocessing runs: it handles the exception later
+    global _failed
+    kind = sys.exc_info()[0]  # of a function that multiprocessing runs, which handles the exception later
     if kind is not None:
-        return not issubclass(kind, SystemExit)
-    return hasattr(sys, "last_value") and not hasattr(sys, "ps1")
+        _failed = not issubclass(kind, SystemExit)
+    return _failed or (hasattr(sys, "last_value") and not hasattr(sys, "ps1"))
 
 
 def _announce_end() -> None:

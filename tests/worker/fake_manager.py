@@ -22,6 +22,8 @@ import select
 import signal
 import socket
 
+import msgspec
+
 from dsm import limits
 from dsm._native import (
     OP_DONE,
@@ -124,7 +126,11 @@ class Manager:
         if not data:
             self.leave(session)
             return
-        call = control.decode_call(data)
+        try:
+            call = control.decode_call(data)
+        except msgspec.MsgspecError:  # somebody who looks for managers
+            self.leave(session)
+            return
         getattr(self, type(call.body).__name__)(session, call.number, call.body)
 
     def leave(self, session):

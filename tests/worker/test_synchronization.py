@@ -137,19 +137,159 @@ def test_ctrl_c_leaves_no_request_behind(node):
     assert acquired
 
 
-def test_the_death_of_an_owner_is_told_once(node, manager):
+def orphaned(node, name):
+    """Return a lock whose owner was killed."""
     program = (
-        "import dsm, sys; dsm.attach().lock('orphan').acquire(); print('held', flush=True); sys.stdin.read()"
+        f"import dsm, sys; dsm.attach().lock({name!r}).acquire(); print('held', flush=True); sys.stdin.read()"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", program], **pipes) as owner:
         assert owner.stdout.readline() == b"held\n"
         owner.kill()
-    lock = node.lock("orphan")
-    with pytest.raises(dsm.OwnerDiedError, match="orphan"), lock:
-        pass
+    return node.lock(name)
+
+
+def held_elsewhere(lock):
+    """Whether another thread finds the lock taken."""
+    (outcome,) = in_threads(lambda: lock.acquire(timeout=0))
+    return outcome is False
+
+
+def test_who_is_told_that_an_owner_died_holds_the_lock(node):
+    lock = orphaned(node, "orphan")
+    with pytest.raises(dsm.OwnerDiedError, match=r"orphan.*died while it held it.*consistent\(\)"), lock:
+        raise AssertionError("the block was entered")
+    assert held_elsewhere(lock)
+    lock.consistent()
+    assert held_elsewhere(lock)
+    lock.release()
     with lock:
         pass
+
+
+def test_a_loop_around_a_block_repairs_and_goes_on(node):
+    lock, happened = orphaned(node, "loop"), []
+    while True:
+        try:
+            with lock:
+                happened.append("block")
+            break
+        except dsm.OwnerDiedError:
+            happened.append("repaired")
+            node.lock("loop").consistent()  # another handle, the same thread
+    assert happened == ["repaired", "block"]
+    with pytest.raises(dsm.NotOwnerError):
+        lock.release()
+    (outcome,) = in_threads(lambda: lock.acquire(timeout=5))
+    assert outcome is True
+
+
+def test_releasing_without_consistent_tells_the_next_one_too(node):
+    lock = orphaned(node, "again")
+    for _ in range(2):
+        with pytest.raises(dsm.OwnerDiedError):
+            lock.acquire()
+        lock.release()
+    outcomes = in_threads(lock.acquire)  # and the thread ends with it: a hold that nobody can end
+    assert isinstance(outcomes[0], dsm.OwnerDiedError)
+
+
+def test_before_it_is_consistent_the_lock_cannot_be_acquired_again(node):
+    lock = orphaned(node, "early")
+    with pytest.raises(dsm.OwnerDiedError):
+        lock.acquire()
+    with pytest.raises(dsm.UsageError, match=r"early.*consistent\(\).*release\(\)"):
+        lock.acquire()
+    lock.consistent()
+    assert lock.acquire(timeout=0) is True, "the hold is adopted"
+    with pytest.raises(dsm.UsageError, match="not reentrant"):
+        lock.acquire()
+    lock.release()
+
+
+def test_consistent_is_for_the_one_who_was_told(node):
+    lock = orphaned(node, "told")
+    with pytest.raises(dsm.NotOwnerError, match="told"):
+        lock.consistent()
+    with pytest.raises(dsm.OwnerDiedError):
+        lock.acquire()
+    (outcome,) = in_threads(lock.consistent)
+    assert isinstance(outcome, dsm.NotOwnerError)
+    lock.consistent()
+    with pytest.raises(dsm.UsageError, match="consistent already"):
+        lock.consistent()
+    lock.release()
+    with lock, pytest.raises(dsm.UsageError, match="consistent already"):
+        lock.consistent()
+
+
+def test_an_interrupted_acquire_does_not_swallow_the_death(node, monkeypatch):
+    lock, wait, threads = orphaned(node, "swallowed"), calls._Call.wait, []
+
+    def interrupted(call, deadline):
+        answered = wait(call, deadline)
+        if call.request[0] == calls.Op.LOCK_ACQUIRE and not threads:
+            threads.append(threading.current_thread())
+            raise KeyboardInterrupt
+        return answered
+
+    monkeypatch.setattr(calls._Call, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lock.acquire()
+    assert threads == [threading.main_thread()]
+    with pytest.raises(dsm.OwnerDiedError):
+        lock.acquire()
+    lock.consistent()
+    lock.release()
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_an_interruption_behind_the_grant_releases_the_lock(node, monkeypatch, dead):
+    lock = orphaned(node, "behind") if dead else node.lock("behind, free")
+
+    class Interrupting(set):
+        def discard(self, call):
+            monkeypatch.undo()
+            super().discard(call)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(calls, "_long", Interrupting())
+    with pytest.raises(KeyboardInterrupt):
+        lock.acquire()
+    (outcome,) = in_threads(lock.acquire)
+    assert isinstance(outcome, dsm.OwnerDiedError) if dead else outcome is True
+
+
+def test_a_timeout_that_comes_too_late_still_tells(node):
+    lock = orphaned(node, "late")
+    with pytest.raises(dsm.OwnerDiedError):
+        lock.acquire(timeout=0)
+    lock.consistent()
+    lock.release()
+
+
+def test_a_child_of_fork_holds_nothing(node):
+    lock = orphaned(node, "forked")
+    with pytest.raises(dsm.OwnerDiedError):
+        lock.acquire()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            lock.consistent()
+        except dsm.NotOwnerError:
+            os._exit(0)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    lock.consistent()
+    lock.release()
+
+
+def test_who_closes_its_node_with_the_lock_tells_the_next_one(manager, monkeypatch, run_worker):
+    program = "import dsm; node = dsm.attach(); node.lock('left').acquire(); node.close()"
+    assert run_worker(program).returncode == 0
+    monkeypatch.setenv("DSM_NODE", manager)
+    with dsm.attach() as node, pytest.raises(dsm.OwnerDiedError, match="ended without releasing it"):
+        node.lock("left").acquire()
 
 
 @pytest.mark.parametrize("name", ["", None, "x" * 300, 5])
@@ -192,6 +332,67 @@ def test_a_timeout_breaks_the_barrier_and_it_mends(node):
     assert kinds == {dsm.WaitTimeoutError, dsm.BrokenBarrierError}
     node.reset_barrier("slow", parties=3)
     assert sorted(in_threads(*[lambda: node.barrier("slow", parties=3)] * 3)) == [0, 1, 2]
+
+
+def ends_of_a_member(run_worker, node, name, end):
+    """What this process meets at a barrier of two that a worker which ended by `end` had met it at."""
+    program = f"import dsm, os, sys\nnode = dsm.attach()\nnode.barrier({name!r}, parties=2)\n{end}"
+    ended, _ = in_threads(lambda: run_worker(program), lambda: node.barrier(name, parties=2))
+    assert isinstance(ended, subprocess.CompletedProcess)
+    outcomes = in_threads(*[lambda: node.barrier(name, parties=2, timeout=10)] * 2)
+    return {type(outcome) for outcome in outcomes}
+
+
+@pytest.mark.parametrize(
+    "end", ["", "node.close()", "sys.exit(3)", "with node: sys.exit()", "del node"], ids=str
+)
+def test_a_member_that_leaves_is_not_waited_for(run_worker, node, end):
+    assert ends_of_a_member(run_worker, node, f"left {end}", end) == {int}
+
+
+@pytest.mark.parametrize(
+    "end", ["os._exit(0)", "os.kill(os.getpid(), 9)", "1 / 0", "with node: 1 / 0"], ids=str
+)
+def test_a_member_that_dies_or_fails_breaks_the_barrier(run_worker, node, end):
+    assert ends_of_a_member(run_worker, node, f"died {end}", end) == {dsm.BrokenBarrierError}
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_child_of_multiprocessing_leaves_at_its_end(node, tmp_path, method, fails):
+    name = f"{method} {fails}"
+    program = f"""
+import multiprocessing, sys
+import dsm
+
+def child(fails):
+    dsm.attach().barrier({name!r}, parties=2)
+    if fails:
+        raise ValueError("on purpose")
+
+if __name__ == "__main__":
+    if {method!r} == "fork":
+        dsm.attach()
+    process = multiprocessing.get_context({method!r}).Process(target=child, args=({fails},))
+    process.start()
+    process.join()
+"""
+    path = tmp_path / "program.py"
+    path.write_text(program)
+    ended, _ = in_threads(
+        lambda: subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=DEADLINE_S),
+        lambda: node.barrier(name, parties=2),
+    )
+    assert ended.returncode == 0, ended.stderr
+    outcomes = in_threads(*[lambda: node.barrier(name, parties=2, timeout=10)] * 2)
+    assert {type(outcome) for outcome in outcomes} == {dsm.BrokenBarrierError if fails else int}
+
+
+def test_a_broken_barrier_says_who_gave_up(node):
+    outcomes = in_threads(
+        lambda: node.barrier("who", parties=3, timeout=0.05), lambda: node.barrier("who", parties=3)
+    )
+    assert any("gave up (timeout or interruption)" in str(outcome) for outcome in outcomes)
 
 
 def test_an_interrupted_barrier_can_be_run_again(node):
