@@ -35,6 +35,9 @@ from dsm.types import Region, RegionOptions, SyncObject
 from dsm.wire.calls import Op
 
 _REGION = 1
+#: Numbers of the objects; a lock's is that of the page with its counter, too.
+LOCKS = (1, 2)
+BARRIER = 3
 _OK, _CANCELLED = int(Status.OK), int(Status.CANCELLED)
 
 
@@ -68,6 +71,7 @@ class Ask(NamedTuple):
     ticket: int
     owner: tuple[int, int]
     a: int
+    b: int = 0
 
 
 class SyncTruth:
@@ -205,10 +209,13 @@ class SyncNode(Node):
     def _asked(self, ask: Ask) -> None:
         self.world.note(What.SYNC, self.number, ask.op, ask.object, ask.node, f"handles {ask}")
         replies = self.home.request(
-            ask.op, ask.object, ask.node, ask.ticket, ask.owner, ask.a, 0, self.world.now
+            ask.op, ask.object, ask.node, ask.ticket, ask.owner, ask.a, ask.b, self.world.now
         )
         if self.objects[ask.object].kind == "lock":
             self.sync_truth.at_home(ask, replies)
+        self._answer(replies)
+
+    def _answer(self, replies: list[Reply]) -> None:
         for reply in replies:
             if reply.node == self.number:
                 self._replied(reply)
@@ -257,10 +264,13 @@ class SyncThread(Thread):
 
     def _access(self, operation: Touch, region: WorkerRegion) -> None:
         super()._access(operation, region)
-        if isinstance(operation, Expect) and self.register != operation.value:
+        if isinstance(operation, Expect) and not self._fits(self.register, operation.value):
             raise Violation(
                 f"thread {self.number} reads {self.register} after a barrier, not {operation.value}"
             )
+
+    def _fits(self, found: int, expected: int) -> bool:
+        return found == expected
 
 
 SYNC_PARTS = Parts(node=SyncNode, thread=SyncThread)
@@ -296,30 +306,42 @@ def run_sync(
     """
     random = Random(seed)
     shape = Shape(random.choice((2, 2, 3, 4, 6)), random.randint(1, 3), random.choice((1, 2)))
-    options = RegionOptions(nbytes=64 * 65536, page_size=65536, home="cyclic")
-    shape.regions.append(Region(_REGION, options, ADDRESS_LOW, tuple(range(shape.nodes))))
-    cluster = Cluster(seed, shape, parts)
-    threads = len(cluster.threads)
-    objects = [
-        SyncObject(number, kind, f"{kind} {number}", random.randrange(shape.nodes), value)
-        for number, kind, value in ((1, "lock", 0), (2, "lock", 0), (3, "barrier", threads), (4, "atomic", 0))
-    ]
     truth = SyncTruth(shape.nodes)
-    for node in cluster.nodes:
-        assert isinstance(node, SyncNode)
-        node.sync_truth = truth
-        for described in objects:
-            node.add_object(described)
-    programs = {number: _program(random, number, threads, rounds) for number in range(threads)}
+    cluster, programs = prepare(seed, random, shape, parts, truth, rounds)
     cluster.run_programs(programs, max_events, spread=20_000)
     truth.check_additions()
-    for lock in (1, 2):
+    for lock in LOCKS:
         counted = cluster.truths[_REGION].pages[lock][0]
         if counted != truth.sections.get(lock, 0):
             raise Violation(
                 f"counter of lock {lock} says {counted} after {truth.sections.get(lock, 0)} sections"
             )
     return cluster
+
+
+def prepare(
+    seed: int, random: Random, shape: Shape, parts: Parts, truth: SyncTruth, rounds: int
+) -> tuple[Cluster, dict[int, list[Operation]]]:
+    """Return a cluster with two locks, a barrier of all threads and an atomic, and a program a thread."""
+    options = RegionOptions(nbytes=64 * 65536, page_size=65536, home="cyclic")
+    shape.regions.append(Region(_REGION, options, ADDRESS_LOW, tuple(range(shape.nodes))))
+    cluster = Cluster(seed, shape, parts)
+    threads = len(cluster.threads)
+    objects = [
+        SyncObject(number, kind, f"{kind} {number}", random.randrange(shape.nodes), value)
+        for number, kind, value in (
+            (1, "lock", 0),
+            (2, "lock", 0),
+            (BARRIER, "barrier", threads),
+            (4, "atomic", 0),
+        )
+    ]
+    for node in cluster.nodes:
+        assert isinstance(node, SyncNode)
+        node.sync_truth = truth
+        for described in objects:
+            node.add_object(described)
+    return cluster, {number: _program(random, number, threads, rounds) for number in range(threads)}
 
 
 def _program(random: Random, number: int, threads: int, rounds: int) -> list[Operation]:
@@ -330,7 +352,7 @@ def _program(random: Random, number: int, threads: int, rounds: int) -> list[Ope
             if random.random() < 0.4:
                 program.append(SyncCall(Op.ATOMIC_ADD, 4, 1))
                 continue
-            lock = random.choice((1, 2))
+            lock = random.choice(LOCKS)
             patience = random.choice((0, 0, 0, 20_000, 500_000))
             program += [
                 SyncCall(Op.LOCK_ACQUIRE, lock, number, patience, skip=3),
@@ -342,8 +364,8 @@ def _program(random: Random, number: int, threads: int, rounds: int) -> list[Ope
             other = random.randrange(threads)
             program += [
                 Touch(_REGION, ((10 + number, 1, round_),), 4),
-                SyncCall(Op.BARRIER_WAIT, 3, number),
+                SyncCall(Op.BARRIER_WAIT, BARRIER, number, skip=2),
                 Expect((10 + other, 1, None), round_),
-                SyncCall(Op.BARRIER_WAIT, 3, number),
+                SyncCall(Op.BARRIER_WAIT, BARRIER, number),
             ]
     return program
