@@ -77,11 +77,11 @@ class PageTimeoutError(PeerError, TimeoutError):
 
 
 class OwnerDiedError(PeerError):
-    """The holder of a lock died before it released it."""
+    """The owner of a lock died before it released it; who is told this holds the lock now."""
 
 
 class BrokenBarrierError(PeerError):
-    """A party of a barrier left before the barrier was complete."""
+    """A barrier cannot be complete: a party gave up or died, a rank has ended, or its home is gone."""
 
 
 class AuthenticationError(PeerError):
