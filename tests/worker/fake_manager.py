@@ -119,19 +119,27 @@ class Manager:
     # ---- control ----------------------------------------------------------------------------------
 
     def receive(self, session):
+        """Take all that is there: the end of a worker must not come behind the attachment of the next one."""
+        while session.end.fileno() in self.sessions and self.receive_one(session):
+            pass
+
+    def receive_one(self, session):
         try:
-            data = session.end.recv(limits.MAX_CONTROL_BYTES)
+            data = session.end.recv(limits.MAX_CONTROL_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
         except OSError:
             data = b""
         if not data:
             self.leave(session)
-            return
+            return False
         try:
             call = control.decode_call(data)
         except msgspec.MsgspecError:  # somebody who looks for managers
             self.leave(session)
-            return
+            return False
         getattr(self, type(call.body).__name__)(session, call.number, call.body)
+        return True
 
     def leave(self, session):
         del self.sessions[session.end.fileno()]
