@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from dsm.testing.simulation.mutants import MUTANTS
-from dsm.testing.simulation.runner import MIN_EVENTS, campaign, report, run_seed
+from dsm.testing.simulation.runner import FAULTS, MIN_EVENTS, campaign, report, run_seed
 
 
 def _seeds(text: str) -> range:
@@ -35,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--events", type=int, default=MIN_EVENTS, help="least events a seed (default %(default)s)"
     )
+    parser.add_argument(
+        "--faults", choices=tuple(FAULTS), default="", help="which seeds have faults (default: some of them)"
+    )
     parser.add_argument("--trace", action="store_true", help="print the whole trace of the seed")
     parser.add_argument("--mutant", choices=sorted(MUTANTS), default="", help="put a deliberate bug in")
     parser.add_argument(
@@ -50,12 +53,20 @@ def main(arguments: list[str] | None = None) -> int:
             options.seeds,
             jobs=options.jobs,
             mutant=options.mutant,
+            faults=options.faults,
             min_events=options.events,
             max_failures=options.max_failures,
         )
     parts = MUTANTS[options.mutant].parts if options.mutant else None
     keep = 10_000_000 if options.trace else 400
-    outcome = run_seed(options.seed, parts=parts, min_events=options.events, keep=keep, full=options.trace)
+    outcome = run_seed(
+        options.seed,
+        parts=parts,
+        faults=options.faults,
+        min_events=options.events,
+        keep=keep,
+        full=options.trace,
+    )
     if options.trace:
         print(outcome.trace)
     if not outcome.ok:

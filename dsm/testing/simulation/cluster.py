@@ -14,7 +14,11 @@ from random import Random
 from dsm.coherence.engine import Engine
 from dsm.coherence.sequential import SequentialRegion
 from dsm.coherence.states import State
+from dsm.coherence.table import LOST
 from dsm.limits import ADDRESS_LOW
+from dsm.testing.simulation.faults import Faults
+from dsm.testing.simulation.losses import Losses
+from dsm.testing.simulation.membership import Membership
 from dsm.testing.simulation.network import Network
 from dsm.testing.simulation.node import Node
 from dsm.testing.simulation.program import Operation, Style, Touch, Writer
@@ -66,6 +70,7 @@ class Parts:
     timing: type[Timing] = Timing
     style: type[Style] = Style
     shape: type[Shape] = Shape
+    faults: type[Faults] = Faults
 
 
 def draw_region(random: Random, number: int, nodes: int) -> Region:
@@ -107,6 +112,10 @@ class Cluster:
         self.world = World(seed, timing=self.parts.timing, keep=keep)
         self.shape = shape or self.parts.shape.draw(self.world.random)
         self.network = self.parts.network(self.world)
+        self.losses = Losses()
+        self.membership = Membership(self.world, self.network, self.losses)
+        self.faults = self.parts.faults(seed)
+        self.faults.prepare(self)
         self.nodes: list[Node] = []
         self.threads: list[Thread] = []
         self.truths: dict[int, Truth] = {}
@@ -119,7 +128,12 @@ class Cluster:
             self.add_region(region)
 
     def _add_node(self, number: int) -> None:
-        node = self.parts.node(self.world, self.network, number, self.parts.engine(number))
+        engine = self.parts.engine(number, self.faults.patience)
+        node = self.parts.node(self.world, self.network, number, engine)
+        node.losses = self.losses
+        node.patience = self.faults.patience
+        node.age_interval = self.faults.age_interval
+        self.losses.engines[number] = engine
         self.nodes.append(node)
         self.network.nodes.append(node)
         for worker_number in range(self.shape.workers):
@@ -134,9 +148,14 @@ class Cluster:
         """Create a region on every node, before anybody uses it."""
         fill = region.options.fill[0] if region.options.fill else 0
         truth = self.truths[region.region] = self.parts.truth(region.region, region.pages, fill)
-        for node in self.nodes:
-            node.add_region(region, truth, fill)
-            node.engine.regions[region.region].table.taken = self.coverage
+        self.losses.add_region(region.region, truth)
+        for node in self.membership.survivors():
+            self._map(region, node)
+
+    def _map(self, region: Region, node: Node) -> None:
+        fill = region.options.fill[0] if region.options.fill else 0
+        node.add_region(region, self.truths[region.region], fill)
+        node.engine.regions[region.region].table.taken = self.coverage
 
     # -- rounds -----------------------------------------------------------------------------------
 
@@ -148,6 +167,9 @@ class Cluster:
         while self.world.events < min_events:
             number += 1
             self.world.note(What.ROUND, -1, number)
+            if self.membership.declared:
+                self._grow()
+                pages = {region.region: region.pages for region in self.shape.regions}
             styles = {
                 n: self.parts.style(random, count) for n, count in pages.items() if n not in self.dropped
             }
@@ -158,13 +180,31 @@ class Cluster:
                 self._destroy(random.choice(list(styles)))
             if random.random() < 0.1:
                 self._kill(random)
+            self.faults.plan(self)
             self.world.run(max_events)
             self.check_rest()
+            self.losses.rests()
             self.threads = [thread for thread in self.threads if not thread.worker.dead]
+
+    def _grow(self) -> None:
+        """After a loss: now and then a node joins, or a region is made, also one with dead members."""
+        random = self.faults.random
+        if len(self.nodes) < 8 and random.random() < 0.2:
+            self._add_node(len(self.nodes))
+            node = self.nodes[-1]
+            for lost in self.membership.declared:
+                node.lost(lost)
+            for region in self.shape.regions:
+                if region.region not in self.dropped:
+                    self._map(region, node)
+        if random.random() < 0.5:
+            region = draw_region(random, len(self.shape.regions) + 1, len(self.nodes))
+            self.shape.regions.append(region)
+            self.add_region(region)
 
     def _kill(self, random: Random) -> None:
         """One worker dies in the middle of its program."""
-        node = random.choice(self.nodes)
+        node = random.choice(self.membership.survivors())
         if len(node.workers) > 1:
             self.world.after(random.randrange(2_000_000), random.choice(node.workers).die)
 
@@ -183,7 +223,7 @@ class Cluster:
         random = self.world.random
         self.dropped.add(number)
         when = random.randrange(3_000_000)
-        for node in self.nodes:
+        for node in self.membership.survivors():
             self.world.after(when + random.randrange(300_000), node.drop_region, number)
 
     # -- checks at rest ---------------------------------------------------------------------------
@@ -193,7 +233,7 @@ class Cluster:
         stuck = [thread for thread in self.threads if not thread.finished]
         if stuck:
             raise Violation("stuck: nothing is planned, but\n" + "\n".join(self._explain(t) for t in stuck))
-        for node in self.nodes:
+        for node in self.membership.survivors():
             if node.effects or node.inbox or node.lowering or node.slots:
                 raise Violation(
                     f"node {node.number} rests with effects {list(node.effects)}, inbox {list(node.inbox)}, "
@@ -211,19 +251,21 @@ class Cluster:
         lines = [thread.describe()]
         operation = thread.program[thread.position]
         page = operation.needs[0][0] if isinstance(operation, Touch) else operation.page
-        lines += [node.engine.story(operation.region, page) for node in self.nodes]
+        lines += [node.engine.story(operation.region, page) + " (dead)" * node.dead for node in self.nodes]
         return "\n".join(lines)
 
     def _check_agreement(self, region: Region) -> None:
         """Directories, states, wanted tables and frames must tell the same story."""
         number = region.region
         truth = self.truths[number]
-        states = [bytes(node.engine.regions[number].table.state) for node in self.nodes]
+        nodes = self.membership.survivors()
+        states = [bytes(node.engine.regions[number].table.state) for node in nodes]
         entries = self._entries(region)
         for page in range(region.pages):
-            owner, copyset = entries[page]
+            entry = entries[page]
             holders = 0
-            for node, state in zip(self.nodes, states, strict=True):
+            exclusive = -1
+            for node, state in zip(nodes, states, strict=True):
                 here = state[page]
                 wanted = node.regions[number].wanted[page] & 3
                 if wanted != {State.INVALID: 0, State.SHARED: 1, State.EXCLUSIVE: 3}.get(State(here), -1):
@@ -233,23 +275,36 @@ class Cluster:
                 if here == State.INVALID:
                     continue
                 holders |= 1 << node.number
-                if here == State.EXCLUSIVE and (owner != node.number or copyset != 1 << node.number):
-                    raise Violation(
-                        f"r{number} p{page}: EXCLUSIVE on {node.number}, directory {owner}, {copyset:#x}"
-                    )
+                if here == State.EXCLUSIVE:
+                    exclusive = node.number
                 if node.regions[number].frames[page] != truth.pages[page]:
                     raise Violation(f"r{number} p{page}: node {node.number} holds a stale frame")
+            if exclusive >= 0 and holders != 1 << exclusive:
+                raise Violation(f"r{number} p{page}: EXCLUSIVE on {exclusive}, but held by {holders:#x}")
+            if entry is None:
+                continue
+            owner, copyset = entry
+            if owner >= LOST - 1:
+                owner = -1  # lost: nobody has it, or ever will
+            if exclusive >= 0 and owner != exclusive:
+                raise Violation(
+                    f"r{number} p{page}: EXCLUSIVE on {exclusive}, but the directory says {owner}"
+                )
             if holders != copyset or (owner >= 0 and not copyset >> owner & 1):
                 raise Violation(
                     f"r{number} p{page}: directory says owner {owner}, copyset {copyset:#x}, "
                     f"but held by {holders:#x}"
                 )
 
-    def _entries(self, region: Region) -> list[tuple[int, int]]:
-        """Return owner (-1: none) and copyset of every page, from the node that keeps them."""
-        entries = []
+    def _entries(self, region: Region) -> list[tuple[int, int] | None]:
+        """Return owner (-1: none) and copyset of every page, None where the directory node is dead."""
+        entries: list[tuple[int, int] | None] = []
+        placement = self.nodes[0].engine.regions[region.region].placement
         for page in range(region.pages):
-            placement = self.nodes[0].engine.regions[region.region].placement
-            table = self.nodes[placement.directory(page)].engine.regions[region.region].table
+            directory = placement.directory(page)
+            if self.losses.is_gone(directory):
+                entries.append(None)
+                continue
+            table = self.nodes[directory].engine.regions[region.region].table
             entries.append((table.owner[page] - 1, table.copyset[page]))
         return entries

@@ -13,7 +13,9 @@ from typing import Any
 from dsm.coherence.messages import Discard, Kind, Level, Lower, Message, Send, Wake
 from dsm.limits import ADDRESS_LOW
 from dsm.testing.simulation.cluster import Shape
+from dsm.testing.simulation.faults import Stormy
 from dsm.testing.simulation.frames import NodeRegion
+from dsm.testing.simulation.membership import Members
 from dsm.testing.simulation.network import Link, Network, Transfer
 from dsm.testing.simulation.node import Node
 from dsm.testing.simulation.program import Call, Style
@@ -136,9 +138,9 @@ class DivertsOnMessageOnly(Node):
     def direct(self) -> set[Transfer]:
         return set()
 
-    def _message(self, what: tuple[int, Message]) -> None:
+    def _message(self, what: tuple[int, Message | Members]) -> None:
         super()._message(what)
-        if what[1].kind == Kind.INVALIDATE:
+        if isinstance(what[1], Message) and what[1].kind == Kind.INVALIDATE:
             self.direct.difference_update([t for t in self.direct if not self.engine.accepts(t.message)])
 
     def end(self, transfer: Transfer) -> None:
@@ -148,6 +150,48 @@ class DivertsOnMessageOnly(Node):
             for offset, words in enumerate(transfer.payload):
                 self.regions[message.region].frames[message.page + offset][:] = words
         super().end(transfer)
+
+
+class Crashes(Stormy):
+    """Nodes die in every seed; waits have no deadline."""
+
+    choices = ((1, 0, 0), (1, 1, 0))
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.patience = 0
+
+
+class Stops(Stormy):
+    """Processes are stopped for longer than waits may take."""
+
+    choices = ((0, 0, 1),)
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.patience = 1
+        self.age_interval = 1_000_000
+        self.most = 4
+
+
+class Cuts(Crashes):
+    """Links are cut in every seed: some heal, some nodes are declared dead and live on."""
+
+    choices = ((0, 1, 0),)
+
+
+class ActsOnSuspicion(Node):
+    """Takes a node for dead before the coordinator says so."""
+
+    def suspect(self, number: int) -> None:
+        self.post((self.lost, number))
+
+
+class HearsTheDead(Node):
+    """Does not close its links to a node that was declared dead."""
+
+    def close(self, number: int) -> None:
+        pass
 
 
 class SlowPages(Timing):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dsm.coherence.messages import Discard, Effect, Fill, Lower, Raise, Send, SendPages, Wake
 from dsm.errors import Status
 from dsm.testing.simulation.frames import NodeRegion
+from dsm.testing.simulation.losses import Losses
 from dsm.testing.simulation.network import Network
 from dsm.testing.simulation.program import PIN, Call
 from dsm.testing.simulation.trace import message_text
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 class Performer:
     """Memory of one node, and every effect but the second half of `Lower`."""
 
+    #: What the loss of nodes does to pages, and may do; the cluster's.
+    losses: Losses
+
     def __init__(self, world: World, network: Network, number: int) -> None:
         self.world = world
         self.network = network
@@ -36,6 +40,11 @@ class Performer:
         self.slots: dict[int, Thread] = {}
         #: Pins that were granted and not released, by worker.
         self.pins: dict[Worker, list[Call]] = {}
+        #: Nodes of which this one heard that they are dead: nothing goes there, nothing comes from there.
+        self.closed: set[int] = set()
+        #: Calls of `Engine.age` that a wait survives (0: any number), and how many there were.
+        self.patience = 0
+        self.ages = 0
         self._actions: dict[type, Callable[[Any], None]] = {
             Send: self.do_send,
             SendPages: self.do_send_pages,
@@ -60,15 +69,20 @@ class Performer:
         """Send a message."""
         if effect.node == self.number:
             raise Violation(f"node {self.number} sends to itself: {message_text(effect.message)}")
-        self.network.send(self.number, effect.node, effect.message)
+        if self.losses.gone:
+            self.losses.sends(self.number, effect)
+        if effect.node not in self.closed and self.network.reaches(effect.node):
+            self.network.send(self.number, effect.node, effect.message)
 
     def do_send_pages(self, effect: SendPages) -> None:
         """Send frames."""
         if effect.node == self.number:
             raise Violation(f"node {self.number} sends pages to itself: {message_text(effect.message)}")
-        self.network.send_pages(
-            self.number, effect.node, effect.message, self.live(effect.message.region, effect)
-        )
+        home = self.live(effect.message.region, effect)
+        if self.losses.gone:
+            self.losses.sends(self.number, effect)
+        if effect.node not in self.closed and self.network.reaches(effect.node):
+            self.network.send_pages(self.number, effect.node, effect.message, home)
 
     def do_fill(self, effect: Fill) -> None:
         """Fill frames with the region's pattern."""
@@ -98,6 +112,12 @@ class Performer:
                 return
             raise Violation(f"node {self.number}: {effect}, but nobody waits as {effect.waiter}")
         self._pinned(thread, effect.status)
+        if effect.status == Status.PAGE_LOST:
+            self.losses.check(self.number, thread, effect)
+        elif effect.status == Status.PAGE_TIMEOUT and not 0 < self.patience <= self.ages - thread.asked:
+            raise Violation(f"node {self.number}: {effect} early, at age {self.ages}: {thread.describe()}")
+        elif effect.status == Status.PAGE_TIMEOUT:
+            self.losses.tally["waits that were too long"] += 1
         thread.woken(effect.status)
 
     def _pinned(self, thread: Thread, status: int) -> None:

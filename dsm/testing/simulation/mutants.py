@@ -17,9 +17,11 @@ from dsm.coherence.holder import Demand, Holder
 from dsm.coherence.messages import Discard, Flag, Kind, Message
 from dsm.coherence.requester import Requester
 from dsm.coherence.sequential import SequentialRegion
-from dsm.coherence.states import State
+from dsm.coherence.states import PENDING, State
+from dsm.coherence.table import LOST
 from dsm.testing.simulation import driver_mutants as driver
 from dsm.testing.simulation.cluster import Parts
+from dsm.testing.simulation.faults import Faults
 from dsm.types import Region
 
 
@@ -46,23 +48,29 @@ def _engine(
     requester: type[Requester] = Requester,
     hold: type[Hold] = Hold,
     region_class: type[SequentialRegion] = SequentialRegion,
+    faults: type[Faults] = Faults,
 ) -> Parts:
     """Build a simulation whose engines have these roles."""
 
     class Mutated(Engine):
-        def __init__(self, node: int) -> None:
-            super().__init__(node)
+        def __init__(self, node: int, patience: int = 0) -> None:
+            super().__init__(node, patience)
             self.hold = hold()
 
         def add_region(self, region: Region) -> None:
             super().add_region(region)
             made = self.regions[region.region]
             made.__class__ = region_class
-            made.requester = requester(made)
-            made.directory = directory(made)
-            made.holder = holder(made)
+            before = made.requester, made.directory, made.holder
+            made.requester, made.directory, made.holder = requester(made), directory(made), holder(made)
+            roles = dict(zip(map(id, before), (made.requester, made.directory, made.holder), strict=True))
+            # The table of messages names methods of the roles: it must lead to the new ones.
+            made._roles = {
+                kind: getattr(roles[id(method.__self__)], method.__name__)  # type: ignore[attr-defined]
+                for kind, method in made._roles.items()
+            }
 
-    return Parts(engine=Mutated)
+    return Parts(engine=Mutated, faults=faults)
 
 
 # -- directory ------------------------------------------------------------------------------------------
@@ -115,11 +123,11 @@ class _StaleUpgrade(Directory):
 class _ForgetsClaim(Directory):
     """Gives the first touch away twice: the claim is not kept."""
 
-    def confirm(self, message: Message) -> None:
-        fresh = self.region.table.owner[message.page] == 0
-        super().confirm(message)
+    def _start(self, message: Message, page: int, count: int) -> None:
+        fresh = self.region.table.owner[page] == 0
+        super()._start(message, page, count)
         if fresh:
-            for one in range(message.page, message.page + message.count):
+            for one in range(page, page + count):
                 self.region.table.owner[one] = 0
                 self.region.table.copyset[one] = 0
 
@@ -320,6 +328,198 @@ _add(
 _add("pins-ignored", "a pinned page is given away", _engine(region_class=_IgnoresPins))
 _add(
     "no-hold", "pages are given away at once: instructions that need two never finish", _engine(hold=_NoHold)
+)
+
+# -- when a node dies -----------------------------------------------------------------------------------
+
+
+class _KeepsDeadRequester(Directory):
+    """Waits for ever for the confirmation of a dead requester."""
+
+    def _abandon(self, transaction: Transaction) -> None:
+        pass
+
+
+class _AwaitsTheDead(Directory):
+    """Waits for the acknowledgement of a dead holder."""
+
+    def node_lost(self, node: int) -> None:
+        for each in self.busy.values():
+            if isinstance(each, Transaction) and each.awaiting >> node & 1:
+                each.awaiting |= 1 << 63
+        super().node_lost(node)
+
+
+class _TakesLossForFresh(Directory):
+    """A page that went away with its owner was never touched."""
+
+    def _search(self, page: int, count: int) -> None:
+        table = self.region.table
+        if table.copyset[page]:
+            super()._search(page, count)
+        else:
+            for one in range(page, page + count):
+                table.owner[one] = 0
+
+
+class _ElectsUnasked(Directory):
+    """Takes the first of the copyset for the new owner, though it may be waiting for the dead one's data."""
+
+    def _search(self, page: int, count: int) -> None:
+        table = self.region.table
+        copyset = table.copyset[page]
+        if not copyset:
+            super()._search(page, count)
+            return
+        for one in range(page, page + count):
+            table.owner[one] = (copyset & -copyset).bit_length()
+
+
+class _RemembersTheDead(Directory):
+    """Leaves a dead node in the copysets."""
+
+    def node_lost(self, node: int) -> None:
+        before = [copyset >> node & 1 for copyset in self.region.table.copyset]
+        super().node_lost(node)
+        for page, had in enumerate(before):
+            if had and 0 < self.region.table.owner[page] < LOST:
+                self.region.table.copyset[page] |= 1 << node
+
+
+class _GivesUpAtOnce(Directory):
+    """A page whose owner is dead is lost, whoever else has a copy."""
+
+    def _search(self, page: int, count: int) -> None:
+        table = self.region.table
+        table.lose(page, count, table.owner[page] - 1)
+
+
+class _IgnoresVoid(Requester):
+    """Goes on waiting for what a dead node was to send."""
+
+    def void_request(self, message: Message) -> None:
+        pass
+
+
+class _DeniesInstalled(Requester):
+    """Answers that it does not have what it has installed."""
+
+    def void_request(self, message: Message) -> None:
+        if message.request in self.requests:
+            super().void_request(message)
+            return
+        region = self.region
+        absent = Message(
+            Kind.ABSENT, region.number, message.page, message.count, message.request, region.node
+        )
+        region.send(region.placement.directory(message.page), absent)
+
+
+class _KeepsReadingAhead(Holder):
+    """Says that it does not have a page that was read ahead, and goes on waiting for it."""
+
+    def _forget_ahead(self, page: int, end: int) -> None:
+        pass
+
+
+class _AnswersPresent(Holder):
+    """Says that it has a page which it was about to read ahead."""
+
+    def locate(self, message: Message) -> None:
+        present = Message(
+            Kind.PRESENT, message.region, message.page, message.count, message.request, self.region.node
+        )
+        self.region.send(self.region.placement.directory(message.page), present)
+
+
+class _ForgetsRequest(Requester):
+    """A wait that ends at its deadline takes its request along."""
+
+    def expire(self, age: int) -> None:
+        late = [page for page, waits in self.waiting.items() if any(wait.age <= age for wait in waits)]
+        super().expire(age)
+        for number, request in list(self.requests.items()):
+            if request.page in late and not request.speculative:
+                del self.requests[number]
+                for page in range(request.page, request.page + request.count):
+                    if self.region.table.state[page] in PENDING:
+                        self.region.table.shift("give-up", page, 1)
+
+
+class _NoDeadline(Requester):
+    """Waits never end."""
+
+    def expire(self, age: int) -> None:
+        pass
+
+
+_add(
+    "dead-requester-kept",
+    "a transaction whose requester died is not closed",
+    _engine(directory=_KeepsDeadRequester, faults=driver.Crashes),
+)
+_add(
+    "dead-holder-awaited",
+    "the acknowledgement of a dead holder is awaited for ever",
+    _engine(directory=_AwaitsTheDead, faults=driver.Crashes),
+)
+_add(
+    "dead-holder-remembered",
+    "a dead node stays in the copysets",
+    _engine(directory=_RemembersTheDead, faults=driver.Crashes),
+)
+_add(
+    "lost-taken-for-fresh",
+    "a page that went away with its owner is given out as never touched",
+    _engine(directory=_TakesLossForFresh, faults=driver.Crashes),
+)
+_add(
+    "elected-unasked",
+    "the new owner of a page is not asked whether it has it",
+    _engine(directory=_ElectsUnasked, faults=driver.Crashes),
+)
+_add(
+    "copy-overlooked",
+    "a page is given up though a survivor has a copy",
+    _engine(directory=_GivesUpAtOnce, faults=driver.Crashes),
+)
+_add(
+    "void-ignored",
+    "a requester goes on waiting for what a dead node was to send",
+    _engine(requester=_IgnoresVoid, faults=driver.Crashes),
+)
+_add(
+    "installed-denied",
+    "a requester says that it does not have what it has installed",
+    _engine(requester=_DeniesInstalled, faults=driver.Crashes),
+)
+_add(
+    "read-ahead-of-the-dead",
+    "what a dead node was to send ahead is waited for",
+    _engine(holder=_KeepsReadingAhead, faults=driver.Crashes),
+)
+_add(
+    "present-unchecked",
+    "a node says that it has a page which has not arrived",
+    _engine(holder=_AnswersPresent, faults=driver.Crashes),
+)
+_add(
+    "timeout-forgets-request",
+    "a wait that ends at its deadline takes its request along",
+    _engine(requester=_ForgetsRequest, faults=driver.Stops),
+)
+_add(
+    "no-deadline", "a wait does not end at its deadline", _engine(requester=_NoDeadline, faults=driver.Stops)
+)
+_add(
+    "acts-on-suspicion",
+    "a node takes another one for dead before the coordinator says so",
+    Parts(node=driver.ActsOnSuspicion, faults=driver.Cuts),
+)
+_add(
+    "dead-still-heard",
+    "a node that was declared dead is still listened to",
+    Parts(node=driver.HearsTheDead, faults=driver.Cuts),
 )
 
 # -- manager, shim, network -----------------------------------------------------------------------------

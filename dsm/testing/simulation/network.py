@@ -2,13 +2,16 @@
 
 Owns the links.  Messages of one link arrive in order; those of different links overtake each other.
 A message with pages arrives in two events, its header and its end; in between, other links' messages
-may come.  Sending takes time too: until the last byte has left, the payload is what the frames hold,
+may come.  A link that is cut keeps what arrives until it is mended, as TCP does; of what a crashed sender
+left on it, a part still arrives (of a message with pages perhaps the header alone); what comes to a crashed
+receiver vanishes.  Sending takes time too: until the last byte has left, the payload is what the frames hold,
 so a frame that changes meanwhile tears the payload (its words become `TORN`), and whoever installs it
 is caught by the truth.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dsm.coherence.messages import Message
@@ -44,7 +47,18 @@ class Transfer:
 class Link:
     """One direction between two nodes."""
 
-    __slots__ = ("_arrival", "_free", "_world", "receiver", "sender")
+    __slots__ = (
+        "_arrival",
+        "_flying",
+        "_free",
+        "_held",
+        "_left",
+        "_stuck",
+        "_world",
+        "cut",
+        "receiver",
+        "sender",
+    )
 
     def __init__(self, world: World, sender: Node, receiver: Node) -> None:
         self._world = world
@@ -54,6 +68,15 @@ class Link:
         self._free = 0
         #: When the last byte of what was sent so far arrives.
         self._arrival = 0
+        #: Arrivals that are planned or held.
+        self._flying = 0
+        #: Arrivals that may still happen, once the sender has crashed.
+        self._left: int | None = None
+        self.cut = False
+        #: What would have arrived while the link was cut.
+        self._held: list[tuple[Callable[[Any], None], Any]] = []
+        #: Transfers whose last byte cannot leave while the link is cut.
+        self._stuck: list[Transfer] = []
 
     def send(self, message: Any) -> None:
         """Send a message without pages."""
@@ -62,7 +85,8 @@ class Link:
         self._free = start + 100
         arrival = max(start + world.flight(), self._arrival + 1)
         self._arrival = arrival
-        world.at(arrival, self.receiver.deliver, (self.sender.number, message))
+        self._flying += 1
+        world.at(arrival, self._arrive, (self.receiver.deliver, (self.sender.number, message)))
 
     def send_pages(self, message: Message, region: NodeRegion) -> None:
         """Send a message with the frames of its pages; they are frozen until its last byte has left."""
@@ -75,9 +99,50 @@ class Link:
         header = max(start + world.flight(), self._arrival + 1)
         end = max(sent, header) + world.flight()
         self._arrival = end
-        world.at(sent, self.sender.sent, transfer)
-        world.at(header, self.receiver.deliver_header, transfer)
-        world.at(end, self.receiver.deliver_end, transfer)
+        self._flying += 2
+        world.at(sent, self._leave, transfer)
+        world.at(header, self._arrive, (self.receiver.deliver_header, transfer))
+        world.at(end, self._arrive, (self.receiver.deliver_end, transfer))
+
+    def _arrive(self, what: tuple[Callable[[Any], None], Any]) -> None:
+        if self.cut:
+            self._held.append(what)
+            return
+        self._flying -= 1
+        if self._left is not None:
+            if not self._left:
+                return
+            self._left -= 1
+        if not self.receiver.dead:
+            what[0](what[1])
+
+    def _leave(self, transfer: Transfer) -> None:
+        if self.sender.dead:
+            return
+        if self.cut and self._world.random.random() < 0.5:
+            # What the sender's kernel has not taken stays in the frames.
+            self._stuck.append(transfer)
+        else:
+            self.sender.sent(transfer)
+
+    def mend(self, _: Any = None) -> None:
+        """The link works again: what was held arrives, in order, before what comes later."""
+        self.cut = False
+        held, self._held = self._held, []
+        for what in held:
+            self._arrive(what)
+        self.unstick()
+
+    def unstick(self) -> None:
+        """What could not leave has left, or never will."""
+        stuck, self._stuck = self._stuck, []
+        for transfer in stuck:
+            if not self.sender.dead:
+                self.sender.sent(transfer)
+
+    def sender_crashed(self) -> None:
+        """Of what is on its way, the first part arrives; how much is drawn."""
+        self._left = self._world.random.randint(0, self._flying)
 
 
 class Network:
@@ -90,6 +155,8 @@ class Network:
         self.world = world
         self.nodes: list[Node] = []
         self._links: dict[tuple[int, int], Link] = {}
+        #: Called with the number of a node that crashed.
+        self.crash_watchers: list[Callable[[int], None]] = []
 
     def link(self, sender: int, receiver: int) -> Link:
         """Return the link from one node to another."""
@@ -99,6 +166,24 @@ class Network:
                 self.world, self.nodes[sender], self.nodes[receiver]
             )
         return link
+
+    def reaches(self, number: int) -> bool:
+        """Whether there is such a node (a region may name one that has not joined)."""
+        return number < len(self.nodes)
+
+    def crashed(self, number: int) -> None:
+        """A node is gone: the end of what it sent is lost."""
+        for (sender, _), link in self._links.items():
+            if sender == number:
+                link.sender_crashed()
+        for watcher in self.crash_watchers:
+            watcher(number)
+
+    def closed(self, sender: int, receiver: int) -> None:
+        """The sender gave this link up: frames that could not leave are free."""
+        link = self._links.get((sender, receiver))
+        if link is not None:
+            link.unstick()
 
     def send(self, sender: int, receiver: int, message: Any) -> None:
         """Send a message without pages."""

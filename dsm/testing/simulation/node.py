@@ -21,6 +21,7 @@ from dsm.coherence.messages import (
 from dsm.errors import Status
 from dsm.testing.simulation.effects import Performer
 from dsm.testing.simulation.frames import NodeRegion
+from dsm.testing.simulation.membership import Members
 from dsm.testing.simulation.network import Network, Transfer
 from dsm.testing.simulation.program import PIN, PREFETCH, Call
 from dsm.testing.simulation.trace import What, message_text
@@ -52,6 +53,13 @@ class Node(Performer):
         #: Commands that are still to be acknowledged, for each token.
         self.lowering: dict[int, set[tuple[int, int]]] = {}
         self._alarm: int | None = None
+        #: The node is gone, with everything on it.
+        self.dead = False
+        #: Effects until it crashes; 0: it does not.
+        self.fuse = 0
+        #: Nanoseconds between two calls of `Engine.age`.
+        self.age_interval = 0
+        self._aging = False
 
     def add_region(self, region: Region, truth: Truth, fill: int) -> None:
         """Make a region known here and map it in every worker."""
@@ -72,6 +80,9 @@ class Node(Performer):
         self._waiters += 1
         waiter = self._waiters
         self.slots[waiter] = thread
+        if self.patience and not self._aging:
+            self._aging = True
+            self.world.after(self.age_interval, self._age_due)
         return waiter
 
     def release(self, waiter: int) -> None:
@@ -83,6 +94,8 @@ class Node(Performer):
 
     def post(self, stimulus: Stimulus) -> None:
         """Something for the manager to see."""
+        if self.dead:
+            return
         self.inbox.append(stimulus)
         if not self._busy:
             self._busy = True
@@ -115,6 +128,11 @@ class Node(Performer):
                 world.after(world.pause(), self._lower, effect)
                 return
             self.perform(effect)
+            if self.fuse:
+                self.fuse -= 1
+                if not self.fuse:
+                    self.crash()
+                    return
         if self.inbox:
             world.after(world.pause(), self._step)
         else:
@@ -141,6 +159,25 @@ class Node(Performer):
                 f"node {self.number}: tick at {self.world.now} left the deadline at {engine.deadline}"
             )
 
+    def _age_due(self, _: Any) -> None:
+        self.post((self.age, None))
+
+    def age(self, _: Any) -> None:
+        """Waits grow older; the engine ends those that are too old."""
+        self.check_ages()
+        self.ages += 1
+        self.world.note(What.AGE, self.number, self.ages)
+        self.engine.age(self.world.now)
+        self._aging = bool(self.slots)
+        if self._aging:
+            self.world.after(self.age_interval, self._age_due)
+
+    def check_ages(self) -> None:
+        """No wait is older than it may be."""
+        for waiter, thread in self.slots.items():
+            if thread.waits_for_page and 0 <= thread.asked < self.ages - self.patience - 1:
+                raise Violation(f"node {self.number}: waiter {waiter} waits too long: {thread.describe()}")
+
     def poll(self) -> None:
         """Tell the engine which grants its workers have applied by now."""
         engine = self.engine
@@ -159,6 +196,7 @@ class Node(Performer):
         if self.regions[number].dropped:
             thread.woken(Status.CLOSED)
             return
+        thread.asked = self.ages
         ip = thread.program[thread.position].ip  # type: ignore[union-attr]
         self.engine.fault(number, page, write, thread.waiter, thread.worker.number, ip, self.world.now)
 
@@ -168,6 +206,7 @@ class Node(Performer):
         now = self.world.now
         if thread.worker.dead:
             return
+        thread.asked = self.ages
         if self.regions[call.region].dropped:
             thread.woken(Status.CLOSED)
         elif call.kind == PREFETCH:
@@ -247,7 +286,7 @@ class Node(Performer):
 
     # -- from the network -------------------------------------------------------------------------
 
-    def deliver(self, what: tuple[int, Message]) -> None:
+    def deliver(self, what: tuple[int, Any]) -> None:
         """A message without pages arrives."""
         self.post((self._message, what))
 
@@ -259,15 +298,26 @@ class Node(Performer):
         """The last byte of a message with pages arrives."""
         self.post((self.end, transfer))
 
-    def _message(self, what: tuple[int, Message]) -> None:
+    def _message(self, what: tuple[int, Message | Members]) -> None:
         sender, message = what
+        if sender in self.closed:
+            return
+        if isinstance(message, Members):
+            self.lost(message.lost)
+            return
         self.world.note(What.MESSAGE, self.number, sender, message.kind, message.page, message)
         if message.kind == _FETCH or message.kind == _INVALIDATE:
             self.poll()
+        if self.losses.gone:
+            self.losses.gets(message)
         self.engine.message(message, self.world.now)
+        if self.losses.gone:
+            self.losses.answers(message, self.engine.effects)
 
     def header(self, transfer: Transfer) -> None:
         """Ask where the payload goes: straight into the frames, or to scratch.  Its first half is here."""
+        if transfer.sender.number in self.closed:
+            return
         message = transfer.message
         transfer.accepted = self.engine.accepts(message)
         self.world.note(What.HEADER, self.number, transfer.sender.number, transfer.accepted, 0, message)
@@ -276,6 +326,8 @@ class Node(Performer):
 
     def end(self, transfer: Transfer) -> None:
         """The whole payload is here; what is still wanted of it is put, or copied, into its frames."""
+        if transfer.sender.number in self.closed:
+            return
         message = transfer.message
         what = What.RECEIVED if transfer.accepted else What.DRAINED
         self.world.note(what, self.number, transfer.sender.number, message.page, message.count, message)
@@ -308,6 +360,35 @@ class Node(Performer):
                 if page in home.doomed:
                     home.doomed.remove(page)
                     home.destroy(page)
+
+    # -- other nodes that are gone, and this one --------------------------------------------------
+
+    def suspect(self, number: int) -> None:
+        """Node `number` has been silent for a while: no reason to do anything."""
+
+    def lost(self, number: int) -> None:
+        """The coordinator declared a node dead, and this node hears of it."""
+        self.world.note(What.LOST, self.number, number)
+        self.close(number)
+        self.losses.hears(self.engine, number)
+        self.engine.node_lost(number, self.world.now)
+
+    def close(self, number: int) -> None:
+        """Nothing goes there any more, nothing comes from there."""
+        self.closed.add(number)
+        self.network.closed(self.number, number)
+
+    def crash(self, _: Any = None) -> None:
+        """The manager, its workers and its frames are gone at this instant."""
+        if self.dead:
+            return
+        self.world.note(What.CRASH, self.number)
+        self.dead = True
+        for worker in self.workers:
+            worker.end()
+        self.world.forget([self, *self.workers, *[t for worker in self.workers for t in worker.threads]])
+        self.losses.node_gone(self.number)
+        self.network.crashed(self.number)
 
     # -- `Lower`, in two steps --------------------------------------------------------------------
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import multiprocessing
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TextIO
 
 import msgspec
@@ -17,6 +19,7 @@ import msgspec
 from dsm.coherence.states import TRANSITIONS, State
 from dsm.errors import InternalError
 from dsm.testing.simulation.cluster import Cluster, Coverage, Parts
+from dsm.testing.simulation.faults import Calm, Faults, Stormy
 from dsm.testing.simulation.mutants import MUTANTS
 from dsm.testing.simulation.world import TRACE_TAIL, Violation
 
@@ -26,6 +29,8 @@ MIN_EVENTS = 3_000
 MAX_EVENTS = 400_000
 #: Lines of the trace in the report of a failure.
 REPORT_LINES = 60
+#: Which seeds have faults.
+FAULTS: dict[str, type[Faults]] = {"some": Faults, "none": Calm, "all": Stormy}
 
 
 class Outcome(msgspec.Struct):
@@ -39,6 +44,8 @@ class Outcome(msgspec.Struct):
     failure: str
     #: (event, state before) -> times.
     coverage: Coverage
+    #: What its faults hit -> times.
+    faults: dict[str, int]
     trace: str = ""
 
     @property
@@ -51,6 +58,7 @@ def run_seed(
     seed: int,
     *,
     parts: Parts | None = None,
+    faults: str = "",
     min_events: int = MIN_EVENTS,
     max_events: int = MAX_EVENTS,
     keep: int = TRACE_TAIL,
@@ -64,6 +72,8 @@ def run_seed(
         Determines everything: cluster, programs, delays.
     parts
         Classes to build it of; None: the real ones.
+    faults
+        One of `FAULTS`; empty: as `parts` say, which is ``some``, faults in a part of the seeds.
     min_events
         Rounds of programs are added until so many events have happened.
     max_events
@@ -78,6 +88,8 @@ def run_seed(
     Outcome
         With `failure` empty when every check held.
     """
+    if faults:
+        parts = replace(parts or Parts(), faults=FAULTS[faults])
     cluster = Cluster(seed, parts=parts, keep=keep)
     world = cluster.world
     failure = ""
@@ -91,7 +103,8 @@ def run_seed(
             print(world.story())
             raise
     trace = world.story(keep) if failure or full else ""
-    return Outcome(seed, world.events, world.digest, failure, cluster.coverage, trace)
+    faults = dict(cluster.losses.tally)
+    return Outcome(seed, world.events, world.digest, failure, cluster.coverage, faults, trace)
 
 
 def report(outcome: Outcome, lines: int = REPORT_LINES) -> str:
@@ -114,20 +127,25 @@ def rows_not_taken(coverage: Coverage) -> list[str]:
     ]
 
 
-def _work(job: tuple[int, str, int]) -> Outcome:
-    seed, mutant, min_events = job
+def _work(job: tuple[int, str, str, int]) -> Outcome:
+    seed, mutant, faults, min_events = job
     parts = MUTANTS[mutant].parts if mutant else None
-    return run_seed(seed, parts=parts, min_events=min_events)
+    return run_seed(seed, parts=parts, faults=faults, min_events=min_events)
 
 
 def run_many(
-    seeds: Iterable[int], *, jobs: int = 1, mutant: str = "", min_events: int = MIN_EVENTS
+    seeds: Iterable[int],
+    *,
+    jobs: int = 1,
+    mutant: str = "",
+    faults: str = "",
+    min_events: int = MIN_EVENTS,
 ) -> Iterator[Outcome]:
     """Run seeds in `jobs` processes and yield their outcomes as they come.
 
     Closing the iterator early ends the processes.
     """
-    work = ((seed, mutant, min_events) for seed in seeds)
+    work = ((seed, mutant, faults, min_events) for seed in seeds)
     if jobs <= 1:
         yield from map(_work, work)
         return
@@ -135,20 +153,22 @@ def run_many(
         yield from pool.imap_unordered(_work, work, chunksize=8)
 
 
-def campaign(seeds: range, *, jobs: int, mutant: str, min_events: int, max_failures: int) -> int:
+def campaign(seeds: range, *, jobs: int, mutant: str, faults: str, min_events: int, max_failures: int) -> int:
     """Run many seeds with a progress line; return the exit status: 1 when one failed."""
     out: TextIO = sys.stdout
     began = time.monotonic()
     events = done = failures = 0
     least = 0
     coverage: Coverage = {}
+    hit: Counter[str] = Counter()
     terminal = out.isatty()
-    for outcome in run_many(seeds, jobs=jobs, mutant=mutant, min_events=min_events):
+    for outcome in run_many(seeds, jobs=jobs, mutant=mutant, faults=faults, min_events=min_events):
         done += 1
         events += outcome.events
         least = min(least or outcome.events, outcome.events)
         for row, times in outcome.coverage.items():
             coverage[row] = coverage.get(row, 0) + times
+        hit.update(outcome.faults)
         if not outcome.ok:
             failures += 1
             print(f"{chr(13) if terminal else ''}{report(outcome)}\n", file=out)
@@ -166,5 +186,9 @@ def campaign(seeds: range, *, jobs: int, mutant: str, min_events: int, max_failu
         file=out,
     )
     missing = rows_not_taken(coverage)
+    if hit:
+        print("what the faults hit:", file=out)
+        for what in sorted(hit):
+            print(f"{hit[what]:9,}  {what}", file=out)
     print(f"rows of the transition table never taken: {', '.join(missing) or 'none'}", file=out)
     return 1 if failures else 0

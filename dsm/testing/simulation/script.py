@@ -7,7 +7,7 @@ stands still until ``time``.  The file is the specification of one interleaving;
 compared, never guessed.
 
 ========================================  =========================================================
-``cluster nodes=3 pages=4 home=0``         begin; also ``page_size=`` and ``fill=``
+``cluster nodes=3 pages=4 home=0``         begin; also ``page_size=``, ``fill=``, ``patience=``
 ``fault n1 p0 read w7 [worker=1 ip=5]``    a thread of n1 traps and waits as waiter 7
 ``prefetch n1 p0+4 read w8``               also ``pin``; ``unpin n1 p0+4 read``; ``cancel n1 w8``
 ``touched n1 p4``                          a worker used a marked page
@@ -18,9 +18,11 @@ compared, never guessed.
 ``time +150`` or ``+0.5Δ``                 microseconds, or hold times, pass; engines that asked are called
 ``drop n1``                                the region is destroyed, as n1 learns it
 ``lost n1 n2``                             n1 hears that n2 is dead: their link is cut
-``age n1``                                 a wait of n1 that began before is over (patience is one)
+``age n1``                                 a part of the time that n1's waits may take has passed
 ``pages p0+2``                             states, directory entries
 ``links``                                  what is on its way
+``crash n2``                               n2 is gone; what it sent before may still arrive
+``lose n2 n1 [count]``                     the last messages (all) on that link never arrive
 ========================================  =========================================================
 """
 
@@ -62,6 +64,9 @@ class Script:
         self.open: dict[tuple[int, int], bool] = {}
         #: Tokens of `Lower` that are not done, for each node.
         self.lowering: dict[int, deque[int]] = {}
+        #: Nodes that are gone; (node, other): the one heard that the other is dead.
+        self.gone: set[int] = set()
+        self.closed: set[tuple[int, int]] = set()
         self.now = 0
         #: Rows of the transition table taken by all nodes.
         self.coverage: dict[tuple[str, int], int] = {}
@@ -78,14 +83,21 @@ class Script:
             command(words)
         except DSMError as error:
             self._said.append(f"{type(error).__name__}: {str(error).splitlines()[0]}")
-        for engine in self.engines:
+        for engine in self._living():
             self._collect(engine)
         return "\n".join(self._said) or "nothing"
+
+    def _living(self) -> list[Engine]:
+        return [engine for engine in self.engines if engine.node not in self.gone]
 
     def _collect(self, engine: Engine) -> None:
         for effect in engine.take():
             self._said.append(f"n{engine.node}: {effect_text(effect)}")
             if isinstance(effect, Send | SendPages):
+                ends = engine.node, effect.node
+                if effect.node in self.gone or self.closed.intersection((ends, ends[::-1])):
+                    self._said.append("  (goes nowhere)")
+                    continue
                 self.links.setdefault((engine.node, effect.node), deque()).append(effect.message)
             elif isinstance(effect, Lower):
                 self.lowering[engine.node].append(effect.token)
@@ -93,7 +105,7 @@ class Script:
     # -- commands -----------------------------------------------------------------------------------
 
     def do_cluster(self, words: list[str]) -> None:
-        options = {"nodes": "2", "pages": "1", "page_size": "4096", "home": "0", "fill": ""}
+        options = {"nodes": "2", "pages": "1", "page_size": "4096", "home": "0", "fill": "", "patience": "1"}
         for word in words:
             name, _, value = word.partition("=")
             options[name] = value
@@ -107,7 +119,7 @@ class Script:
         )
         region = Region(_REGION, chosen, ADDRESS_LOW, tuple(range(count)))
         for node in range(count):
-            engine = Engine(node, patience=1)
+            engine = Engine(node, int(options["patience"]))
             engine.add_region(region)
             engine.regions[_REGION].table.taken = self.coverage
             self.engines.append(engine)
@@ -190,32 +202,48 @@ class Script:
     def do_time(self, words: list[str]) -> None:
         span = words[0]
         self.now += round(float(span[:-1]) * HOLD_NS) if span.endswith("Δ") else int(span) * 1000
-        for engine in self.engines:
+        for engine in self._living():
             if engine.deadline is not None and engine.deadline <= self.now:
                 self._said.append(f"n{engine.node} ticks")
                 engine.tick(self.now)
                 self._collect(engine)
+
+    def do_crash(self, words: list[str]) -> None:
+        number = _number(words[0], "n")
+        self.gone.add(number)
+        for (_, receiver), messages in self.links.items():
+            if receiver == number:
+                messages.clear()
+
+    def do_lose(self, words: list[str]) -> None:
+        messages = self.links[_number(words[0], "n"), _number(words[1], "n")]
+        for _ in range(int(words[2]) if len(words) > 2 else len(messages)):
+            self._said.append(f"never arrives: {message_text(messages.pop())}")
+
+    def do_age(self, words: list[str]) -> None:
+        self.engines[_number(words[0], "n")].age(self.now)
 
     def do_drop(self, words: list[str]) -> None:
         self.engines[_number(words[0], "n")].drop_region(_REGION)
 
     def do_lost(self, words: list[str]) -> None:
         node, dead = _number(words[0], "n"), _number(words[1], "n")
+        self.closed.add((node, dead))
         for link in ((node, dead), (dead, node)):
             self.links.pop(link, None)
             self.open.pop(link, None)
         self.engines[node].node_lost(dead, self.now)
 
-    def do_age(self, words: list[str]) -> None:
-        self.engines[_number(words[0], "n")].age(self.now)
-
     def do_pages(self, words: list[str]) -> None:
         first, count = _range(words[0])
         for page in range(first, first + count):
-            live = [engine for engine in self.engines if _REGION in engine.regions]
+            live = [engine for engine in self._living() if _REGION in engine.regions]
             states = " ".join(f"n{e.node} {State(e.state(_REGION, page)).name}" for e in live)
-            region = live[0].regions[_REGION]
-            entry = self.engines[region.placement.directory(page)].regions[_REGION]
+            directory = live[0].regions[_REGION].placement.directory(page)
+            if directory in self.gone:
+                self._said.append(f"p{page}: {states}; its directory n{directory} is gone")
+                continue
+            entry = self.engines[directory].regions[_REGION]
             owner, copyset = entry.table.owner[page], entry.table.copyset[page]
             holders = ",".join(f"n{n}" for n in range(64) if copyset >> n & 1)
             busy = ", in a transaction" if page in entry.directory.busy else ""

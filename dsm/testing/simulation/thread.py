@@ -31,8 +31,11 @@ from dsm.testing.simulation.world import Violation
 
 #: Neighbours that a handler maps along with its own page, on each side.
 AROUND = 8
+#: How often a thread repeats a prefetch or pin that comes too late; an access is repeated until it is done.
+TRIES = 3
 
 _OK, _CLOSED, _CANCELLED = int(Status.OK), int(Status.CLOSED), int(Status.CANCELLED)
+_PAGE_LOST, _PAGE_TIMEOUT = int(Status.PAGE_LOST), int(Status.PAGE_TIMEOUT)
 
 
 class Thread:
@@ -57,6 +60,10 @@ class Thread:
         #: The slot was posted and its answer has not come.
         self.waiting = False
         self.status = _OK
+        #: How old the node was when its manager saw the fault or call; -1: it has not seen it.
+        self.asked = -1
+        #: How often the call was too late in a row.
+        self._tries = 0
         self._page = 0
         self._need = READ
         self._held: list[tuple[int, int]] = []
@@ -83,6 +90,18 @@ class Thread:
             doing = f"{name} r{operation.region} {pages(operation.page, operation.count)}"
         waits = f"waiter {self.waiter}, waiting {self.waiting}"
         return f"{place} at {self.position}/{len(self.program)}: {doing}; {waits}"
+
+    @property
+    def waits_for_page(self) -> bool:
+        """It is in a fault (a call may last longer than a fault may: it comes forward page by page)."""
+        return self.waiting and isinstance(self.program[self.position], Touch)
+
+    def waits_for(self) -> range:
+        """Return the pages that its fault or call is about."""
+        operation = self.program[self.position]
+        if isinstance(operation, Call):
+            return range(operation.page, operation.page + operation.count)
+        return range(self._page, self._page + 1)
 
     # -- program ----------------------------------------------------------------------------------
 
@@ -147,6 +166,8 @@ class Thread:
                     home.changed(page)
                 frame[word] = value
                 truth.pages[page][word] = value
+                if truth.gone:
+                    truth.written(node, page)
                 note(What.WRITE, node, self.number, region.number, page, value)
 
     # -- fault handler ----------------------------------------------------------------------------
@@ -191,6 +212,7 @@ class Thread:
         world = self.world
         self.waiter = self.node.allocate(self)
         self.waiting = True
+        self.asked = -1
         world.note(What.POST, self.node.number, self.number, self.waiter)
         world.after(world.pause(), self.node.post, (handler, (self, *what)))
 
@@ -207,11 +229,19 @@ class Thread:
             self._answered(operation)
         elif self.status == _OK:
             self._lock(self._granted)
-        elif self.status == _CLOSED and self._region().home.dropped:
+        elif self.status == _PAGE_LOST or (self.status == _CLOSED and self._region().home.dropped):
             self.node.release(self.waiter)
             self._skip(operation)
+        elif self.status == _PAGE_TIMEOUT:
+            self._again()
         else:
             raise Violation(f"{self.describe()}: a fault ends with status {self.status}")
+
+    def _again(self) -> None:
+        """The page did not come in time: run the operation again."""
+        self.node.release(self.waiter)
+        self.waiter = 0
+        self.world.after(self.world.pause(), self.step)
 
     def _granted(self, _: Any) -> None:
         """Under the page lock: what is wanted now, which may be less than what was granted."""
@@ -294,12 +324,19 @@ class Thread:
             self._page = call.page
             self._apply_pinned(call)
             return
+        if self.status == _PAGE_TIMEOUT and self._tries < TRIES:
+            self._tries += 1
+            self._again()
+            return
+        self._tries = 0
         self.node.release(self.waiter)
         self.waiter = 0
         if self.status == _OK:
             self._next()
-        elif (self.status == _CLOSED and region.home.dropped) or (
-            self.status == _CANCELLED and call.patience
+        elif (
+            self.status in (_PAGE_LOST, _PAGE_TIMEOUT)
+            or (self.status == _CLOSED and region.home.dropped)
+            or (self.status == _CANCELLED and call.patience)
         ):
             self._skip(call)
         else:

@@ -60,6 +60,13 @@ class What(IntEnum):
     SYNC = 29
     DEATH = 30
     BURIED = 31
+    CRASH = 32
+    DECLARED = 33
+    LOST = 34
+    CUT = 35
+    MENDED = 36
+    STOPPED = 37
+    AGE = 38
 
 
 _TEXT = {
@@ -94,6 +101,13 @@ _TEXT = {
     What.SYNC: "{more}",
     What.DEATH: "worker {a} dies",
     What.BURIED: "sees that worker {a} is gone",
+    What.CRASH: "crashes",
+    What.DECLARED: "declares n{a} dead",
+    What.LOST: "hears that n{a} is lost",
+    What.CUT: "the links between n{a} and n{b} are cut, for {more}",
+    What.MENDED: "the link from n{a} to n{b} works again",
+    What.STOPPED: "{more}",
+    What.AGE: "ages, time {a}",
 }
 
 

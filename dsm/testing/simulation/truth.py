@@ -11,6 +11,10 @@ linearizable for each access, so the rules are exact:
 * *frames at rest*: a frame that any worker of the node has mapped is not filled, received into or
   discarded;
 * *latest value*: each read returns the truth.
+
+A node that crashed, or was declared dead, is *gone*: what it reads, maps and wants is no concern of the
+others any more.  What it writes still is, for it may only write what no survivor can reach.  Pages of
+which at some time since then no survivor had a readable copy are *bare*: only they may be lost.
 """
 
 from __future__ import annotations
@@ -37,6 +41,11 @@ class Truth:
         #: For each page, nodes (as bits) of which a worker has it mapped for reading, and writing.
         self.mapped_read = [0] * pages
         self.mapped_write = [0] * pages
+        #: Nodes (as bits) that are gone.
+        self.gone = 0
+        self.bare: set[int] = set()
+        #: Pages of which a living directory said that they are lost.
+        self.lost: set[int] = set()
 
     def _broken(self, page: int, rule: str) -> Violation:
         return Violation(
@@ -49,6 +58,11 @@ class Truth:
     def raised(self, node: int, page: int, level: int, frame: list[int]) -> None:
         """`node` raised its wanted level of `page`; `frame` is what its workers will see."""
         bit = 1 << node
+        if self.gone:
+            if self.gone & bit:
+                return
+            if page in self.lost:
+                raise self._broken(page, f"node {node} raises a page that was lost")
         others = ~bit
         if frame != self.pages[page]:
             raise self._broken(page, f"node {node} raises a page whose frame holds {frame}")
@@ -67,10 +81,14 @@ class Truth:
             self.wanted_write[page] &= ~bit
         if level < READ:
             self.wanted_read[page] &= ~bit
+            if self.gone and not self.wanted_read[page]:
+                self.bare.add(page)
 
     def mapped(self, node: int, page: int, before: int, after: int, frame: list[int]) -> None:
         """The highest level at which a worker of `node` has `page` mapped went from `before` to `after`."""
         bit = 1 << node
+        if self.gone & bit:
+            return
         if after == WRITE:
             if self.mapped_read[page] & ~bit:
                 raise self._broken(page, f"node {node} maps for writing what another node has mapped")
@@ -94,8 +112,20 @@ class Truth:
 
     def read(self, node: int, page: int, word: int, value: int) -> None:
         """A worker of `node` read `value`."""
-        if value != self.pages[page][word]:
+        if value != self.pages[page][word] and not self.gone >> node & 1:
             raise self._broken(page, f"a worker of node {node} reads {value} from word {word}")
+
+    def written(self, node: int, page: int) -> None:
+        """A worker of `node` wrote, though some node is gone."""
+        others = (self.wanted_read[page] | self.mapped_read[page]) & ~(1 << node)
+        if self.gone >> node & 1 and others:
+            raise self._broken(page, f"node {node}, which was declared dead, writes what others may read")
+
+    def node_gone(self, node: int) -> None:
+        """`node` crashed, or was declared dead."""
+        self.gone |= 1 << node
+        self.forget(node)
+        self.bare.update(page for page, nodes in enumerate(self.wanted_read) if not nodes)
 
     def forget(self, node: int) -> None:
         """`node` dropped the region: what it maps from now on is no concern of the protocol."""

@@ -82,17 +82,23 @@ class Worker:
 
     def die(self, _: Any = None) -> None:
         """Lose everything at once: threads, maps, locks; the manager notices later."""
+        if self.dead:
+            return
         world = self.world
         world.note(What.DEATH, self.node.number, self.number)
-        self.dead = True
+        self.end()
         world.forget([self, *self.threads])
-        for thread in self.threads:
-            thread.finished = True
-            thread.waiting = False
         for region in self.regions.values():
             for page in range(region.home.pages):
                 self.protect(region, page, NONE)
         world.after(world.pause(), self.node.worker_died, self)
+
+    def end(self) -> None:
+        """Its threads do nothing any more."""
+        self.dead = True
+        for thread in self.threads:
+            thread.finished = True
+            thread.waiting = False
 
     # -- service thread ---------------------------------------------------------------------------
 

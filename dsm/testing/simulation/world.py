@@ -18,6 +18,20 @@ from dsm.testing.simulation.trace import Entry, render
 
 #: Entries of the trace that a failure shows.
 TRACE_TAIL = 400
+#: Methods that only put something into a queue: the kernel does so also for a stopped process.
+KERNEL = frozenset(
+    {
+        "post",
+        "deliver",
+        "deliver_header",
+        "deliver_end",
+        "acknowledged",
+        "worker_died",
+        "drop_region",
+        "die",
+        "crash",
+    }
+)
 
 
 class Violation(AssertionError):
@@ -63,6 +77,8 @@ class World:
         self._values = 0
         self._heap: list[tuple[int, int, Callable[[Any], None], Any]] = []
         self._sequence = 0
+        #: Stopped actors: they do nothing before that time.
+        self._stopped: dict[Any, int] = {}
 
     def after(self, delay: int, action: Callable[[Any], None], argument: Any = None) -> None:
         """Plan `action(argument)` for `delay` nanoseconds from now."""
@@ -79,6 +95,24 @@ class World:
         left = [entry for entry in self._heap if getattr(entry[2], "__self__", None) not in actors]
         self._heap[:] = left  # in place: `run` holds the list
         heapify(self._heap)
+
+    def stop(self, actor: Any, span: int) -> None:
+        """Let nothing that is planned for a method of `actor` happen within `span` nanoseconds."""
+        until = max(self._stopped.get(actor, 0), self.now + span)
+        self._stopped[actor] = until
+        self.at(until, self._continue, actor)
+
+    def _continue(self, actor: Any) -> None:
+        if self._stopped.get(actor, 0) <= self.now:
+            self._stopped.pop(actor, None)
+
+    def _deferred(self, action: Callable[[Any], None], argument: Any) -> bool:
+        """Plan an event of a stopped actor anew, behind those that came before it."""
+        until = self._stopped.get(getattr(action, "__self__", None), 0)
+        if until <= self.now or action.__name__ in KERNEL:
+            return False
+        self.at(until, action, argument)
+        return True
 
     def pause(self) -> int:
         """Nanoseconds of the next small step of a worker or a manager."""
@@ -110,6 +144,7 @@ class World:
     def run(self, max_events: int) -> None:
         """Run until nothing is planned; a `Violation` when `max_events` are not enough."""
         heap = self._heap
+        stopped = self._stopped
         while heap:
             time, _, action, argument = heappop(heap)
             self.now = time
@@ -118,7 +153,8 @@ class World:
                 raise Violation(
                     f"no quiescence after {max_events} events ({time / 1e6:.1f} ms simulated): livelock?"
                 )
-            action(argument)
+            if not stopped or not self._deferred(action, argument):
+                action(argument)
 
     def step(self) -> bool:
         """Run one event; False when nothing is planned."""
@@ -126,7 +162,8 @@ class World:
             return False
         self.now, _, action, argument = heappop(self._heap)
         self.events += 1
-        action(argument)
+        if not self._stopped or not self._deferred(action, argument):
+            action(argument)
         return True
 
     def story(self, count: int = TRACE_TAIL) -> str:
