@@ -8,7 +8,10 @@ sockets, threads, clocks or cffi.
 `world`         the clock, the heap of events, the random source, the trace
 `trace`         what a trace entry is and how it reads
 `truth`         what memory really holds, and the rules that must hold at every instant
-`network`       FIFO links with random delays; payloads that take time
+`network`       FIFO links with random delays; payloads that take time; links that are cut
+`membership`    the coordinator's word about who is dead, and how it spreads
+`losses`        which pages may be lost with a node, and what the losses hit
+`faults`        crashes, cut links and stopped processes, drawn from the seed
 `frames`        frames and wanted table of a region at a node
 `node`          the manager that drives the engine
 `effects`       what the engine's effects do to a node's memory and links

@@ -155,7 +155,7 @@ class DivertsOnMessageOnly(Node):
 class Crashes(Stormy):
     """Nodes die in every seed; waits have no deadline."""
 
-    choices = ((1, 0, 0), (1, 1, 0))
+    choices: tuple[tuple[float, ...], ...] = ((1, 0, 0), (1, 1, 0))
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)

@@ -41,7 +41,7 @@ def _add(name: str, about: str, parts: Parts) -> None:
     MUTANTS[name] = Mutant(about, parts)
 
 
-def _engine(
+def mutated_engine(
     *,
     directory: type[Directory] = Directory,
     holder: type[Holder] = Holder,
@@ -50,7 +50,7 @@ def _engine(
     region_class: type[SequentialRegion] = SequentialRegion,
     faults: type[Faults] = Faults,
 ) -> Parts:
-    """Build a simulation whose engines have these roles."""
+    """Return parts whose engines have these roles."""
 
     class Mutated(Engine):
         def __init__(self, node: int, patience: int = 0) -> None:
@@ -182,30 +182,38 @@ class _ForgetsOwner(Directory):
 _add(
     "transaction-closed-early",
     "the directory takes the next request before the requester has installed",
-    _engine(directory=_ClosesEarly),
+    mutated_engine(directory=_ClosesEarly),
 )
 _add(
     "second-transaction",
     "a second transaction is opened on a page while one is open",
-    _engine(directory=_NoQueue),
+    mutated_engine(directory=_NoQueue),
 )
 _add(
     "stale-upgrade",
     "a write grant without data to a node that lost its copy",
-    _engine(directory=_StaleUpgrade),
+    mutated_engine(directory=_StaleUpgrade),
 )
-_add("claimed-twice", "two nodes are told that a page was never touched", _engine(directory=_ForgetsClaim))
-_add("forgotten-reader", "a reader is not put into the copyset", _engine(directory=_ForgetsReader))
-_add("forgotten-read-ahead", "a reader ahead is not put into the copyset", _engine(directory=_ForgetsAhead))
+_add(
+    "claimed-twice",
+    "two nodes are told that a page was never touched",
+    mutated_engine(directory=_ForgetsClaim),
+)
+_add("forgotten-reader", "a reader is not put into the copyset", mutated_engine(directory=_ForgetsReader))
+_add(
+    "forgotten-read-ahead",
+    "a reader ahead is not put into the copyset",
+    mutated_engine(directory=_ForgetsAhead),
+)
 _add(
     "read-ahead-of-busy",
     "a speculative read is served in the middle of a transaction",
-    _engine(directory=_AheadOfBusy),
+    mutated_engine(directory=_AheadOfBusy),
 )
 _add(
     "forgotten-owner",
     "after a write the directory still names the old owner",
-    _engine(directory=_ForgetsOwner),
+    mutated_engine(directory=_ForgetsOwner),
 )
 
 # -- holder ---------------------------------------------------------------------------------------------
@@ -255,20 +263,22 @@ class _OutOfOrder(Holder):
 _add(
     "sent-before-protected",
     "a frame is read before every worker lost write access",
-    _engine(holder=_SendsEarly),
+    mutated_engine(holder=_SendsEarly),
 )
 _add(
     "invalidated-too-early",
     "an invalidation is acknowledged before the workers acknowledged theirs",
-    _engine(holder=_InvalidatedEarly),
+    mutated_engine(holder=_InvalidatedEarly),
 )
 _add(
     "punched-too-early",
     "frames are discarded before PROT_NONE is acknowledged",
-    _engine(holder=_PunchesEarly),
+    mutated_engine(holder=_PunchesEarly),
 )
 _add(
-    "demands-out-of-order", "a demand overtakes an earlier one for the same page", _engine(holder=_OutOfOrder)
+    "demands-out-of-order",
+    "a demand overtakes an earlier one for the same page",
+    mutated_engine(holder=_OutOfOrder),
 )
 
 # -- requester ------------------------------------------------------------------------------------------
@@ -318,16 +328,18 @@ class _NoHold(Hold):
 _add(
     "voided-installed",
     "a fetch that was voided by an invalidation is installed",
-    _engine(requester=_InstallsVoided),
+    mutated_engine(requester=_InstallsVoided),
 )
 _add(
     "waiter-forgotten",
     "of several threads that wait for a page only one is woken",
-    _engine(requester=_ForgetsWaiter),
+    mutated_engine(requester=_ForgetsWaiter),
 )
-_add("pins-ignored", "a pinned page is given away", _engine(region_class=_IgnoresPins))
+_add("pins-ignored", "a pinned page is given away", mutated_engine(region_class=_IgnoresPins))
 _add(
-    "no-hold", "pages are given away at once: instructions that need two never finish", _engine(hold=_NoHold)
+    "no-hold",
+    "pages are given away at once: instructions that need two never finish",
+    mutated_engine(hold=_NoHold),
 )
 
 # -- when a node dies -----------------------------------------------------------------------------------
@@ -456,60 +468,62 @@ class _NoDeadline(Requester):
 _add(
     "dead-requester-kept",
     "a transaction whose requester died is not closed",
-    _engine(directory=_KeepsDeadRequester, faults=driver.Crashes),
+    mutated_engine(directory=_KeepsDeadRequester, faults=driver.Crashes),
 )
 _add(
     "dead-holder-awaited",
     "the acknowledgement of a dead holder is awaited for ever",
-    _engine(directory=_AwaitsTheDead, faults=driver.Crashes),
+    mutated_engine(directory=_AwaitsTheDead, faults=driver.Crashes),
 )
 _add(
     "dead-holder-remembered",
     "a dead node stays in the copysets",
-    _engine(directory=_RemembersTheDead, faults=driver.Crashes),
+    mutated_engine(directory=_RemembersTheDead, faults=driver.Crashes),
 )
 _add(
     "lost-taken-for-fresh",
     "a page that went away with its owner is given out as never touched",
-    _engine(directory=_TakesLossForFresh, faults=driver.Crashes),
+    mutated_engine(directory=_TakesLossForFresh, faults=driver.Crashes),
 )
 _add(
     "elected-unasked",
     "the new owner of a page is not asked whether it has it",
-    _engine(directory=_ElectsUnasked, faults=driver.Crashes),
+    mutated_engine(directory=_ElectsUnasked, faults=driver.Crashes),
 )
 _add(
     "copy-overlooked",
     "a page is given up though a survivor has a copy",
-    _engine(directory=_GivesUpAtOnce, faults=driver.Crashes),
+    mutated_engine(directory=_GivesUpAtOnce, faults=driver.Crashes),
 )
 _add(
     "void-ignored",
     "a requester goes on waiting for what a dead node was to send",
-    _engine(requester=_IgnoresVoid, faults=driver.Crashes),
+    mutated_engine(requester=_IgnoresVoid, faults=driver.Crashes),
 )
 _add(
     "installed-denied",
     "a requester says that it does not have what it has installed",
-    _engine(requester=_DeniesInstalled, faults=driver.Crashes),
+    mutated_engine(requester=_DeniesInstalled, faults=driver.Crashes),
 )
 _add(
     "read-ahead-of-the-dead",
     "what a dead node was to send ahead is waited for",
-    _engine(holder=_KeepsReadingAhead, faults=driver.Crashes),
+    mutated_engine(holder=_KeepsReadingAhead, faults=driver.Crashes),
 )
 _add(
     "present-unchecked",
     "a node says that it has a page which has not arrived",
-    _engine(holder=_AnswersPresent, faults=driver.Crashes),
+    mutated_engine(holder=_AnswersPresent, faults=driver.Crashes),
 )
 _add(
     "timeout-forgets-request",
     "a wait that ends at its deadline takes its request along",
-    _engine(requester=_ForgetsRequest, faults=driver.Stops),
+    mutated_engine(requester=_ForgetsRequest, faults=driver.Stops),
 )
 _add(
-    "no-deadline", "a wait does not end at its deadline", _engine(requester=_NoDeadline, faults=driver.Stops)
+    "no-deadline",
+    "a wait does not end at its deadline",
+    mutated_engine(requester=_NoDeadline, faults=driver.Stops),
 )
 _add(
     "acts-on-suspicion",

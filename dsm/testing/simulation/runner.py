@@ -103,8 +103,8 @@ def run_seed(
             print(world.story())
             raise
     trace = world.story(keep) if failure or full else ""
-    faults = dict(cluster.losses.tally)
-    return Outcome(seed, world.events, world.digest, failure, cluster.coverage, faults, trace)
+    hit = dict(cluster.losses.tally)
+    return Outcome(seed, world.events, world.digest, failure, cluster.coverage, hit, trace)
 
 
 def report(outcome: Outcome, lines: int = REPORT_LINES) -> str:
