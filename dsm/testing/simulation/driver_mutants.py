@@ -160,6 +160,7 @@ class Crashes(Stormy):
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
         self.patience = 0
+        self.most = 4
 
 
 class Stops(Stormy):

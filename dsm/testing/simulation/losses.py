@@ -1,10 +1,9 @@
 """What the loss of nodes does to pages, and what it may do.
 
 Owns the set of nodes that are gone (crashed, or declared dead) and the judgement of every page that is
-reported lost.  A page may be lost when its directory is gone; or when its ownership was *promised* to a
-gone node, so that whoever has it gives it away; otherwise only when a gone node was *involved* with it
-(as its owner, or a requester), and at some time since then no survivor had a readable copy.  Counts what
-the losses hit, so that one sees them bite.
+reported lost.  A page may be lost when its directory is gone; otherwise only when a gone node was
+*involved* with it (as its owner, or a requester), and at some time since then no survivor had a readable
+copy.  Counts what the losses hit, so that one sees them bite.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import numpy as np
 
 from dsm.coherence.directory import Transaction
 from dsm.coherence.engine import Engine
-from dsm.coherence.messages import Effect, Flag, Kind, Message, Send, SendPages, Wake
+from dsm.coherence.messages import Effect, Kind, Message, Send, SendPages, Wake
 from dsm.coherence.table import LOST
 from dsm.testing.simulation.truth import Truth
 from dsm.testing.simulation.world import Violation
@@ -40,7 +39,6 @@ class Losses:
         #: How often each kind of fault hit something.
         self.tally: Counter[str] = Counter()
         self._involved: dict[int, set[int]] = {}
-        self._promised: dict[int, set[int]] = {}
         #: region, page -> the gone owner of a page that has other copies.
         self._recovering: dict[tuple[int, int], int] = {}
 
@@ -51,7 +49,6 @@ class Losses:
         if self.gone:
             truth.bare.update(range(len(truth.pages)))
         self._involved[number] = set()
-        self._promised[number] = set()
 
     def is_gone(self, node: int) -> bool:
         """Whether a node crashed or was declared dead."""
@@ -79,8 +76,6 @@ class Losses:
                 isinstance(transaction, Transaction) and transaction.message.node == node
             ):
                 involved.add(page)
-                if isinstance(transaction, Transaction) and (transaction.source >= 0 or transaction.upgrade):
-                    self._promised[number].add(page)
 
     def sends(self, sender: int, effect: Send | SendPages) -> None:
         """A node sends something while some node is gone."""
@@ -95,8 +90,6 @@ class Losses:
         """A node gets a message while some node is gone."""
         if message.kind in _FOR_REQUESTER and self.is_gone(message.node):
             self._involved[message.region].update(_pages(message))
-            if message.flags & Flag.WRITE and message.kind in (Kind.FETCH, Kind.GRANT):
-                self._promised[message.region].update(_pages(message))
 
     def answers(self, message: Message, effects: list[Effect]) -> None:
         """A node has handled a message; `effects` are what it wants done."""
@@ -160,13 +153,8 @@ class Losses:
         if effect.peer >= 0 and not self.is_gone(effect.peer):
             raise Violation(f"node {node}: {effect} blames node {effect.peer}, which lives")
         self.tally["accesses to lost pages"] += 1
-        page = wanted.start
-        if (
-            len(wanted) == 1
-            and page not in self._promised[number]
-            and not self.has_dead_directory(node, number, page)
-        ):
-            self.truths[number].lost.add(page)
+        if len(wanted) == 1 and not self.has_dead_directory(node, number, wanted.start):
+            self.truths[number].lost.add(wanted.start)
 
     def has_dead_directory(self, node: int, number: int, page: int) -> bool:
         """Whether the directory of a page is gone."""
@@ -175,8 +163,6 @@ class Losses:
     def may_be_lost(self, node: int, number: int, page: int) -> bool:
         """Whether the loss of a page is justified."""
         if self.has_dead_directory(node, number, page):
-            return True
-        if page in self._promised[number]:
             return True
         return page in self._involved[number] and page in self.truths[number].bare
 

@@ -365,10 +365,10 @@ class _AwaitsTheDead(Directory):
 class _TakesLossForFresh(Directory):
     """A page that went away with its owner was never touched."""
 
-    def _search(self, page: int, count: int) -> None:
+    def _search(self, page: int, count: int, dead: int) -> None:
         table = self.region.table
         if table.copyset[page]:
-            super()._search(page, count)
+            super()._search(page, count, dead)
         else:
             for one in range(page, page + count):
                 table.owner[one] = 0
@@ -377,11 +377,11 @@ class _TakesLossForFresh(Directory):
 class _ElectsUnasked(Directory):
     """Takes the first of the copyset for the new owner, though it may be waiting for the dead one's data."""
 
-    def _search(self, page: int, count: int) -> None:
+    def _search(self, page: int, count: int, dead: int) -> None:
         table = self.region.table
         copyset = table.copyset[page]
         if not copyset:
-            super()._search(page, count)
+            super()._search(page, count, dead)
             return
         for one in range(page, page + count):
             table.owner[one] = (copyset & -copyset).bit_length()
@@ -401,9 +401,8 @@ class _RemembersTheDead(Directory):
 class _GivesUpAtOnce(Directory):
     """A page whose owner is dead is lost, whoever else has a copy."""
 
-    def _search(self, page: int, count: int) -> None:
-        table = self.region.table
-        table.lose(page, count, table.owner[page] - 1)
+    def _search(self, page: int, count: int, dead: int) -> None:
+        self.region.table.lose(page, count, dead)
 
 
 class _IgnoresVoid(Requester):
