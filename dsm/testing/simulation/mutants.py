@@ -8,7 +8,7 @@ models (`driver_mutants`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dsm.coherence.directory import Directory, Transaction
 from dsm.coherence.engine import Engine
@@ -502,7 +502,7 @@ _add(
 _add(
     "installed-denied",
     "a requester says that it does not have what it has installed",
-    mutated_engine(requester=_DeniesInstalled, faults=driver.Crashes),
+    replace(mutated_engine(requester=_DeniesInstalled, faults=driver.Cuts), timing=driver.SlowPages),
 )
 _add(
     "read-ahead-of-the-dead",
