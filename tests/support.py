@@ -98,3 +98,17 @@ def holds_socket(pid: int | str, inodes: set[str]) -> bool:
 def shared_memory_files() -> set[str]:
     """Return what of ours lies in /dev/shm; nothing ever should."""
     return {entry for entry in os.listdir("/dev/shm") if "dsm" in entry}
+
+
+def waits_in_futex(pid: int) -> bool:
+    """Return whether the main thread of process `pid` sleeps in a fault, or in a call to its manager."""
+    try:
+        number = Path(f"/proc/{pid}/task/{pid}/syscall").read_text().split()[0]
+    except OSError:
+        return False
+    return number == {"x86_64": "202", "aarch64": "98"}[os.uname().machine]
+
+
+def state(pid: int) -> str:
+    """Return the letter of a process's state: T when it is stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

@@ -53,10 +53,13 @@ class Requests:
         if manager.coordinator is not None:
             manager.coordinator.ask(manager.members.node, ask, then)
             return
+        link = manager.members.links.get(0)
+        if link is None:  # lost in this very round: the node ends with it
+            then(control.Failed(Status.NODE_LOST, "the coordinator is lost; this node ends"))
+            return
         self._count += 1
         self._asked[self._count] = then
         payload = meta.encode(ask)
-        link = manager.members.links[0]
         link.send(manager.members.header(MetaKind.ASK, len(payload), self._count), payload)
 
     def told(self, request: int, reply: meta.Reply) -> None:

@@ -1,10 +1,12 @@
-"""Tools to test programs that use dsm: real clusters on this machine, and the protocol's simulator.
+"""Tools to test programs that use dsm: real clusters on this machine, chaos, and the protocol's simulator.
 
-`dsm.testing.simulation` drives the protocol alone and is imported by itself.
+`dsm.testing.simulation` drives the protocol alone, `dsm.testing.chaos` kills and stops parts of real
+jobs; both are imported by themselves.
 """
 
 from __future__ import annotations
 
 from dsm.testing.cluster import Cluster, Worker, WorkerFailed
+from dsm.testing.network import Network
 
-__all__ = ["Cluster", "Worker", "WorkerFailed"]
+__all__ = ["Cluster", "Network", "Worker", "WorkerFailed"]

@@ -26,13 +26,14 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
 
 from dsm.errors import DSMError, NodeLostError, PageTimeoutError, UsageError
 from dsm.manager_process import PACKAGE_ROOT, manager_command, manager_environment
+from dsm.testing.network import Network
 from dsm.worker.startup import wait_ready
 
 #: Seconds that starting a process, or a call without its own timeout, may take.
@@ -69,14 +70,16 @@ class Future:
 class Worker:
     """A worker process of a `Cluster`."""
 
-    def __init__(self, address: str, rank: int, size: int, cpus: set[int] | None) -> None:
+    def __init__(
+        self, address: str, rank: int, size: int, cpus: set[int] | None, host: Sequence[str] = ()
+    ) -> None:
         ours, theirs = socket.socketpair()
         self._pipe = Connection(ours.detach())
         self.rank = rank
         environment = dict(os.environ, DSM_NODE=address, DSM_RANK=str(rank), DSM_SIZE=str(size))
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [PACKAGE_ROOT, *sys.path]))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "dsm.testing.serving", str(theirs.fileno()), str(os.getpid())],
+            [*host, sys.executable, "-m", "dsm.testing.serving", str(theirs.fileno()), str(os.getpid())],
             pass_fds=(theirs.fileno(),),
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -127,12 +130,14 @@ class Worker:
 class ManagerProcess:
     """A manager process of a `Cluster`."""
 
-    def __init__(self, secret: str, options: list[str], cpus: set[int] | None) -> None:
+    def __init__(
+        self, secret: str, options: list[str], cpus: set[int] | None, host: Sequence[str] = ()
+    ) -> None:
         ready, theirs = os.pipe()
         guard, self._guard = os.pipe()
         descriptors = ["--ready-fd", str(theirs), "--guard-fd", str(guard)]
         self.process = subprocess.Popen(
-            [*manager_command(), *options, *descriptors],
+            [*host, *manager_command(), *options, *descriptors],
             pass_fds=(theirs, guard),
             env=manager_environment(secret),
             stdin=subprocess.DEVNULL,
@@ -166,7 +171,7 @@ class ManagerProcess:
 
 
 class Cluster:
-    """Managers and workers on this machine, connected over loopback TCP.
+    """Managers and workers on this machine, connected over loopback TCP or a network of their own.
 
     Parameters
     ----------
@@ -176,6 +181,8 @@ class Cluster:
         Workers of each node; ranks are dealt in blocks.
     cpus : set of int, optional
         Processors that every process may use; default: all.
+    network : Network, optional
+        Hosts for the nodes, whose links can be cut; default: loopback.
 
     Attributes
     ----------
@@ -185,21 +192,31 @@ class Cluster:
         By node.
     """
 
-    def __init__(self, nodes: int = 1, workers: int = 1, *, cpus: set[int] | None = None) -> None:
+    def __init__(
+        self,
+        nodes: int = 1,
+        workers: int = 1,
+        *,
+        cpus: set[int] | None = None,
+        network: Network | None = None,
+    ) -> None:
         if nodes < 1 or workers < 0:
             raise UsageError(f"a cluster of {nodes} nodes with {workers} workers each cannot be started")
         self.managers: list[ManagerProcess] = []
         self.workers: list[Worker] = []
         secret = secrets.token_hex(32)
         size = nodes * workers
+        hosts = [[] if network is None else network.command(node) for node in range(nodes)]
         try:
             for node in range(nodes):
-                options = ["--listen", "127.0.0.1:0", "--ranks", str(size)]
+                address = "127.0.0.1" if network is None else network.address(node)
+                options = ["--listen", f"{address}:0", "--ranks", str(size)]
                 if node:
                     options += ["--join", self.managers[0].listen]
-                self.managers.append(ManagerProcess(secret, options, cpus))
+                self.managers.append(ManagerProcess(secret, options, cpus, hosts[node]))
             for rank in range(size):
-                self.workers.append(Worker(self.managers[rank // workers].socket, rank, size, cpus))
+                node = rank // workers
+                self.workers.append(Worker(self.managers[node].socket, rank, size, cpus, hosts[node]))
             for worker in self.workers:
                 worker._result(DEFAULT_TIMEOUT_S)
         except BaseException:

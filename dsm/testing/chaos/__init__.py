@@ -11,7 +11,6 @@ its cause; and nothing of the job may remain on the machine.
 `journal`    what a worker writes down, unbuffered: it must survive SIGKILL
 `program`    the worker: updates, looks, barriers, until it is told to stop
 `plan`       jobs and their events, drawn from a seed
-`network`    hosts: network namespaces with links that can be cut
 `processes`  managers and workers of one job
 `job`        one job: its events happen, its waits are watched
 `verdict`    what the journals must show

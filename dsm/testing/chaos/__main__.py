@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 
-from dsm.testing.chaos import network
+from dsm.testing import network
 from dsm.testing.chaos.job import Job
 from dsm.testing.chaos.plan import JobPlan, draw_jobs
 

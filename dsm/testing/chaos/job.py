@@ -18,11 +18,11 @@ from pathlib import Path
 from dsm.errors import DSMError
 from dsm.testing.chaos import journal, remains, timing
 from dsm.testing.chaos.journal import Kind, Outcome
-from dsm.testing.chaos.network import Network
 from dsm.testing.chaos.plan import Action, Event, JobPlan
 from dsm.testing.chaos.processes import Child, Processes
 from dsm.testing.chaos.timing import Disturbance
 from dsm.testing.chaos.verdict import Evidence, judge, summary
+from dsm.testing.network import Network
 
 _TICK_S = 0.02
 #: Seconds between two looks at what everybody waits for.

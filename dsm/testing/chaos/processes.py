@@ -18,10 +18,10 @@ from pathlib import Path
 
 from dsm.launch.processes import signal_name
 from dsm.manager_process import manager_environment
-from dsm.testing.chaos.network import Network
 from dsm.testing.chaos.plan import PAGE_TIMEOUT_S, JobPlan
 from dsm.testing.chaos.program import Options
 from dsm.testing.chaos.remains import MARK
+from dsm.testing.network import Network
 from dsm.worker.startup import wait_ready
 
 _START_S = 30.0

@@ -1,0 +1,218 @@
+"""`dsm run` with real managers, parts of which are stopped or killed while pages cross between nodes."""
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+import support
+from launched import Launched
+
+DEADLINE_S = 1.0
+
+#: Two pages go to and fro between the nodes, until a file appears; then all must have counted right.
+EXCHANGE = """
+import os, dsm
+node = dsm.attach()
+cells = node.array("cells", (2, 512), "i8", home="cyclic")
+lock = node.lock("cells")
+turns = 0
+print("here", flush=True)
+while not os.path.exists("enough"):
+    with lock:
+        cells[0, 0] += 1
+        cells[1, 0] += 1
+    turns += 1
+total = node.atomic("turns")
+total.fetch_add(turns)
+node.barrier()
+assert cells[0, 0] == cells[1, 0] == total.load()
+print("counted", flush=True)
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    started = []
+
+    def start(*arguments, program, **options):
+        (tmp_path / "program.py").write_text(program)
+        words = [sys.executable, "-m", "dsm", "run", *map(str, arguments), "program.py"]
+        environment = {"DSM_PAGE_TIMEOUT": str(DEADLINE_S)}
+        started.append(Launched(words, tmp_path, environment, **options))
+        return started[-1]
+
+    yield start
+    for launched in started:
+        launched.stop()
+
+
+def _family():
+    return support.processes_marked(support.TEST_MARK, os.environ[support.TEST_MARK])
+
+
+def _pass_the_deadline():
+    """Let more time pass than a page may take: that it passes is what is tested."""
+    time.sleep(1.5 * DEADLINE_S)
+
+
+def _ends_well(job, directory, ranks):
+    (directory / "enough").touch()
+    assert job.status() == 0, job.stderr
+    assert job.stdout.count("counted") == ranks
+    assert job.stderr == ""
+
+
+def test_after_ctrl_z_for_longer_than_the_deadline_nobody_sees_an_error(run, tmp_path):
+    job = run("-n", 4, "--nodes", 2, program=EXCHANGE, process_group=0)
+    job.wait_printed("here", 4)
+    family = _family()
+    job.process.send_signal(signal.SIGTSTP)
+    support.wait_until(lambda: all(support.state(pid) == "T" for pid in family), what="all are stopped")
+    _pass_the_deadline()
+    job.process.send_signal(signal.SIGCONT)
+    _ends_well(job, tmp_path, 4)
+
+
+def test_a_launcher_that_is_stopped_for_a_while_does_not_matter(run, tmp_path):
+    job = run("-n", 4, "--nodes", 2, program=EXCHANGE)
+    job.wait_printed("here", 4)
+    job.process.send_signal(signal.SIGSTOP)
+    support.wait_until(lambda: support.state(job.pid) == "T")
+    _pass_the_deadline()
+    assert len(_family()) == 7
+    job.process.send_signal(signal.SIGCONT)
+    _ends_well(job, tmp_path, 4)
+
+
+def _is_worker(pid):
+    return "program.py" in support.describe(pid) and " run " not in support.describe(pid)
+
+
+@pytest.mark.parametrize("what", ["worker", "manager", "everything"])
+def test_the_death_of_the_launcher_ends_also_what_is_stopped(run, what):
+    job = run("-n", 4, "--nodes", 2, program=EXCHANGE)
+    job.wait_printed("here", 4)
+    chosen = {
+        "worker": [pid for pid in _family() if _is_worker(pid)][:1],
+        "manager": support.managers()[:1],
+        "everything": [pid for pid in _family() if pid != job.pid],
+    }[what]
+    for pid in chosen:
+        os.kill(pid, signal.SIGSTOP)
+        support.wait_until(lambda pid=pid: support.state(pid) == "T")
+    job.process.kill()
+    job.status()
+    support.wait_until(lambda: not _family(), what="all processes are gone")
+
+
+GO_ON = """
+import os, sys, time, dsm
+node = dsm.attach()
+own = node.array("own", (2, 512), "i8", home="block")
+other = node.array("other", (2, 512), "i8", home=1)
+if node.node_id == 1:
+    other[:] = 1
+if node.rank == 0:
+    own[0] = 5
+node.barrier()
+print("here", flush=True)
+while 1 in node.nodes:
+    time.sleep(0.01)
+lost = False
+try:
+    other[1].sum()
+except dsm.PageLostError as error:
+    lost = "node 1" in str(error) and "'other'" in str(error)
+with node.lock("of those who live"):
+    fresh = node.array("made later", 512, "i8")
+    fresh[0] += 1
+print("went on", lost, flush=True)
+"""
+
+
+def test_a_job_that_continues_goes_on_with_what_is_left(run):
+    job = run("-n", 4, "--nodes", 2, "--on-failure", "continue", program=GO_ON)
+    job.wait_printed("here", 4)
+    # Ranks 2 and 3 are of node 1, whose manager listens last.
+    managers = {pid for pid in support.managers() if "--join" in support.describe(pid)}
+    os.kill(*managers, signal.SIGKILL)
+    assert job.status(30) == 128 + signal.SIGKILL
+    assert job.stdout.count("went on True") == 2
+    assert job.stderr.count("NodeLostError") >= 2
+
+
+#: A program that tries again, as the documentation says.
+PATIENT = """
+import os, dsm
+node = dsm.attach()
+cell = node.array("cells", 512, "i8")
+lock = node.lock("cells")
+turns = 0
+
+def insist(access):
+    while True:
+        try:
+            result = access()
+            node.check()
+            return result
+        except dsm.PageTimeoutError:
+            pass
+
+print("here", flush=True)
+while not os.path.exists("enough"):
+    with lock:
+        value = insist(lambda: int(cell[0])) + 1
+        insist(lambda: cell.__setitem__(0, value))
+    turns += 1
+total = node.atomic("turns")
+total.fetch_add(turns)
+node.barrier()
+assert insist(lambda: int(cell[0])) == total.load()
+print("counted", flush=True)
+"""
+
+
+def test_a_stopped_worker_costs_a_patient_program_nothing_but_time(run, tmp_path):
+    job = run("-n", 4, "--nodes", 2, program=PATIENT)
+    job.wait_printed("here", 4)
+    worker = next(pid for pid in _family() if _is_worker(pid))
+    os.kill(worker, signal.SIGSTOP)
+    support.wait_until(lambda: support.state(worker) == "T")
+    _pass_the_deadline()
+    os.kill(worker, signal.SIGCONT)
+    _ends_well(job, tmp_path, 4)
+
+
+def test_page_timeout_is_an_option_of_the_launcher(run, tmp_path):
+    program = """
+import os, time, dsm
+node = dsm.attach()
+words = node.array("words", 512, "i8")
+if node.rank == 1:
+    words[0] = 1
+node.barrier()
+print("here", os.getpid() if node.rank else "", flush=True)
+if node.rank == 0:
+    while not os.path.exists("stopped"):
+        time.sleep(0.01)
+    started = time.monotonic()
+    try:
+        words.sum()
+    except dsm.PageTimeoutError:
+        print(f"after {time.monotonic() - started:.1f} s", flush=True)
+else:
+    time.sleep(1000)
+"""
+    job = run("--page-timeout", 0.5, "-n", 2, "--nodes", 2, program=program)
+    job.wait_printed("here", 2)
+    worker = int(next(line for line in job.stdout.splitlines() if line[5:].strip()).split()[1])
+    os.kill(worker, signal.SIGSTOP)
+    support.wait_until(lambda: support.state(worker) == "T")
+    (tmp_path / "stopped").touch()
+    job.wait_printed("after")
+    assert 0.5 <= float(job.stdout.split("after ")[1].split()[0]) < 0.9
+    job.process.send_signal(signal.SIGTERM)
+    assert job.status() == 128 + signal.SIGTERM
