@@ -190,7 +190,7 @@ def draw_job(seed: str, most_events: int, networked: bool) -> JobPlan:
     plan = JobPlan(
         seed,
         nodes,
-        rng.randint(1, 3),
+        rng.randint(2 if nodes == 2 else 1, 3),
         home,
         rng.choice([4096, 4096, 16384, 65536]),
         networked,
@@ -198,7 +198,8 @@ def draw_job(seed: str, most_events: int, networked: bool) -> JobPlan:
     drawer = _Drawer(rng, plan, set(range(nodes * plan.workers)), set(range(nodes)))
     wanted = min(most_events, rng.randint(5, 10))
     at = 0.3
-    while len(drawer.events) < wanted and not drawer.over and drawer.living:
+    # A job in which one worker is left has nothing more to tell.
+    while len(drawer.events) < wanted and not drawer.over and (len(drawer.living) > 1 or not drawer.events):
         if drawer.draw(round(at, 2)):
             at += rng.uniform(0.15, 0.9)
     end = drawer.events[-1].at_s

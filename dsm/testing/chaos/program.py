@@ -137,13 +137,7 @@ class Worker:
         milliseconds = -1 if timeout is None else int(timeout * 1000)
 
         def acquire() -> None:
-            try:
-                got = self._locks[group].acquire(timeout)
-            except dsm.OwnerDiedError:
-                if not hasattr(dsm.worker.synchronization.Lock, "consistent"):
-                    self._locks[group].acquire(None)
-                raise
-            if not got:
+            if not self._locks[group].acquire(timeout):
                 raise dsm.WaitTimeoutError("not in time")
 
         outcome, _ = self._step(Kind.ACQUIRE, group, acquire, (milliseconds, 0, 0))
@@ -155,7 +149,7 @@ class Worker:
         """The holder died: make whole what it left half written, and the lock consistent."""
         for cell in cells.MEMBERS[group]:
             self._update_cell(cell, False, mending=True)
-        getattr(self._locks[group], "consistent", lambda: None)()
+        self._locks[group].consistent()
 
     def _update_cell(self, cell: int, write: bool, mending: bool = False) -> None:
         if cell in self._lost_cells:
