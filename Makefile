@@ -8,6 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SIZE ?= 2048
 SEEDS ?= 0:10000
+CHAOS_SEED ?=
+CHAOS_EVENTS ?= 200
 PYTEST_ARGS ?=
 BENCH_ARGS ?= all
 
@@ -32,11 +34,11 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint simulate bench clean stale
+.PHONY: help setup demo test lint simulate chaos bench clean stale
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
-	@echo "Variables: PYTHON=$(PYTHON) SIZE=$(SIZE) SEEDS=$(SEEDS) PYTEST_ARGS= BENCH_ARGS=$(BENCH_ARGS)"
+	@echo "Variables: PYTHON=$(PYTHON) SIZE=$(SIZE) SEEDS=$(SEEDS) CHAOS_SEED= CHAOS_EVENTS=$(CHAOS_EVENTS) PYTEST_ARGS= BENCH_ARGS=$(BENCH_ARGS)"
 
 $(VENV)/.identity: $(STALE)
 	$(if $(lacking),$(error $(lacking)))
@@ -76,6 +78,9 @@ lint: setup  ## check style, format and types
 
 simulate: setup  ## run the simulator over many seeds (SEEDS=from:to)
 	@$(BIN)/python -m dsm.testing.simulation --seeds $(SEEDS)
+
+chaos: setup  ## kill, stop and cut off parts of real jobs at random (CHAOS_EVENTS=200 CHAOS_SEED=)
+	@$(BIN)/python -m dsm.testing.chaos --events $(CHAOS_EVENTS) $(if $(CHAOS_SEED),--seed $(CHAOS_SEED))
 
 bench: setup  ## measure (BENCH_ARGS="fault --write --json FILE")
 	@$(BIN)/dsm bench $(BENCH_ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import secrets
+import signal
 import sys
 import time
 from collections import Counter
@@ -47,6 +48,8 @@ def _title(number: int, plan: JobPlan) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Carry out a plan; return the exit status."""
+    # Namespaces outlive us unless they are removed on the way out.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.events < 1:
