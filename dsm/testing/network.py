@@ -3,6 +3,8 @@
 Owns the namespaces, from their making to their end.  Two isolated ports of a bridge exchange nothing, but
 both still reach everybody else: so one link is cut and no other, and packets are lost as on a broken cable,
 without an error at either end.
+
+After SIGKILL of this process its namespaces, named ``dsm-…``, remain: ``ip netns del`` removes them.
 """
 
 from __future__ import annotations

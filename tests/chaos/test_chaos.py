@@ -78,7 +78,7 @@ def test_what_remains_is_found(tmp_path):
             marked = dict(word.decode().split("=", 1) for word in environ if word.startswith(MARK.encode()))
             left.append(subprocess.Popen(["sleep", "60"], env={**os.environ, **marked}))
 
-    job = Job(plan, leave)
+    job = Job(plan, leave, gone_s=1.0)
     try:
         problems = job.run()
     finally:

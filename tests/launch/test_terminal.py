@@ -120,19 +120,14 @@ def test_a_worker_cannot_be_stopped_by_the_terminal(on_terminal, terminal):
     assert "No such device" in terminal.shown
 
 
-def _state(pid):
-    with open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0]
-
-
 def test_ctrl_z_stops_everything(launch):
     """In the session of the tests, whose shell has another group: SIGTSTP works as from the keyboard."""
     run = launch("-n", 2, program="print('here'); wait()", process_group=0)
     run.wait_printed("here", 2)
     family = support.processes_marked(support.TEST_MARK, os.environ[support.TEST_MARK])
     run.process.send_signal(signal.SIGTSTP)
-    support.wait_until(lambda: all(_state(pid) == "T" for pid in family), what="all are stopped")
+    support.wait_until(lambda: all(support.state(pid) == "T" for pid in family), what="all are stopped")
     run.process.send_signal(signal.SIGCONT)
-    support.wait_until(lambda: all(_state(pid) != "T" for pid in family), what="all go on")
+    support.wait_until(lambda: all(support.state(pid) != "T" for pid in family), what="all go on")
     run.process.terminate()
     assert run.status() == 128 + signal.SIGTERM

@@ -27,10 +27,9 @@ from dsm.testing.network import Network
 _TICK_S = 0.02
 #: Seconds between two looks at what everybody waits for.
 _WATCH_S = 0.25
-#: Seconds for managers and workers to be ready, for all to end, and for remains to go.
+#: Seconds for managers and workers to be ready, and for all workers to end.
 _READY_S = 60.0
 _END_S = 30.0
-_GONE_S = 5.0
 
 Say = Callable[[str], None]
 
@@ -40,12 +39,25 @@ class Stuck(Exception):
 
 
 class Job:
-    """One job; used once."""
+    """One job; used once.
 
-    def __init__(self, plan: JobPlan, say: Say, number: int = 0) -> None:
+    Parameters
+    ----------
+    plan
+        What happens.
+    say
+        Takes a line for each event.
+    number
+        How these lines call the job.
+    gone_s
+        Seconds within which everything must be gone at the end.
+    """
+
+    def __init__(self, plan: JobPlan, say: Say, number: int = 0, gone_s: float = 5.0) -> None:
         self._plan = plan
         self._say = say
         self._number = number
+        self._gone_s = gone_s
         self._network: Network | None = None
         self._processes: Processes
         self._steps: list[tuple[float, int, Callable[[], None]]] = []
@@ -251,7 +263,7 @@ class Job:
         problems = []
         processes = self._processes
         processes.ask_managers_to_end()
-        deadline = time.monotonic() + _GONE_S
+        deadline = time.monotonic() + self._gone_s
         while any(child.status is None for child in processes.all) and time.monotonic() < deadline:
             time.sleep(_TICK_S)
         problems += [
@@ -284,7 +296,7 @@ class Job:
                 found += [f"network namespace {name} remains" for name in self._network.remains()]
             return found
 
-        deadline = time.monotonic() + _GONE_S
+        deadline = time.monotonic() + self._gone_s
         while (found := look()) and time.monotonic() < deadline:
             time.sleep(_TICK_S)
         return found
