@@ -96,7 +96,7 @@ class Manager:
         self.coherence = Coherence(node, self.board, self.members.links, patience)
         self.coherence.on_pinned = lambda worker, pin: self.sessions.workers[worker].pins.append(pin)
         self.loop.on_round = self.coherence.tick
-        self.sync = Sync(node, self.members.links, self.coherence.pager.wake)
+        self.sync = Sync(node, self.members.links, self.coherence.pager.wake, self.loop.after)
         self._take_epoch()
         if welcome is None:
             store = EmbeddedStore(self.ranks, *_addresses())

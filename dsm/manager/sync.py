@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from dsm.errors import Status, WireError
 from dsm.manager.link import Link
@@ -19,10 +20,28 @@ from dsm.wire.header import Family, Fields, pack
 
 #: Ticket of what nobody waits for; it is not answered.
 NO_TICKET = 0
+#: Seconds that a home may take to confirm that a call was withdrawn; then its thread goes on without that.
+WITHDRAW_S = 0.5
 
 _SYNC = int(Family.SYNC)
 _CANCEL, _REPLY, _WORKER_GONE = int(Op.CANCEL), int(SyncKind.REPLY), int(SyncKind.WORKER_GONE)
 _BARRIER_OPS = (Op.BARRIER_WAIT, Op.BARRIER_RESET, Op.BARRIER_ABORT)
+
+
+class _Call(NamedTuple):
+    """A call of a worker's thread."""
+
+    waiter: int
+    number: int
+    worker: int
+    op: int
+    a: int
+    b: int
+
+    def comes_behind(self, other: _Call) -> bool:
+        """Whether the same thread asks for the same lock: its home must be done with `other` first."""
+        mine = (self.op, self.number, self.worker, self.a)
+        return self.op == Op.LOCK_ACQUIRE and mine == (other.op, other.number, other.worker, other.a)
 
 
 class Sync:
@@ -36,19 +55,30 @@ class Sync:
         Live links by node number; the membership keeps it.
     wake
         Ends the wait of a slot: ``wake(waiter, status, result)``.
+    after
+        The loop's timer: ``after(seconds, do)``.
     """
 
-    def __init__(self, node: int, links: dict[int, Link], wake: Callable[[int, int, int], None]) -> None:
+    def __init__(
+        self,
+        node: int,
+        links: dict[int, Link],
+        wake: Callable[[int, int, int], None],
+        after: Callable[[float, Callable[[], None]], None],
+    ) -> None:
         self.node = node
         self.home = SyncHome()
         self.epoch = 0
         self._links = links
         self._wake = wake
+        self._after = after
         #: Home of each object that a worker of this node has opened, dead or alive.
         self._homes: dict[int, int] = {}
         self._tickets = 0
-        #: ticket -> (waiter, object, worker, operation).
-        self._waiting: dict[int, tuple[int, int, int, int]] = {}
+        #: Calls whose threads wait, by ticket.
+        self._waiting: dict[int, _Call] = {}
+        #: Calls that were withdrawn, whose home has not said yet what became of them.
+        self._withdrawn: dict[int, _Call] = {}
 
     def create(self, described: SyncObject) -> None:
         """Let this node decide about an object; nothing happens when it does so already."""
@@ -65,8 +95,9 @@ class Sync:
             self._wake(waiter, Status.UNKNOWN_NAME, 0)
             return
         self._tickets = ticket = self._tickets % 0xFFFFFFFF + 1
-        self._waiting[ticket] = (waiter, number, worker, op)
-        self._ask(home, op, number, ticket, worker, a, b)
+        self._waiting[ticket] = call = _Call(waiter, number, worker, op, a, b)
+        if not any(call.comes_behind(other) for other in self._withdrawn.values()):
+            self._ask(home, op, number, ticket, worker, a, b)
 
     def tell(self, op: int, number: int, a: int, b: int, worker: int) -> None:
         """A worker's thread has done something and waits for no answer."""
@@ -75,16 +106,46 @@ class Sync:
             self._ask(home, op, number, NO_TICKET, worker, a, b)
 
     def cancel(self, waiter: int) -> bool:
-        """A thread does not want to wait any more; False when it does not wait here."""
-        for ticket, (waiting, number, worker, _) in self._waiting.items():
-            if waiting == waiter:
-                self._ask(self._homes[number], _CANCEL, number, ticket, worker, ticket, 0)
-                return True
-        return False
+        """A thread does not want to wait any more; False when it does not wait here.
+
+        The home says whether it was too late.  It may be out of reach: then the thread goes on without that.
+        """
+        ticket = next((ticket for ticket, call in self._waiting.items() if call.waiter == waiter), NO_TICKET)
+        if ticket == NO_TICKET:
+            return False
+        call = self._waiting[ticket]
+        if any(call.comes_behind(other) for other in self._withdrawn.values()):  # its home was never asked
+            del self._waiting[ticket]
+            self._wake(waiter, Status.CANCELLED, 0)
+            return True
+        self._ask(self._homes[call.number], _CANCEL, call.number, ticket, call.worker, ticket, 0)
+        if ticket in self._waiting:
+            self._after(WITHDRAW_S, lambda: self._go_on_without(ticket))
+        return True
+
+    def _go_on_without(self, ticket: int) -> None:
+        call = self._waiting.pop(ticket, None)
+        if call is not None:
+            self._withdrawn[ticket] = call
+            self._wake(call.waiter, Status.CANCELLED, 0)
+
+    def _resolve(self, ticket: int, status: int) -> None:
+        """The home has answered a call that was withdrawn: undo it, and ask what came behind it."""
+        call = self._withdrawn.pop(ticket, None)
+        if call is None:
+            return
+        home, number = self._homes[call.number], call.number
+        if call.op == Op.LOCK_ACQUIRE and status in (Status.OK, Status.OWNER_DIED):
+            told = int(status == Status.OWNER_DIED)
+            self._ask(home, Op.LOCK_RELEASE, number, NO_TICKET, call.worker, call.a, told)
+        for later, other in list(self._waiting.items()):
+            if other.comes_behind(call):
+                self._ask(home, other.op, number, later, other.worker, other.a, other.b)
 
     def worker_gone(self, worker: int, rank: int, died: bool) -> None:
         """A worker of this node died, or left on its own: every home forgets it.  `rank` -1: it had none."""
-        self._waiting = {t: w for t, w in self._waiting.items() if w[2] != worker}
+        self._waiting = {t: call for t, call in self._waiting.items() if call.worker != worker}
+        self._withdrawn = {t: call for t, call in self._withdrawn.items() if call.worker != worker}
         rank &= NO_RANK
         now = time.monotonic_ns()
         self._deliver(self.home.worker_gone(self.node, worker, now, died=died, rank=rank))
@@ -96,8 +157,8 @@ class Sync:
     def node_gone(self, node: int) -> None:
         """Another node is lost: its threads wait and hold no more, its objects are gone."""
         self._deliver(self.home.node_gone(node, time.monotonic_ns()))
-        for ticket, (_, number, _, _) in list(self._waiting.items()):
-            if self._homes[number] == node:
+        for ticket, call in [*self._waiting.items(), *self._withdrawn.items()]:
+            if self._homes[call.number] == node:
                 self._lost(ticket, node)
 
     def ranks_missing(self, missing: Mapping[int, int]) -> None:
@@ -108,9 +169,7 @@ class Sync:
         """A message of the sync family arrived."""
         _, _, _, kind, _, _, _, _, number, count, ticket, a, b = fields
         if kind == _REPLY:
-            waiting = self._waiting.pop(ticket, None)
-            if waiting is not None:
-                self._wake(waiting[0], count, b)
+            self._answered(ticket, count, b)
         elif kind == _WORKER_GONE:
             now = time.monotonic_ns()
             self._deliver(self.home.worker_gone(link.node, count, now, died=b != 0, rank=a & NO_RANK))
@@ -134,19 +193,25 @@ class Sync:
 
     def _lost(self, ticket: int, home: int) -> None:
         """End a call whose object died with its home."""
-        waiting = self._waiting.pop(ticket, None)
-        if waiting is not None:
-            status = Status.BROKEN if waiting[3] in _BARRIER_OPS else Status.PAGE_LOST
-            self._wake(waiting[0], status, cause_word(Cause.HOME_DIED, home))
+        self._withdrawn.pop(ticket, None)
+        call = self._waiting.pop(ticket, None)
+        if call is not None:
+            status = Status.BROKEN if call.op in _BARRIER_OPS else Status.PAGE_LOST
+            self._wake(call.waiter, status, cause_word(Cause.HOME_DIED, home))
+
+    def _answered(self, ticket: int, status: int, result: int) -> None:
+        call = self._waiting.pop(ticket, None)
+        if call is not None:
+            self._wake(call.waiter, status, result)
+        else:
+            self._resolve(ticket, status)
 
     def _deliver(self, replies: list[Reply]) -> None:
         for reply in replies:
             if reply.ticket == NO_TICKET:
                 continue
             if reply.node == self.node:
-                waiting = self._waiting.pop(reply.ticket, None)
-                if waiting is not None:
-                    self._wake(waiting[0], reply.status, reply.result)
+                self._answered(reply.ticket, reply.status, reply.result)
             else:
                 link = self._links.get(reply.node)
                 if link is not None:

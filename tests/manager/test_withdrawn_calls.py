@@ -1,0 +1,128 @@
+"""Calls that are withdrawn while the home of their object is out of reach."""
+
+import pytest
+
+from dsm.errors import Status
+from dsm.manager.sync import Sync
+from dsm.types import SyncObject
+from dsm.wire.calls import Op, SyncKind
+from dsm.wire.header import Family, pack, unpack
+
+LOCK, TOKEN, WORKER = 7, 1, 0
+FIRST, SECOND = 50, 51  # waiters
+
+
+class Link:
+    node = 0
+
+    def __init__(self):
+        self.sent = []
+
+    def send(self, header):
+        fields = unpack(header)
+        self.sent.append((fields[3], fields[10]))  # kind, ticket
+
+
+class Node:
+    """A node without the lock's home, whose timers run when they are told to."""
+
+    def __init__(self):
+        self.link = Link()
+        self.woken = []
+        self.timers = []
+        self.sync = Sync(1, {0: self.link}, self.wake, lambda seconds, do: self.timers.append(do))
+        self.sync.opened(SyncObject(LOCK, "lock", "name", 0, 0))
+
+    def wake(self, waiter, status, result):
+        self.woken.append((waiter, status))
+
+    def acquire(self, waiter):
+        self.sync.call(Op.LOCK_ACQUIRE, LOCK, TOKEN, 0, waiter, WORKER)
+
+    def run_timers(self):
+        timers, self.timers = self.timers, []
+        for do in timers:
+            do()
+
+    def answer(self, ticket, status):
+        reply = pack(Family.SYNC, SyncKind.REPLY, 0, 1, 1, 0, 0, status, ticket, 0, 0)
+        self.sync.message(self.link, unpack(reply))
+
+    def taken(self):
+        sent, self.link.sent = self.link.sent, []
+        return [kind for kind, _ in sent]
+
+
+@pytest.fixture
+def node():
+    """The first call waits; it was withdrawn, and its home has not answered in time."""
+    node = Node()
+    node.acquire(FIRST)
+    assert node.sync.cancel(FIRST)
+    assert node.taken() == [Op.LOCK_ACQUIRE, Op.CANCEL]
+    assert node.woken == []
+    node.run_timers()
+    assert node.woken == [(FIRST, Status.CANCELLED)]
+    node.woken.clear()
+    return node
+
+
+def test_a_home_that_answers_in_time_has_the_word():
+    node = Node()
+    node.acquire(FIRST)
+    node.sync.cancel(FIRST)
+    node.answer(1, Status.OK)  # granted before
+    node.answer(1, Status.TOO_LATE)
+    node.run_timers()
+    assert node.woken == [(FIRST, Status.OK)]
+
+
+@pytest.mark.parametrize("status", [Status.OK, Status.OWNER_DIED])
+def test_a_lock_that_comes_after_all_is_given_back(node, status):
+    node.answer(1, status)
+    node.answer(1, Status.TOO_LATE)
+    assert node.taken() == [Op.LOCK_RELEASE]
+    assert node.woken == []
+
+
+def test_a_call_that_was_cancelled_after_all_needs_nothing(node):
+    node.answer(1, Status.CANCELLED)
+    node.answer(1, Status.OK)
+    assert node.taken() == []
+
+
+def test_the_next_call_of_the_thread_waits_until_the_first_one_is_undone(node):
+    node.acquire(SECOND)
+    assert node.taken() == []
+    node.answer(1, Status.OK)
+    assert node.taken() == [Op.LOCK_RELEASE, Op.LOCK_ACQUIRE]
+    node.answer(2, Status.OK)
+    assert node.woken == [(SECOND, Status.OK)]
+
+
+def test_a_call_that_waits_behind_another_is_withdrawn_at_once(node):
+    node.acquire(SECOND)
+    assert node.sync.cancel(SECOND)
+    assert node.woken == [(SECOND, Status.CANCELLED)]
+    node.answer(1, Status.OK)
+    assert node.taken() == [Op.LOCK_RELEASE]
+
+
+def test_other_threads_do_not_wait_behind_it(node):
+    node.sync.call(Op.LOCK_ACQUIRE, LOCK, TOKEN + 1, 0, SECOND, WORKER)
+    assert node.taken() == [Op.LOCK_ACQUIRE]
+
+
+def test_the_end_of_the_home_ends_what_waits_behind(node):
+    node.acquire(SECOND)
+    node.sync.node_gone(0)
+    assert node.woken == [(SECOND, Status.PAGE_LOST)]
+
+
+def test_the_end_of_the_worker_forgets_both(node):
+    node.acquire(SECOND)
+    node.sync.worker_gone(WORKER, -1, True)
+    node.taken()
+    node.answer(1, Status.OK)
+    assert node.taken() == []
+    assert node.woken == []
