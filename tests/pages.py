@@ -5,9 +5,9 @@ A fenced block of Python is a program when its first line is the command that ru
     # dsm run -n 2 --nodes 2 count.py
     # python died.py  (status 1)
 
-Blocks before it that begin with ``# in count.py`` are its first parts.  A block of text that follows a program
-is what that prints, standard output and then standard error; ``…`` stands for anything.  Messages of dsm are
-quoted in lines that begin with ``>``.
+Blocks before it that begin with ``# in count.py`` are its first parts.  A block of text that follows a
+program is what that prints, standard output and then standard error; ``…`` stands for anything.  Messages
+of dsm are quoted in lines that begin with ``>``.
 """
 
 from __future__ import annotations
