@@ -6,8 +6,8 @@ A fenced block of Python is a program when its first line is the command that ru
     # python died.py  (status 1)
 
 Blocks before it that begin with ``# in count.py`` are its first parts.  A block of text that follows a
-program is what that prints, standard output and then standard error; ``…`` stands for anything.  Messages
-of dsm are quoted in lines that begin with ``>``.
+program is what that prints: all of standard output, then lines of standard error; ``…`` stands for anything.
+Messages of dsm are quoted in lines that begin with ``>``.
 """
 
 from __future__ import annotations
@@ -78,9 +78,24 @@ def read(path: Path) -> tuple[list[Program], list[str]]:
     return programs, [block for left in parts.values() for block in left]
 
 
-def pattern(text: str) -> re.Pattern[str]:
-    """Return what matches a text in which ``…`` stands for anything."""
-    return re.compile(".*?".join(map(re.escape, text.split("…"))), re.DOTALL)
+def _line(text: str) -> re.Pattern[str]:
+    """Return what matches a line in which ``…`` stands for anything."""
+    return re.compile(".*?".join(map(re.escape, text.split("…"))))
+
+
+def is_shown(shown: str, stdout: str, stderr: str) -> bool:
+    """Whether a page shows what a program prints: all of standard output, then lines of standard error.
+
+    Managers may say more there: other programs of the machine talk to them, too.
+    """
+    lines = [_line(line) for line in shown.splitlines()]
+    printed = stdout.splitlines()
+    if len(printed) > len(lines):
+        return False
+    if not all(line.fullmatch(text) for line, text in zip(lines, printed, strict=False)):
+        return False
+    said = iter(stderr.splitlines())
+    return all(any(line.fullmatch(text) for text in said) for line in lines[len(printed) :])
 
 
 def headings(text: str) -> list[str]:
