@@ -34,7 +34,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint simulate chaos bench clean stale
+.PHONY: help setup demo test matrix lint simulate chaos bench clean stale
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -70,6 +70,9 @@ demo: setup  ## smooth and shade a real terrain on two nodes and four workers, c
 
 test: setup  ## run the whole test suite (PYTEST_ARGS="-k name" for a part)
 	@$(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
+
+matrix: setup  ## run the examples over all combinations of nodes, workers and options, and their commands
+	@DSM_MATRIX=1 $(BIN)/python -m pytest -n auto tests/examples $(PYTEST_ARGS)
 
 lint: setup  ## check style, format and types
 	@$(BIN)/ruff check $(LINTED)
