@@ -1,16 +1,17 @@
 """Multiply matrices in shared memory: every worker lets BLAS write its rows of the result.
 
     dsm run -n 4 --nodes 2 examples/matmul.py --check
-    dsm run -n 4 --nodes 2 examples/matmul.py --no-prefetch          # the same, page fault by page fault
+    dsm run -n 4 --nodes 2 examples/matmul.py --no-prefetch --page-size 4096       # fault by fault
     python examples/matmul.py --size 1000                            # one worker, no launcher
 
 C = A B, each worker a block of rows of A and C, and all of B.  Nothing is copied or sent: numpy hands BLAS
 pointers into shared memory, and BLAS writes through `out=`.  Every worker has written its rows of A and B
 itself, so its rows of A are here; the rows of B that other nodes wrote must come.
 
-Look at the time that waiting for B takes, and at the faults.  `node.prefetch` asks for all pages at once
-and waits once.  Without it BLAS faults its way through B; pages are read ahead, but each fault waits for
-the other node.  Larger pages (--page-size) make both quicker, because B is only read.
+Look at the time that waiting for B takes, and at the faults.  `node.prefetch` asks for all pages at once and
+waits once.  Without it BLAS waits for the other node at each fault, and as it goes through B a few columns at
+a time, over all rows, nearly every page is a fault.  Larger pages (--page-size) make fewer of them: they
+suit B, which everybody only reads.
 """
 
 import argparse
