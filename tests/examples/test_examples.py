@@ -28,7 +28,7 @@ OPTIONS = {
     "kmeans": {"--points": (3, 1001), "--clusters": (1, 3), "--rounds": (2,), "--page-size": (4096, 65536)},
     "matmul": {"--size": (1, 333), "--page-size": (4096, 2097152), "--no-prefetch": (False, True)},
     "pool": {"--size": (1, 75), "--rows": (1, 20), "--workers": (1, 3)},
-    "queue": {"--items": (1, 200), "--slots": (1, 5)},
+    "queue": {"--items": (1, 60), "--slots": (1, 5)},
     "sort": {"--keys": (3, 100_003), "--page-size": (4096, 65536)},
     "terrain": {"--size": (4, 333), "--sweeps": (1, 6)},
     "tsp": {"--cities": (3, 32)},
