@@ -1,8 +1,8 @@
 """Multiply matrices in shared memory: every worker lets BLAS write its rows of the result.
 
     dsm run -n 4 --nodes 2 examples/matmul.py --check
-    dsm run -n 4 --nodes 2 examples/matmul.py --no-prefetch --page-size 4096       # fault by fault
-    python examples/matmul.py --size 1000                            # one worker, no launcher
+    dsm run -n 4 --nodes 2 examples/matmul.py --size 1000 --no-prefetch --page-size 4096
+    python examples/matmul.py --size 1000                   # one worker, no launcher: the same program
 
 C = A B, each worker a block of rows of A and C, and all of B.  Nothing is copied or sent: numpy hands BLAS
 pointers into shared memory, and BLAS writes through `out=`.  Every worker has written its rows of A and B
