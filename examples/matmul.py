@@ -10,8 +10,8 @@ itself, so its rows of A are here; the rows of B that other nodes wrote must com
 
 Look at the time that waiting for B takes, and at the faults.  `node.prefetch` asks for all pages at once and
 waits once.  Without it BLAS waits for the other node at each fault, and as it goes through B a few columns at
-a time, over all rows, nearly every page is a fault.  Larger pages (--page-size) make fewer of them: they
-suit B, which everybody only reads.
+a time, over all rows, reading ahead helps it little.  Larger pages (--page-size) mean fewer faults: they suit
+B, which everybody only reads.
 """
 
 import argparse
