@@ -18,6 +18,7 @@ FLOORS = {
     "dsm.limits": 0,
     "dsm.config": 0,
     "dsm.manager_process": 0,
+    "dsm.proc": 0,
     "dsm.wire": 1,
     "dsm.coherence": 1,
     "dsm.sync": 1,

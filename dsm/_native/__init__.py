@@ -16,6 +16,7 @@ import os
 from typing import Any, NamedTuple
 
 import dsm._native._shim as _shim
+from dsm.limits import SLOTS_PER_WORKER
 
 #: The C functions themselves, for callers that must do with a single call into C.
 lib: Any = _shim.lib
@@ -33,6 +34,8 @@ OP_NO_REPLY = 0x40000000
 
 #: Words of one event of `Board.wait`: worker, slot, op, object, a, b, c, ip.
 EVENT_WORDS = 8
+#: Words of one `SlotWait`, and the slots of a worker.
+WAIT_WORDS, SLOTS = 8, SLOTS_PER_WORKER
 #: Buckets of the latency histogram: bucket i counts faults of 2^i up to 2^(i+1) ns.
 BUCKETS = 40
 #: Counters of a worker, in the order of the board.
@@ -78,6 +81,19 @@ def worker_board_bytes() -> int:
 
 
 # ---- manager's side --------------------------------------------------------------------------------
+
+
+class SlotWait(NamedTuple):
+    """A thread that waits in a slot; `since` is 0, or CLOCK_MONOTONIC in nanoseconds."""
+
+    slot: int
+    op: int
+    object: int
+    a: int
+    b: int
+    c: int
+    thread: int
+    since: int
 
 
 class Board:
@@ -164,6 +180,13 @@ class Board:
         check(lib.dsm_worker_statistics(self._board, worker, values, len(values)), f"worker {worker}")
         numbers = _unpack(values, len(values))
         return dict(zip(COUNTERS, numbers, strict=False)), numbers[len(COUNTERS) :]
+
+    def waits(self, worker: int) -> list[SlotWait]:
+        """Return what each thread of a worker waits for at this moment."""
+        words = _ffi.new("uint64_t[]", WAIT_WORDS * SLOTS)
+        count = check(lib.dsm_worker_waits(self._board, worker, words, SLOTS), f"worker {worker}")
+        numbers = _unpack(words, WAIT_WORDS * count) if count else []
+        return [SlotWait(*numbers[at : at + WAIT_WORDS]) for at in range(0, len(numbers), WAIT_WORDS)]
 
 
 class Tables:

@@ -218,3 +218,18 @@ int dsm_worker_statistics(struct dsm_board *board, uint32_t worker, uint64_t *ou
   for (; count < 6 + DSM_BUCKETS && count < max; count++) out[count] = load_relaxed(&from->latency[count - 6]);
   return (int)count;
 }
+
+int dsm_worker_waits(struct dsm_board *board, uint32_t worker, uint64_t *out, uint32_t max_slots) {
+  if (worker >= DSM_WORKERS || !board->members[worker].board) return -ENOENT;
+  struct dsm_worker_board *from = board->members[worker].board;
+  uint32_t found = 0;
+  for (uint32_t i = 0; i < DSM_SLOTS && found < max_slots; i++) {
+    struct dsm_slot *slot = &from->slots[i];
+    if (load_acquire(&slot->state) != DSM_SLOT_POSTED || slot->op & DSM_OP_NO_REPLY) continue;
+    if (slot->op == DSM_OP_TOUCHED) continue;
+    const uint64_t values[8] = {i,       slot->op, slot->object, slot->a,
+                                slot->b, slot->c,  slot->thread, load_relaxed(&slot->since)};
+    memcpy(out + 8 * (size_t)found++, values, sizeof values);
+  }
+  return (int)found;
+}

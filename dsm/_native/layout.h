@@ -61,7 +61,8 @@ struct dsm_slot {
   uint64_t thread; /* kernel thread id */
   uint64_t result;
   uint32_t status;
-  uint32_t unused[15];
+  _Atomic uint64_t since; /* CLOCK_MONOTONIC in ns when the thread began to wait; 0: not yet.  For status only */
+  uint32_t unused[12];
 };
 _Static_assert(sizeof(struct dsm_slot) == 128, "slots do not share cache lines");
 

@@ -47,6 +47,9 @@ void dsm_complete(struct dsm_board *board, uint32_t worker, uint32_t slot, uint3
 int dsm_unapplied(struct dsm_board *board, uint32_t worker, uint32_t slot);
 /* Statistics of one worker: the six counters of the board in their order, then the histogram. */
 int dsm_worker_statistics(struct dsm_board *board, uint32_t worker, uint64_t *out, uint32_t max);
+/* What each thread of a worker waits for now: eight words a slot (slot, op, object, a, b, c, kernel thread id, since
+ * when), as many slots as find room; returns their number.  A snapshot for people: slots change while it is taken. */
+int dsm_worker_waits(struct dsm_board *board, uint32_t worker, uint64_t *out, uint32_t max_slots);
 
 /* ---- worker side (region.c, handler.c, service.c, call.c) ---------------------------------------- */
 

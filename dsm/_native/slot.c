@@ -51,6 +51,7 @@ void dsm_slot_give(uint32_t slot) {
 void dsm_slot_post(uint32_t number, uint32_t op, uint32_t object, const uint64_t abc[3], uint64_t ip) {
   struct dsm_slot *slot = &dsm_worker.board->slots[number];
   store_relaxed(&slot->sleeping, 0);
+  store_relaxed(&slot->since, 0);
   slot->op = op;
   slot->object = object;
   slot->a = abc[0];
@@ -121,6 +122,7 @@ int dsm_slot_wait(uint32_t number, int64_t timeout_ns, bool once, uint32_t *stat
   uint32_t generation = load_relaxed(&dsm_worker.generation);
   if (answered(slot, generation, status, result)) return 1;
   uint64_t start = dsm_now(), spin_ns = (uint64_t)dsm_worker.options.spin_ns;
+  if (!load_relaxed(&slot->since)) store_relaxed(&slot->since, start); /* a later slice of the same wait keeps it */
   for (uint64_t waited = 0; waited < spin_ns; waited = dsm_now() - start) {
     if (timeout_ns >= 0 && waited >= (uint64_t)timeout_ns) return 0;
     sched_yield();

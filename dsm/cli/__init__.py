@@ -17,6 +17,7 @@ VERBS = {
     "run": ("dsm.launch.run", "start a program on one or several nodes of this machine"),
     "node": ("dsm.launch.node", "run one node's manager in the foreground, to join hosts by hand"),
     "bench": ("dsm.bench", "measure faults, scans, locks and barriers against their floors"),
+    "status": ("dsm.cli.status", "show the clusters of this machine, and why a job stands still"),
     "doctor": ("dsm.cli.doctor", "say what this machine allows, and which limits a program will meet"),
     "version": ("dsm.cli.version", "print the versions of dsm and of what it runs on"),
 }

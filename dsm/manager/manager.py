@@ -37,12 +37,14 @@ from dsm.manager.metadata.embedded import EmbeddedStore
 from dsm.manager.pager import SLOT_BITS
 from dsm.manager.requests import Requests
 from dsm.manager.session import Session, Sessions
+from dsm.manager.status import StatusDesk
 from dsm.manager.sync import Sync
 from dsm.types import Region, SyncObject
 from dsm.wire import membership as meta
 from dsm.wire.calls import Op
 from dsm.wire.header import Family, Fields
 from dsm.wire.membership import MetaKind
+from dsm.wire.status import NodeStatus
 
 _COHERENCE, _SYNC = int(Family.COHERENCE), int(Family.SYNC)
 _PREFETCH, _PIN, _UNPIN, _CANCEL = int(Op.PREFETCH), int(Op.PIN), int(Op.UNPIN), int(Op.CANCEL)
@@ -74,6 +76,7 @@ class Manager:
         self.coherence: Coherence
         self.sync: Sync
         self.requests: Requests
+        self.status = StatusDesk(self)
         #: Seconds that a thread waits for a page; 0 without end.
         self._page_timeout = page_timeout(os.environ)
         #: Called when the last worker has gone.
@@ -94,7 +97,7 @@ class Manager:
         node = self.members.node
         patience = PAGE_TIMEOUT_PARTS + 1 if self._page_timeout else 0
         self.coherence = Coherence(node, self.board, self.members.links, patience)
-        self.coherence.on_pinned = lambda worker, pin: self.sessions.workers[worker].pins.append(pin)
+        self.coherence.on_pinned = lambda worker, pin: self.sessions.workers[worker].pinned(pin)
         self.loop.on_round = self.coherence.tick
         self.sync = Sync(node, self.members.links, self.coherence.pager.wake, self.loop.after)
         self._take_epoch()
@@ -178,8 +181,7 @@ class Manager:
             self.coherence.pager.wake(waiter, Status.OK)
         elif op == _UNPIN:
             pin = (number, a, b, c)
-            if pin in session.pins:
-                session.pins.remove(pin)
+            if session.unpinned(pin):
                 self.coherence.unpin(*pin)
             self.coherence.pager.wake(waiter, Status.OK)
         elif op in (_PIN, _PREFETCH):
@@ -238,6 +240,13 @@ class Manager:
         coordinator = self.coordinator
         if kind == MetaKind.LEAVE:
             link.leaving = True
+            return
+        if kind == MetaKind.ASK_STATUS:
+            self._check_joined(link)
+            self.status.asked(link, request)
+            return
+        if isinstance(body, NodeStatus):
+            self.status.told(link.node, request, body)
             return
         if coordinator is not None:
             if isinstance(body, meta.Join):

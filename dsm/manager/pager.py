@@ -91,6 +91,18 @@ class SignalPager:
         while asked and asked[0][0] <= sequence:
             self._acknowledge(asked.popleft()[1])
 
+    def worker_of(self, waiter: int) -> int:
+        """Return the worker that a waiter is a thread of."""
+        return waiter >> SLOT_BITS
+
+    def obeying(self) -> dict[int, tuple[int, ...]]:
+        """Return, by the token of each `lower` under way, the workers that have not acknowledged it."""
+        found: dict[int, tuple[int, ...]] = {}
+        for worker, asked in self._asked.items():
+            for _, token in asked:
+                found[token] = (*found.get(token, ()), worker)
+        return found
+
     def worker_gone(self, worker: int) -> None:
         """A dead worker has no access."""
         for region in self._mapped.pop(worker, ()):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from dsm.errors import Status
 from dsm.limits import MAX_CONTROL_BYTES
 from dsm.manager.session import Session
+from dsm.manager.status import answer_status
 from dsm.types import Region
 from dsm.wire import control
 from dsm.wire import membership as meta
@@ -94,6 +95,8 @@ class Requests:
             session.answer(number, control.NodeList(manager.members.nodes))
         elif isinstance(body, control.GetStatistics):
             session.answer(number, self._statistics())
+        elif isinstance(body, control.GetStatus):
+            manager.status.collect(lambda status: answer_status(session, number, status))
 
     def _attach(self, session: Session, number: int, body: control.Attach) -> None:
         manager = self._manager

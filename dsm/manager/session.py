@@ -12,6 +12,7 @@ import contextlib
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -39,9 +40,23 @@ class Session:
         self.board_fd = -1
         #: Wakes the worker's service thread.
         self.nudge_fd = -1
-        #: Pins it holds: (region, page, count, write).
+        #: Pins it holds: (region, page, count, write); and since when, for status.
         self.pins: list[tuple[int, int, int, int]] = []
+        self.pinned_ns: list[int] = []
         self.closed = False
+
+    def pinned(self, pin: tuple[int, int, int, int]) -> None:
+        """It was granted a pin."""
+        self.pins.append(pin)
+        self.pinned_ns.append(time.monotonic_ns())
+
+    def unpinned(self, pin: tuple[int, int, int, int]) -> bool:
+        """It gives a pin back; False when it has none like that."""
+        if pin not in self.pins:
+            return False
+        at = self.pins.index(pin)
+        del self.pins[at], self.pinned_ns[at]
+        return True
 
     def answer(self, number: int, body: control.Reply, fds: tuple[int, ...] = ()) -> None:
         """Send the answer to request `number`; a worker that is gone does not matter."""
@@ -144,7 +159,7 @@ class Sessions:
                 session.left = True
                 continue
             try:
-                if session.worker < 0 and not isinstance(call.body, control.Attach):
+                if session.worker < 0 and not isinstance(call.body, (control.Attach, control.GetStatus)):
                     session.fail(call.number, Status.USAGE, "the first request of a worker is Attach")
                 else:
                     self._handle(session, call.number, call.body)

@@ -74,6 +74,8 @@ class Sync:
         self._after = after
         #: Home of each object that a worker of this node has opened, dead or alive.
         self._homes: dict[int, int] = {}
+        #: The same objects with their names, for status; also those whose home is lost.
+        self.known: dict[int, SyncObject] = {}
         self._tickets = 0
         #: Calls whose threads wait, by ticket.
         self._waiting: dict[int, _Call] = {}
@@ -87,6 +89,7 @@ class Sync:
     def opened(self, described: SyncObject) -> None:
         """A worker of this node will use the object."""
         self._homes[described.object] = described.home
+        self.known[described.object] = described
 
     def call(self, op: int, number: int, a: int, b: int, waiter: int, worker: int) -> None:
         """A worker's thread asks; ends with `wake`."""

@@ -137,6 +137,16 @@ class Statistics(msgspec.Struct, frozen=True, tag=True):
     latency_ns_log2: list[int]
 
 
+class GetStatus(msgspec.Struct, frozen=True, tag=True):
+    """What is the cluster doing?  Also before `Attach`.  Answer: `Status` with [description]."""
+
+
+class Status(msgspec.Struct, frozen=True, tag=True):
+    """A `dsm.wire.status.ClusterStatus`: `nbytes` of MessagePack in the memory file that comes with it."""
+
+    nbytes: int
+
+
 class Done(msgspec.Struct, frozen=True, tag=True):
     """What was asked is done."""
 
@@ -150,10 +160,10 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 Request = (
     Attach | Leave | CreateRegion | OpenRegion | RegionReady | CloseRegion | DestroyRegion | ListRegions
-    | OpenSync | ListNodes | GetStatistics
+    | OpenSync | ListNodes | GetStatistics | GetStatus
 )  # fmt: skip
 Reply = (
-    Attached | Opened | RegionList | SyncOpened | NodeList | Statistics | Done | Failed
+    Attached | Opened | RegionList | SyncOpened | NodeList | Statistics | Status | Done | Failed
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import msgspec
 
 from dsm.types import Region, SyncObject
 from dsm.wire.control import CreateRegion, DestroyRegion, Failed, OpenRegion, OpenSync, RegionReady
+from dsm.wire.status import NodeStatus
 
 
 class MetaKind(IntEnum):
@@ -43,6 +44,10 @@ class MetaKind(IntEnum):
     LOST = 12
     #: Coordinator to members: `Ranks`, acknowledged.
     RANKS = 13
+    #: Node to node: what do you know, for `dsm status`?  Answered by STATUS with the same request number.
+    ASK_STATUS = 20
+    #: The answer: `NodeStatus`.
+    STATUS = 21
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -169,6 +174,8 @@ PAYLOADS: dict[int, object] = {
     MetaKind.LEAVE: None,
     MetaKind.LOST: None,
     MetaKind.RANKS: Ranks,
+    MetaKind.ASK_STATUS: None,
+    MetaKind.STATUS: NodeStatus,
 }
 _decoders = {kind: msgspec.msgpack.Decoder(t) for kind, t in PAYLOADS.items() if t is not None}
 

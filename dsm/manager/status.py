@@ -1,0 +1,343 @@
+"""What this node knows, for `dsm status`: its own part, and the parts of the others, asked for.
+
+Owns the questions under way.  Everything here only reads, and nothing is kept for it on the way of a fault:
+what a thread waits for, and since when, stands in its slot of the board anyway.  Whoever is asked asks every
+member, and answers with what has come when all have answered or `COLLECT_S` is over.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from dsm._native import OP_FAULT_READ, OP_FAULT_WRITE, SlotWait
+from dsm.coherence.messages import Flag, Kind
+from dsm.coherence.sequential import SequentialRegion
+from dsm.coherence.states import READABLE, WRITABLE
+from dsm.errors import Status
+from dsm.manager.link import Link
+from dsm.manager.session import Session
+from dsm.proc import process_state
+from dsm.sync.reply import Description, Party
+from dsm.wire import control
+from dsm.wire import membership as meta
+from dsm.wire.calls import Op
+from dsm.wire.membership import MetaKind
+from dsm.wire.status import (
+    MAX_ENTRIES,
+    ClusterStatus,
+    Demand,
+    NodeStatus,
+    ObjectStatus,
+    PartyStatus,
+    PinStatus,
+    RegionStatus,
+    SilentNode,
+    Transaction,
+    Wait,
+    WorkerStatus,
+)
+
+if TYPE_CHECKING:
+    from dsm.manager.manager import Manager
+
+T = TypeVar("T")
+
+#: How long the others have to answer.
+COLLECT_S = 1.5
+#: Pages of a region whose states are counted; a larger one's are not, for this node serves nobody meanwhile.
+COUNTED_PAGES = 1 << 24
+_CHUNK = 1 << 20
+
+_PAGE_OPS = {
+    OP_FAULT_READ: "read",
+    OP_FAULT_WRITE: "write",
+    int(Op.PREFETCH): "prefetch",
+    int(Op.PIN): "pin",
+}
+_OBJECT_OPS = {
+    int(op): kind
+    for kind, ops in {
+        "lock": (Op.LOCK_ACQUIRE,),
+        "unlock": (Op.LOCK_RELEASE,),
+        "barrier": (Op.BARRIER_WAIT,),
+        "reset": (Op.BARRIER_RESET, Op.BARRIER_ABORT),
+        "atomic": (
+            Op.ATOMIC_LOAD,
+            Op.ATOMIC_STORE,
+            Op.ATOMIC_ADD,
+            Op.ATOMIC_EXCHANGE,
+            Op.ATOMIC_COMPARE_EXCHANGE,
+        ),
+    }.items()
+    for op in ops
+}
+_WITH_TOKEN = frozenset({int(Op.LOCK_ACQUIRE), int(Op.LOCK_RELEASE), int(Op.BARRIER_WAIT)})
+
+
+class _Collection:
+    """One question under way."""
+
+    def __init__(self, missing: set[int], then: Callable[[ClusterStatus], None]) -> None:
+        self.missing = missing
+        self.answers: list[NodeStatus] = []
+        self.then = then
+
+
+class StatusDesk:
+    """Answers questions about this node, and about the cluster.
+
+    Parameters
+    ----------
+    manager
+        The node.
+    """
+
+    def __init__(self, manager: Manager) -> None:
+        self._manager = manager
+        self._started = time.monotonic()
+        self._numbers = itertools.count(1)
+        self._under_way: dict[int, _Collection] = {}
+
+    def collect(self, then: Callable[[ClusterStatus], None]) -> None:
+        """Ask every member; `then(status)` when all have answered, or in `COLLECT_S`."""
+        members = self._manager.members
+        number = next(self._numbers) & 0xFFFFFFFF
+        collection = _Collection(set(members.nodes) - {members.node}, then)
+        self._under_way[number] = collection
+        for node in collection.missing:
+            link = members.links.get(node)
+            if link is not None:
+                link.send(members.header(MetaKind.ASK_STATUS, 0, number))
+        if collection.missing:
+            self._manager.loop.after(COLLECT_S, lambda: self._finish(number))
+        else:
+            self._finish(number)
+
+    def asked(self, link: Link, request: int) -> None:
+        """Another node asks for this one's part."""
+        payload = meta.encode(self.node_status())
+        link.send(self._manager.members.header(MetaKind.STATUS, len(payload), request), payload)
+
+    def told(self, node: int, request: int, part: NodeStatus) -> None:
+        """Another node's part has come; late ones find nobody who waits."""
+        collection = self._under_way.get(request)
+        if collection is not None and node in collection.missing and part.node == node:
+            collection.missing.remove(node)
+            collection.answers.append(part)
+            if not collection.missing:
+                self._finish(request)
+
+    def _finish(self, number: int) -> None:
+        collection = self._under_way.pop(number, None)
+        if collection is None:
+            return
+        members = self._manager.members
+        parts = sorted([*collection.answers, self.node_status()], key=lambda part: part.node)
+        silent = tuple(self._silent(node) for node in sorted(collection.missing))
+        collection.then(ClusterStatus(members.cluster.hex(), members.epoch, tuple(parts), silent))
+
+    def _silent(self, node: int) -> SilentNode:
+        link = self._manager.members.links.get(node)
+        if link is None or link.closed:
+            return SilentNode(node)
+        try:
+            return SilentNode(node, _shown(link.sock.getpeername()), _shown(link.sock.getsockname()))
+        except OSError:
+            return SilentNode(node)
+
+    def node_status(self) -> NodeStatus:
+        """Return this node's part."""
+        manager = self._manager
+        members = manager.members
+        state, cpu_s = process_state(os.getpid())
+        part = _Part(manager)
+        return NodeStatus(
+            node=members.node,
+            cluster=members.cluster.hex(),
+            epoch=members.epoch,
+            address=members.address,
+            socket=manager.sessions.name,
+            pid=os.getpid(),
+            state=state,
+            uptime_s=time.monotonic() - self._started,
+            cpu_s=cpu_s,
+            ranks=manager.ranks,
+            members=tuple(members.nodes),
+            workers=part.limited(part.workers()),
+            regions=part.limited(part.regions()),
+            pins=part.limited(part.pins()),
+            transactions=part.limited(part.transactions()),
+            demands=part.limited(part.demands()),
+            objects=part.limited(part.objects()),
+            left_out=part.left_out,
+        )
+
+
+class _Part:
+    """The lists of one node's part, read from what is there at this moment."""
+
+    def __init__(self, manager: Manager) -> None:
+        self._manager = manager
+        self._engine = manager.coherence.engine
+        self._now = time.monotonic_ns()
+        self._obeying = manager.coherence.pager.obeying()
+        self.left_out = 0
+
+    def limited(self, entries: Iterable[T]) -> tuple[T, ...]:
+        """Return the first entries, and count the others."""
+        entries = list(entries)
+        self.left_out += max(0, len(entries) - MAX_ENTRIES)
+        return tuple(entries[:MAX_ENTRIES])
+
+    def _age_s(self, since_ns: int) -> float:
+        """Return how long ago that was; 0 when it is not known."""
+        return max(0, self._now - since_ns) / 1e9 if since_ns else 0.0
+
+    # -- workers -----------------------------------------------------------------------------------------
+
+    def workers(self) -> Iterable[WorkerStatus]:
+        """Every worker, with what its threads wait for."""
+        for worker, session in sorted(self._manager.sessions.workers.items()):
+            state, cpu_s = process_state(session.pid)
+            waits = tuple(filter(None, map(self._wait, self._manager.board.waits(worker))))
+            yield WorkerStatus(worker, session.rank, session.pid, state, cpu_s, waits)
+
+    def _wait(self, slot: SlotWait) -> Wait | None:
+        """Return what a slot waits for; None for what is answered at once (giving a pin back, cancelling)."""
+        since_s = self._age_s(slot.since)
+        kind = _PAGE_OPS.get(slot.op)
+        if kind is not None:
+            count = slot.b if slot.op in (Op.PREFETCH, Op.PIN) else 1
+            name: str | None = None
+            asked: tuple[int, ...] = ()
+            region = self._engine.regions.get(slot.object)
+            if region is not None:
+                name = self._manager.coherence.frames[slot.object].region.options.name
+                asked = _directories(region, slot.a, slot.a + count)
+            return Wait(kind, slot.object, name, since_s, slot.thread, page=slot.a, count=count, asked=asked)
+        kind = _OBJECT_OPS.get(slot.op)
+        if kind is None:
+            return None
+        known = self._manager.sync.known.get(slot.object)
+        return Wait(
+            kind,
+            slot.object,
+            known.name if known else None,
+            since_s,
+            slot.thread,
+            token=slot.a if slot.op in _WITH_TOKEN else 0,
+            asked=(known.home,) if known else (),
+        )
+
+    def pins(self) -> Iterable[PinStatus]:
+        """Pins that are held, and what pins that wait have so far."""
+        for worker, session in sorted(self._manager.sessions.workers.items()):
+            for (region, page, count, write), since in zip(session.pins, session.pinned_ns, strict=True):
+                yield PinStatus(worker, region, page, count, bool(write), self._age_s(since))
+        for number, kept in self._engine.regions.items():
+            for bulk in kept.requester.bulks:
+                if bulk.pin and bulk.cursor > bulk.page:
+                    worker = self._manager.coherence.pager.worker_of(bulk.waiter)
+                    held = bulk.cursor - bulk.page
+                    yield PinStatus(worker, number, bulk.page, held, bulk.write, 0.0, granted=False)
+
+    # -- pages -------------------------------------------------------------------------------------------
+
+    def regions(self) -> Iterable[RegionStatus]:
+        """Every region, with how much of it is here."""
+        for number, kept in sorted(self._engine.regions.items()):
+            region = self._manager.coherence.frames[number].region
+            here, exclusive = _count(kept)
+            yield RegionStatus(
+                number,
+                region.options.name,
+                region.options.nbytes,
+                region.pages,
+                region.options.page_size,
+                here,
+                exclusive,
+                kept.failed is not None,
+            )
+
+    def transactions(self) -> Iterable[Transaction]:
+        """What this node, as a directory, has begun and not ended."""
+        for number, region in self._engine.regions.items():
+            for each in {id(t): t for t in region.directory.busy.values()}.values():
+                asked = each.message
+                owner = region.table.owner[each.page] - 1
+                missing = tuple(n for n in range(64) if each.awaiting >> n & 1) or (owner, asked.node)
+                queue = tuple(message.node for message, _, _ in each.queue or ())
+                write = bool(asked.flags & Flag.WRITE)
+                yield Transaction(number, each.page, each.count, write, asked.node, missing, queue)
+
+    def demands(self) -> Iterable[Demand]:
+        """What others want of this node and have not got."""
+        for number, region in self._engine.regions.items():
+            workers = {
+                id(demand): self._obeying.get(token, ()) for token, demand in region.holder.lowering.items()
+            }
+            for demand in region.holder.demands:
+                asked = demand.message
+                write = asked.kind == Kind.INVALIDATE or bool(asked.flags & Flag.WRITE)
+                hands = workers.get(id(demand), ())
+                yield Demand(number, demand.page, demand.count, write, asked.node, hands)
+
+    # -- locks, barriers, atomics ------------------------------------------------------------------------
+
+    def objects(self) -> Iterable[ObjectStatus]:
+        """Every object that this node decides about."""
+        node = self._manager.members.node
+        for it in self._manager.sync.home.describe():
+            yield self._object(it, node)
+
+    def _object(self, it: Description, home: int) -> ObjectStatus:
+        holder = self._party(it.holder) if it.holder else None
+        waiting = tuple(map(self._party, it.waiting))
+        return ObjectStatus(it.object, it.kind, it.name, home, holder, waiting, it.value, it.damaged)
+
+    def _party(self, party: Party) -> PartyStatus:
+        return PartyStatus(party.node, party.worker, party.token, self._age_s(party.since_ns))
+
+
+def answer_status(session: Session, number: int, status: ClusterStatus) -> None:
+    """Answer a `GetStatus`: the value goes in a memory file, for it may be longer than a datagram."""
+    data = meta.encode(status)
+    try:
+        fd = os.memfd_create("dsm-status", os.MFD_CLOEXEC)
+        try:
+            with open(fd, "wb", closefd=False) as file:
+                file.write(data)
+            session.answer(number, control.Status(len(data)), (fd,))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        session.fail(number, Status.LIMIT, f"the manager of this node: {error.strerror}")
+
+
+def _directories(region: SequentialRegion, low: int, high: int) -> tuple[int, ...]:
+    """Return the directory nodes that were asked for some of these pages and have not answered."""
+    under_way = region.requester.requests.values()
+    asked = (r.page for r in under_way if r.page < high and low < r.page + r.count)
+    return tuple(sorted({region.placement.directory(page) for page in asked}))
+
+
+def _count(region: SequentialRegion) -> tuple[int, int]:
+    """Return how many pages are here, and how many here alone; -1 when there are too many to count."""
+    states = region.table.states
+    if len(states) > COUNTED_PAGES:
+        return -1, -1
+    counts = np.zeros(256, np.int64)
+    for at in range(0, len(states), _CHUNK):
+        counts += np.bincount(states[at : at + _CHUNK], minlength=256)
+    return int(sum(counts[s] for s in READABLE)), int(sum(counts[s] for s in WRITABLE))
+
+
+def _shown(address: tuple[str, int]) -> str:
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

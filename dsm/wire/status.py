@@ -1,0 +1,178 @@
+"""What nodes say about themselves when somebody asks why a job stands still.
+
+Owns the value types of `dsm status`: each node's part, and the cluster's, which the node that was asked puts
+together.  They travel between managers (metadata) and to the command line, and are printed as JSON as they
+are.  Times are ages in seconds: clocks of different hosts have no common zero.  Pure types.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+#: Entries of one list of a node's part; what is beyond is counted in `NodeStatus.left_out`.
+MAX_ENTRIES = 1000
+#: What a process's state letter of ``/proc`` means, as far as it explains why nothing happens.
+STOPPED = {"T": "stopped (SIGSTOP)", "t": "stopped by a debugger", "Z": "dead (a zombie)", "X": "dead"}
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """One thread that waits in dsm."""
+
+    #: ``"read"``, ``"write"`` (a fault), ``"prefetch"``, ``"pin"``, ``"lock"``, ``"barrier"``, ``"atomic"``.
+    kind: str
+    #: Number of the region or object, and its name as far as this node knows it.
+    object: int
+    name: str | None
+    since_s: float
+    #: Kernel id of the thread; that of a process's first thread is the process's.
+    thread: int
+    #: Pages it waits for; none for a lock, barrier or atomic.
+    page: int = 0
+    count: int = 0
+    #: Owner token of the thread, of a lock or barrier; 0 for pages.
+    token: int = 0
+    #: Nodes that were asked for what it waits for: directories of the pages, or the object's home.
+    asked: tuple[int, ...] = ()
+
+
+class WorkerStatus(msgspec.Struct, frozen=True):
+    """A worker process."""
+
+    worker: int
+    #: -1 until the coordinator has given one.
+    rank: int
+    pid: int
+    #: State letter of ``/proc/<pid>/stat``: R runs, S sleeps, T is stopped; empty when it is gone.
+    state: str
+    #: Processor time, all threads.
+    cpu_s: float
+    waits: tuple[Wait, ...] = ()
+
+
+class RegionStatus(msgspec.Struct, frozen=True):
+    """A region as one node keeps it."""
+
+    region: int
+    name: str | None
+    nbytes: int
+    pages: int
+    page_size: int
+    #: Pages of which this node has a copy, and those among them that it alone has; -1: too many to count.
+    here: int
+    exclusive: int
+    #: A node that may have had pages of it is lost.
+    damaged: bool = False
+
+
+class PinStatus(msgspec.Struct, frozen=True):
+    """Pages that a worker holds, or (not granted) has so far of those it waits to hold."""
+
+    worker: int
+    region: int
+    page: int
+    count: int
+    write: bool
+    since_s: float
+    granted: bool = True
+
+
+class Transaction(msgspec.Struct, frozen=True):
+    """Pages on their way to a requester, as their directory node sees it."""
+
+    region: int
+    page: int
+    count: int
+    write: bool
+    requester: int
+    #: Nodes that have not done their part: holders that are to give up, the owner that is to send.
+    missing: tuple[int, ...]
+    #: Requests that wait for this one to end: their nodes, in order.
+    queue: tuple[int, ...] = ()
+
+
+class Demand(msgspec.Struct, frozen=True):
+    """Pages that another node wants of this one and has not got yet."""
+
+    region: int
+    page: int
+    count: int
+    write: bool
+    requester: int
+    #: Workers of this node that have not taken their hands off these pages.
+    workers: tuple[int, ...] = ()
+
+
+class PartyStatus(msgspec.Struct, frozen=True):
+    """A thread that holds or waits."""
+
+    node: int
+    worker: int
+    token: int
+    since_s: float
+
+
+class ObjectStatus(msgspec.Struct, frozen=True):
+    """A lock, barrier or atomic, by its home."""
+
+    object: int
+    kind: str
+    name: str
+    home: int
+    holder: PartyStatus | None = None
+    #: In the order in which they will be served, or have arrived.
+    waiting: tuple[PartyStatus, ...] = ()
+    #: Value of an atomic, parties of a barrier.
+    value: int = 0
+    #: A broken barrier; a lock whose holder died and whose next one has not been told.
+    damaged: bool = False
+
+
+class NodeStatus(msgspec.Struct, frozen=True):
+    """One node's part."""
+
+    node: int
+    cluster: str
+    epoch: int
+    #: ``host:port`` for other nodes, empty when it accepts none; name of the local socket.
+    address: str
+    socket: str
+    pid: int
+    state: str
+    uptime_s: float
+    cpu_s: float
+    #: Ranks of the job; 0 without a launcher.
+    ranks: int
+    #: Live nodes, as this one knows them.
+    members: tuple[int, ...]
+    workers: tuple[WorkerStatus, ...] = ()
+    regions: tuple[RegionStatus, ...] = ()
+    pins: tuple[PinStatus, ...] = ()
+    transactions: tuple[Transaction, ...] = ()
+    demands: tuple[Demand, ...] = ()
+    #: Those whose home is this node.
+    objects: tuple[ObjectStatus, ...] = ()
+    #: Entries that found no room in the lists above.
+    left_out: int = 0
+
+
+class SilentNode(msgspec.Struct, frozen=True):
+    """A member that did not answer."""
+
+    node: int
+    #: The connection to it, ``host:port``: its end, and that of the node that was asked.
+    remote: str = ""
+    local: str = ""
+    #: Its manager, when it was found on this machine.
+    pid: int = 0
+    state: str = ""
+    socket: str = ""
+
+
+class ClusterStatus(msgspec.Struct, frozen=True):
+    """What one node could find out about its cluster."""
+
+    cluster: str
+    epoch: int
+    #: Ascending.
+    nodes: tuple[NodeStatus, ...]
+    silent: tuple[SilentNode, ...] = ()
