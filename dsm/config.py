@@ -6,6 +6,7 @@ say where a process belongs (DSM_NODE, DSM_RANK, DSM_SECRET, …) are read by th
 ===================================  =====================================================================
 ``DSM_ADDRESS_LOW``, ``…_HIGH``      range of addresses for regions (hexadecimal); the coordinator's count
 ``DSM_PAGE_TIMEOUT``                 seconds that a thread waits for a page; 0: without end
+``DSM_LOG``                          level, or level:file, of the log of managers and launchers
 ===================================  =====================================================================
 """
 
@@ -53,6 +54,35 @@ def page_timeout(environ: Mapping[str, str]) -> float:
     if not seconds >= 0:
         raise UsageError(f"DSM_PAGE_TIMEOUT is {text!r}; it must be seconds, or 0 to wait without end")
     return 0.0 if seconds == math.inf else seconds
+
+
+#: What DSM_LOG may say, and the number that `logging` has for it.
+LOG_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
+
+
+def log_options(environ: Mapping[str, str]) -> tuple[int, str]:
+    """Return the level of the log, and its file; empty for standard error.
+
+    Raises
+    ------
+    UsageError
+        The level is none, or the file is not an absolute path with at most the placeholder ``{pid}``.
+    """
+    text = environ.get("DSM_LOG", "")
+    name, colon, path = text.partition(":")
+    level = LOG_LEVELS.get(name.strip().lower()) if text else LOG_LEVELS["warning"]
+    if level is None:
+        raise UsageError(
+            f"DSM_LOG is {text!r}; it must be one of {', '.join(LOG_LEVELS)}, "
+            "or such a level, a colon and the path of a file"
+        )
+    if colon and not path.startswith("/"):
+        raise UsageError(
+            f"DSM_LOG is {text!r}; behind the colon belongs an absolute path, as in info:/tmp/dsm.log"
+        )
+    if set("{}") & set(path.replace("{pid}", "")):
+        raise UsageError(f"DSM_LOG is {text!r}; the only placeholder that a path may have is {{pid}}")
+    return level, path
 
 
 def _address(environ: Mapping[str, str], name: str, default: int) -> int:

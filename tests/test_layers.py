@@ -24,6 +24,7 @@ FLOORS = {
     "dsm.sync": 1,
     "dsm.memory": 1,
     "dsm._native": 2,
+    "dsm.log": 2,
     "dsm.manager": 3,
     "dsm.worker": 4,
     "dsm": 4.5,

@@ -152,7 +152,7 @@ class Directory:
             self.busy.update(dict.fromkeys(range(page, page + count), transaction))
         if not message.flags & _WRITE:
             if owner == node + 1:
-                raise InternalError(f"node {node} asks to read page {page}, which it owns")
+                raise region.broken(page, f"node {node} asks to read page {page}, which it owns")
             transaction.source = owner - 1
             fetch = Message(_FETCH, region.number, page, count, message.request, node)
             region.send(owner - 1, fetch)
@@ -163,7 +163,7 @@ class Directory:
         if message.flags & _HAVE and copyset & bit:
             transaction.upgrade = True
         elif owner == node + 1:
-            raise InternalError(f"node {node} owns page {page} but has no copy of it")
+            raise region.broken(page, f"node {node} owns page {page} but has no copy of it")
         else:
             others &= ~(1 << (owner - 1))
         transaction.awaiting = others
@@ -263,7 +263,7 @@ class Directory:
     def _find(self, page: int, count: int, event: str) -> Transaction:
         transaction = self.busy.get(page)
         if not isinstance(transaction, Transaction) or transaction.page != page or transaction.count != count:
-            raise InternalError(f"{event} for pages {page}+{count}: no such transaction")
+            raise self.region.broken(page, f"{event} for pages {page}+{count}: no such transaction")
         return transaction
 
     # -- when a node dies --------------------------------------------------------------------------------
@@ -349,12 +349,16 @@ class Directory:
         """A node has some pages, or has not: after a LOCATE, or (ABSENT) a VOID."""
         transaction = self.busy.get(message.page)
         if isinstance(transaction, Search):
-            transaction.answered(message)
+            try:
+                transaction.answered(message)
+            except InternalError as error:
+                raise self.region.broken(message.page, str(error)) from None
             self._conclude(transaction)
             return
         transaction = self._find(message.page, message.count, "ABSENT")
         if transaction.source not in self.region.engine.lost:
-            raise InternalError(f"node {message.node} gave up page {message.page}, which is on its way to it")
+            text = f"node {message.node} gave up page {message.page}, which is on its way to it"
+            raise self.region.broken(message.page, text)
         self._end(transaction)
 
     def _conclude(self, search: Search) -> None:

@@ -237,11 +237,12 @@ class Engine:
         lines = []
         if region in self.regions:
             lines.append(f"node {self.node}, region {region}: {self.regions[region].describe(page)}")
-        for m in self._recent:
-            if m.region == region and m.page <= page < m.page + m.count:
-                name = Kind(m.kind).name
-                lines.append(f"  {name} {m.page}+{m.count} request {m.request} of node {m.node} {m.flags:#x}")
+        lines += [_shown(m) for m in self._recent if m.region == region and m.page <= page < m.page + m.count]
         return "\n".join(lines)
+
+    def recent(self) -> list[str]:
+        """Return the last messages that this node took, the latest last, for an error report."""
+        return [f"region {m.region}{_shown(m)}" for m in self._recent]
 
     def take(self) -> list[Effect]:
         """Return the effects so far and forget them."""
@@ -274,6 +275,11 @@ class Engine:
             recent(message)
             try:
                 region.message(message)
-            except InternalError as error:
+            except InternalError:
                 inbox.clear()
-                raise InternalError(f"{error}\n{self.story(message.region, message.page)}") from None
+                raise
+
+
+def _shown(m: Message) -> str:
+    name = Kind(m.kind).name if m.kind in set(Kind) else f"kind {m.kind}"
+    return f"  {name} {m.page}+{m.count} request {m.request} of node {m.node} {m.flags:#x}"

@@ -15,7 +15,7 @@ import msgspec
 
 from dsm.coherence.messages import Fill, Flag, Kind, Level, Message, Raise, Wake
 from dsm.coherence.states import PENDING, READABLE, State
-from dsm.errors import InternalError, Status
+from dsm.errors import Status
 
 if TYPE_CHECKING:
     from dsm.coherence.sequential import SequentialRegion
@@ -293,7 +293,8 @@ class Requester:
         if request is None:
             return
         if not request.speculative:
-            raise InternalError(f"request {message.request} was declined, but it is not speculative")
+            text = f"request {message.request} was declined, but it is not speculative"
+            raise self.region.broken(message.page, text)
         runs = self.live_runs(message)
         self._settled(message.request, request, message.page, message.count)
         region = self.region

@@ -66,6 +66,7 @@ class SequentialRegion:
         self.members = region.members
         self.placement = Placement(region)
         self.table = PageTable(region.pages)
+        self.table.broken = self.broken
         self.hold = engine.hold
         #: What to add to a page's number for its place in the order of all pages.
         self.base = key_of(region.region, 0)
@@ -124,7 +125,9 @@ class SequentialRegion:
         """Take one message: the transition of every role starts here."""
         role = self._roles.get(message.kind)
         if role is None:
-            raise InternalError(f"a message of kind {message.kind} came where only its payload may")
+            raise self.broken(
+                message.page, f"a message of kind {message.kind} came where only its payload may"
+            )
         role(message)
 
     def check(self, message: Message) -> str | None:
@@ -182,6 +185,10 @@ class SequentialRegion:
         """Release a pin; what it kept waiting goes on."""
         self.pins.remove((page, page + count, write))
         self.holder.resume()
+
+    def broken(self, page: int, text: str) -> InternalError:
+        """Return the error for an impossible state of a page, with the story of the page."""
+        return InternalError(f"{text}\n{self.engine.story(self.number, page)}")
 
     def describe(self, page: int) -> str:
         """One line about a page, for errors and status."""

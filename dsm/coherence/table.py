@@ -7,6 +7,7 @@ no memory.  Scalar access goes through memoryviews (30 ns), ranges through numpy
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -24,10 +25,12 @@ _SCAN = 1 << 20
 class PageTable:
     """State of each page here, and (for pages whose directory is here) owner and copyset."""
 
-    __slots__ = ("copyset", "copysets", "owner", "owners", "pages", "state", "states", "taken")
+    __slots__ = ("broken", "copyset", "copysets", "owner", "owners", "pages", "state", "states", "taken")
 
     def __init__(self, pages: int) -> None:
         self.pages = pages
+        #: Makes the error for a page, with whatever is known of it.
+        self.broken: Callable[[int, str], InternalError] = lambda page, text: InternalError(text)
         # np.zeros is calloc: memory of untouched pages is never resident.
         #: `State` of every page on this node.
         self.states = np.zeros(pages, np.uint8)
@@ -50,7 +53,7 @@ class PageTable:
             before = state[page]
             after = table[before]
             if after == ILLEGAL:
-                raise InternalError(f"page {page} is {State(before).name}: no transition for {event!r}")
+                raise self.broken(page, f"page {page} is {State(before).name}: no transition for {event!r}")
             state[page] = after
         else:
             old = bytes(state[page : page + count])
@@ -58,7 +61,7 @@ class PageTable:
             bad = new.find(ILLEGAL)
             if bad >= 0:
                 name = State(old[bad]).name
-                raise InternalError(f"page {page + bad} is {name}: no transition for {event!r}")
+                raise self.broken(page + bad, f"page {page + bad} is {name}: no transition for {event!r}")
             state[page : page + count] = new
         if self.taken is not None:
             before_all = (before,) if count == 1 else old

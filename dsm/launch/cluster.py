@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Sequence
 
+from dsm import log
 from dsm.launch.loop import Loop
 from dsm.launch.managers import Manager
 from dsm.launch.output import Relay, Sink
@@ -79,6 +80,7 @@ class Cluster:
 
     def _ready(self, manager: Manager) -> None:
         if not manager.error:
+            log.logger.info("node %d is process %d, %s", manager.node, manager.pid, manager.socket)
             if self.ready:
                 self._managers.sort(key=lambda manager: manager.node)
             return

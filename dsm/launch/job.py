@@ -31,6 +31,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from dsm import log
 from dsm.launch import processes, verdict
 from dsm.launch.cluster import Cluster
 from dsm.launch.loop import Loop, Signals
@@ -87,6 +88,7 @@ class Job:
             for fd, cursor in zip((1, 2), cursors, strict=True)
         )
         self._signals = Signals(self._loop, _HANDLED, self._signalled)
+        log.redirect(lambda line: self._stderr.write(self, line.encode("utf-8", "backslashreplace")))
         command = [*options.manager_command, "--ranks", str(options.ranks)]
         self._cluster = Cluster(self._loop, self._stderr, command, options.nodes, self._manager_failed)
         self._workers: list[Worker] = []
@@ -167,6 +169,7 @@ class Job:
             if typed >= 0:
                 os.close(stdin)
         self._cluster.guard(worker.pid)
+        log.logger.info("rank %d is process %d on node %d", rank, worker.pid, manager.node)
         if typed >= 0:
             self._keyboard = Keyboard(self._loop, 0, typed)
         self._workers.append(worker)
@@ -202,6 +205,7 @@ class Job:
     def _worker_ended(self, worker: Worker, relays: tuple[Relay, Relay]) -> None:
         if not worker.look():
             return
+        log.logger.info("%s ended with %s", self._describe(worker), worker.describe_end())
         self._loop.remove(worker.pidfd)
         for relay in relays:
             relay.drain()

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dsm import limits
+from dsm import limits, log
 from dsm.errors import UsageError
 from dsm.launch.cluster import END_S
 from dsm.launch.job import READY_S
@@ -186,6 +186,7 @@ def main(arguments: Sequence[str]) -> int:
             parser.error(f"--page-timeout {options.page_timeout}: seconds are needed, 0 for no end")
         os.environ["DSM_PAGE_TIMEOUT"] = str(options.page_timeout)
     try:
+        log.configure(os.environ)
         secret = _secret_file(options.secret_file, options.join is not None)
     except UsageError as error:
         parser.error(str(error))

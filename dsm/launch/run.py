@@ -10,7 +10,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from dsm import limits
+from dsm import limits, log
+from dsm.errors import UsageError
 from dsm.launch import job
 
 _EPILOG = """\
@@ -107,6 +108,11 @@ def main(arguments: Sequence[str]) -> int:
     if options.program[:1] == ["--"]:
         del options.program[0]
     _check(parser, options)
+    try:
+        log.configure(os.environ)
+    except UsageError as error:
+        parser.error(str(error))
+    log.identify("run")
     return job.run(
         job.JobOptions(
             command=[sys.executable, *(["-m"] if options.module else []), *options.program],

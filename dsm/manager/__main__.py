@@ -15,7 +15,8 @@ import secrets
 import signal
 import sys
 
-from dsm.errors import DSMError, InternalError
+from dsm import log
+from dsm.errors import DSMError
 from dsm.manager.manager import Manager
 from dsm.manager_process import Ready, ready_line, refusal_line
 from dsm.wire.secret import load_secret
@@ -94,6 +95,10 @@ def _allow_descriptors() -> None:
 def main(argv: list[str]) -> int:
     """Run one manager; returns the exit status."""
     options = _arguments(argv)
+    try:
+        log.configure(os.environ)
+    except DSMError as error:
+        return _refuse(options.ready_fd, error, 2)
     name = f"@dsm-{options.name or secrets.token_hex(8)}"
     _allow_descriptors()
     try:
@@ -103,10 +108,7 @@ def main(argv: list[str]) -> int:
             options.listen = "127.0.0.1:0"
         manager.start(options.listen, options.join)
     except (DSMError, OSError) as error:
-        _say(options.ready_fd, refusal_line(error))
-        if options.ready_fd is None:
-            print(f"dsm: {error}", file=sys.stderr)
-        return 1
+        return _refuse(options.ready_fd, error, 1)
     if options.guard_fd is not None:
         Guard(manager, options.guard_fd)
     if options.private:
@@ -117,10 +119,32 @@ def main(argv: list[str]) -> int:
     gc.freeze()
     try:
         manager.run()
-    except InternalError as error:
-        manager.log(f"internal error, this node ends: {error}")
-        raise
+    except Exception as error:
+        _report_internal(manager, error)
+        return 1
     return 0
+
+
+def _refuse(ready_fd: int | None, error: Exception, status: int) -> int:
+    """Say why this manager does not serve; returns its exit status."""
+    _say(ready_fd, refusal_line(error))
+    if ready_fd is None:
+        print(f"dsm: {error}", file=sys.stderr)
+    return status
+
+
+def _report_internal(manager: Manager, error: Exception) -> None:
+    """Log everything that a report of an error of dsm's own needs; the message has the story of the page."""
+    recent = "\n".join(f"  {line}" for line in manager.coherence.engine.recent()) or "  none"
+    text = (
+        f"internal error, this node ends: {error or type(error).__name__}\n"
+        f"last messages of this node, the latest last:\n{recent}\n"
+        "This is an error of dsm: please report it with these lines and the output of `dsm report`."
+    )
+    log.logger.critical("%s", text, exc_info=error)
+    if log.to_file():
+        first = (str(error) or type(error).__name__).partition("\n")[0]
+        print(f"dsm: internal error, this node ends: {first}; the log has the rest", file=sys.stderr)
 
 
 if __name__ == "__main__":

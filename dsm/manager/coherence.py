@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from dsm._native import Board
 from dsm.coherence.engine import Engine
 from dsm.coherence.messages import Discard, Fill, Kind, Lower, Message, Raise, Send, SendPages, Wake
 from dsm.errors import LimitError, Status, WireError
+from dsm.log import logger
 from dsm.manager.frames import Frames
 from dsm.manager.link import Link
 from dsm.manager.pager import SLOT_BITS, SignalPager
@@ -74,7 +76,7 @@ class Coherence:
         self.on_pinned: Callable[[int, tuple[int, int, int, int]], None] = lambda worker, pin: None
         self._past_invalidations = 0
         self.pages_in = self.pages_out = self.bytes_in = self.bytes_out = 0
-        self._perform = {
+        self._perform: dict[type, Callable[[Any], None]] = {
             Send: self._send,
             SendPages: self._send_pages,
             Lower: self._lower,
@@ -110,6 +112,8 @@ class Coherence:
             self.frames[region.region] = frames
             self.engine.add_region(region)
             self.perform()
+            name = region.options.name
+            logger.info("region %d (%s): %d bytes", region.region, name or "anonymous", region.size)
 
     def drop_region(self, number: int, done: Callable[[], None]) -> None:
         """End a region on this node; `done()` once no worker here can reach its pages."""
@@ -127,6 +131,7 @@ class Coherence:
         token = -number
 
         def free() -> None:
+            logger.info("region %d is destroyed", number)
             self.pager.drop_region(number)
             self._dying.append(frames)
             done()
@@ -303,6 +308,10 @@ class Coherence:
                 if not self.pager.is_unapplied(waiter):
                     self.engine.applied(waiter, now)
 
+    def wrap_effect(self, kind: type, wrap: Callable[[Callable[[Any], None]], Callable[[Any], None]]) -> None:
+        """Perform effects of that kind by ``wrap(how they are performed now)``; for tracing."""
+        self._perform[kind] = wrap(self._perform[kind])
+
     # -- effects -----------------------------------------------------------------------------------------
 
     def perform(self) -> None:
@@ -318,7 +327,7 @@ class Coherence:
         try:
             while engine.effects:
                 for effect in engine.take():
-                    perform[type(effect)](effect)  # type: ignore[operator]
+                    perform[type(effect)](effect)
         finally:
             self._performing = False
         if self._payloads:

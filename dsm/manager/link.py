@@ -89,6 +89,15 @@ class Link:
         """Whether bytes wait for the socket: frames among them are frozen."""
         return bool(self._queue)
 
+    @property
+    def peer(self) -> str:
+        """The other end's ``host:port``; a question mark when the connection is over."""
+        try:
+            host, port = self.sock.getpeername()[:2]
+        except OSError:
+            return "?"
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
     def send(self, header: bytes, payload: bytes | memoryview | None = None) -> None:
         """Send a message; it leaves at the end of the loop's round at the latest."""
         if not self._is_dirty:

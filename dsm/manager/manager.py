@@ -6,15 +6,16 @@ the other.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import signal
 import socket
-import sys
 from collections.abc import Callable
 
 import msgspec
 
+from dsm import log
 from dsm._native import (
     EVENT_WORDS,
     OP_DONE,
@@ -39,6 +40,7 @@ from dsm.manager.requests import Requests
 from dsm.manager.session import Session, Sessions
 from dsm.manager.status import StatusDesk
 from dsm.manager.sync import Sync
+from dsm.manager.tracing import trace
 from dsm.types import Region, SyncObject
 from dsm.wire import membership as meta
 from dsm.wire.calls import Op
@@ -71,7 +73,9 @@ class Manager:
         self.loop = Loop(self.board)
         self.ranks = ranks
         self.members = Membership(self.loop, secret or os.urandom(32), self._make_link, self.log)
-        self.sessions = Sessions(self.loop, self.board, name, self._handle, self._worker_gone, self.log)
+        self.sessions = Sessions(
+            self.loop, self.board, name, self._handle, self._worker_gone, self._log_worker
+        )
         self.coordinator: Coordinator | None = None
         self.coherence: Coherence
         self.sync: Sync
@@ -85,7 +89,11 @@ class Manager:
 
     def log(self, line: str) -> None:
         """Say something to whoever runs this node."""
-        print(f"dsm: node {self.members.node}: {line}", file=sys.stderr, flush=True)
+        log.logger.warning("%s", line)
+
+    def _log_worker(self, line: str) -> None:
+        """Say something about a process of this machine, which may repeat what it did."""
+        log.limited("local socket", "%s", line)
 
     # -- start and end -----------------------------------------------------------------------------------
 
@@ -95,8 +103,11 @@ class Manager:
             self.members.listen(listen)
         welcome = self.members.join(join) if join else None
         node = self.members.node
+        log.identify(f"node {node}")
         patience = PAGE_TIMEOUT_PARTS + 1 if self._page_timeout else 0
         self.coherence = Coherence(node, self.board, self.members.links, patience)
+        if log.logger.isEnabledFor(logging.DEBUG):
+            trace(self.coherence)
         self.coherence.on_pinned = lambda worker, pin: self.sessions.workers[worker].pinned(pin)
         self.loop.on_round = self.coherence.tick
         self.sync = Sync(node, self.members.links, self.coherence.pager.wake, self.loop.after)
@@ -123,6 +134,14 @@ class Manager:
         self.loop.after(PEER_SILENCE_S / 3, self._look_for_silence)
         if self._page_timeout:
             self._age()
+        log.logger.info(
+            "serves %s, listens on %s; cluster %s, epoch %d, nodes %s",
+            self.sessions.name,
+            self.members.address or "nothing",
+            self.members.cluster.hex(),
+            self.members.epoch,
+            self.members.nodes,
+        )
 
     def run(self) -> None:
         """Serve until `stop`."""
@@ -141,6 +160,8 @@ class Manager:
             self.sessions.close()
             if self.coordinator is not None:
                 self.coordinator.close()
+            log.flush_limited(everything=True)
+            log.logger.info("ended")
 
     def stop(self) -> None:
         """End `run`; workers of this node get `NodeLostError`."""
@@ -197,6 +218,7 @@ class Manager:
         self.requests.handle(session, number, body)
 
     def _worker_gone(self, session: Session) -> None:
+        log.logger.info("worker %d (rank %d, process %d) left", session.worker, session.rank, session.pid)
         self.requests.worker_gone(session)
         self.sync.worker_gone(session.worker, session.rank, died=not session.left)
         self.coherence.worker_gone(session.worker, session.pins)
@@ -253,6 +275,7 @@ class Manager:
                 coordinator.join(link, body)
             elif kind == MetaKind.READY:
                 coordinator.ready(link)
+                log.logger.info("node %d joined from %s", link.node, link.peer)
             elif kind == MetaKind.ACKNOWLEDGE:
                 coordinator.acknowledged(link.node, request)
             elif kind == MetaKind.LOST:
@@ -300,6 +323,9 @@ class Manager:
     def _members_changed(self, members: meta.Members) -> None:
         """The coordinator says who lives: the only word on which anybody counts as dead."""
         dead = sorted(set(self.members.nodes) - set(members.nodes))
+        joined = set(members.nodes) - set(self.members.nodes)
+        if joined:
+            log.logger.info("joined: nodes %s", sorted(joined))
         self.members.epoch = members.epoch
         self.members.nodes = sorted(members.nodes)
         self._take_epoch()
@@ -320,6 +346,8 @@ class Manager:
         self.members.remove(link)
         if node < 0:
             return
+        if link.leaving:
+            log.logger.info("node %d left", node)
         if self.coordinator is not None:
             member = self.members.forget(node)
             if member and not link.leaving:
@@ -332,6 +360,8 @@ class Manager:
                 self.log(f"the coordinator is lost ({reason}); this node ends")
             self.stop()
         elif node in self.members.nodes:
+            if not link.leaving:
+                self.log(f"node {node} is out of reach: {reason}")
             link0 = self.members.links.get(0)
             if link0 is not None:
                 link0.send(self.members.header(MetaKind.LOST, 0, region=node))
@@ -339,6 +369,7 @@ class Manager:
     def _look_for_silence(self) -> None:
         for link in list(self.members.links.values()):
             link.check_silence()
+        log.flush_limited()
         self.loop.after(PEER_SILENCE_S / 3, self._look_for_silence)
 
     def _age(self) -> None:

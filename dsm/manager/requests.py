@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from dsm.errors import Status
 from dsm.limits import MAX_CONTROL_BYTES
+from dsm.log import logger
 from dsm.manager.session import Session
 from dsm.manager.status import answer_status
 from dsm.types import Region
@@ -107,6 +108,7 @@ class Requests:
                 self._refused(session, number, reply)
                 return
             session.rank = reply.rank
+            logger.info("worker %d (rank %d, process %d) attached", session.worker, reply.rank, session.pid)
             attached = control.Attached(
                 node=manager.members.node,
                 worker=session.worker,

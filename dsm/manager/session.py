@@ -18,8 +18,9 @@ from collections.abc import Callable
 import msgspec
 
 from dsm._native import Board, worker_board_bytes
-from dsm.errors import DSMError, LimitError, Status, status_of
+from dsm.errors import DSMError, InternalError, LimitError, Status, status_of
 from dsm.limits import MAX_CONTROL_BYTES, MAX_WORKERS_PER_NODE
+from dsm.log import logger
 from dsm.manager.loop import Loop
 from dsm.wire import control
 
@@ -164,6 +165,10 @@ class Sessions:
                 else:
                     self._handle(session, call.number, call.body)
             except DSMError as error:
+                if isinstance(error, InternalError):
+                    logger.error(
+                        "request %s of process %d", type(call.body).__name__, session.pid, exc_info=True
+                    )
                 session.fail(call.number, status_of(error), str(error))
             except OSError as error:  # no descriptors or no memory
                 session.fail(call.number, Status.LIMIT, f"the manager of this node: {error.strerror}")
