@@ -19,6 +19,7 @@ VERBS = {
     "bench": ("dsm.bench", "measure faults, scans, locks and barriers against their floors"),
     "status": ("dsm.cli.status", "show the clusters of this machine, and why a job stands still"),
     "doctor": ("dsm.cli.doctor", "say what this machine allows, and which limits a program will meet"),
+    "report": ("dsm.cli.report", "print what a report of an error needs, without secrets"),
     "version": ("dsm.cli.version", "print the versions of dsm and of what it runs on"),
 }
 

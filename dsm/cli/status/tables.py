@@ -27,8 +27,8 @@ def render(cluster: ClusterStatus) -> str:
     text = _Text(cluster)
     blocks = [
         f"cluster {cluster.cluster[:12]}, epoch {cluster.epoch}, "
-        f"{_plural(len(cluster.nodes) + len(cluster.silent), 'node')}, "
-        f"{_plural(sum(len(node.workers) for node in cluster.nodes), 'worker')}",
+        f"{plural(len(cluster.nodes) + len(cluster.silent), 'node')}, "
+        f"{plural(sum(len(node.workers) for node in cluster.nodes), 'worker')}",
         text.nodes(),
         text.workers(),
         text.regions(),
@@ -164,7 +164,7 @@ class _Text:
     def left_out(self) -> str:
         """Say that lists were cut."""
         count = sum(node.left_out for node in self._cluster.nodes)
-        return f"({_plural(count, 'more entry', 'more entries')} did not fit)" if count else ""
+        return f"({plural(count, 'more entry', 'more entries')} did not fit)" if count else ""
 
     def _party(self, party: PartyStatus) -> str:
         worker = self._workers.get((party.node, party.worker))
@@ -212,7 +212,7 @@ def _bytes(count: int) -> str:
     return f"{value:.0f} {unit}" if value == int(value) else f"{value:.1f} {unit}"
 
 
-def _plural(count: int, one: str, many: str = "") -> str:
+def plural(count: int, one: str, many: str = "") -> str:
     return f"{count} {one if count == 1 else many or one + 's'}"
 
 
