@@ -160,8 +160,8 @@ def _clusters() -> Iterator[str]:
         size = sum(region.nbytes for region in regions.values())
         oldest = max(node.uptime_s for node in cluster.nodes)
         yield (
-            f"a cluster of {plural(len(cluster.nodes) + len(cluster.silent), 'node')} (epoch {cluster.epoch}, up "
-            f"{seconds(oldest)}), {len(workers)} workers, {len(regions)} regions of {mib(size)}, "
+            f"a cluster of {plural(len(cluster.nodes) + len(cluster.silent), 'node')} "
+            f"(epoch {cluster.epoch}, up {seconds(oldest)}), {len(workers)} workers, {len(regions)} regions of {mib(size)}, "
             f"{sum(len(node.objects) for node in cluster.nodes)} locks, barriers and atomics"
         )
         yield from (f"  {sentence}" for sentence in verdict(cluster))

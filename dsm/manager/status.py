@@ -51,8 +51,7 @@ T = TypeVar("T")
 
 #: How long the others have to answer.
 COLLECT_S = 1.5
-#: Pages whose states are counted, of all regions; what is beyond is not, for this node serves nobody meanwhile
-#: (about 10 ms).
+#: Pages whose states are counted, of all regions; not more, for this node serves nobody meanwhile (10 ms).
 COUNTED_PAGES = 1 << 22
 _CHUNK = 1 << 20
 

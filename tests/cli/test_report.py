@@ -51,7 +51,8 @@ def test_a_report_has_what_is_needed_and_no_secrets(tmp_path):
     for needed in (
         "dsm 0.", "Python 3.", "numpy ", "msgspec ", "cffi ", "kernel Linux", "distribution ", "processors ",
         "MemTotal", "vm.max_map_count ", "RLIMIT_NOFILE ", "vm.overcommit_memory ", "pager signals",
-        "addresses 0x", "sha256 ", "a private node starts", "a cluster of 1 node (epoch 1", "nothing stands still",
+        "addresses 0x", "sha256 ", "a private node starts", "a cluster of 1 node (epoch 1",
+        "nothing stands still",
         f"DSM_SECRET=(set, {len(SECRET)} characters, not shown)",
     ):  # fmt: skip
         assert needed in text
