@@ -161,7 +161,8 @@ def _clusters() -> Iterator[str]:
         oldest = max(node.uptime_s for node in cluster.nodes)
         yield (
             f"a cluster of {plural(len(cluster.nodes) + len(cluster.silent), 'node')} "
-            f"(epoch {cluster.epoch}, up {seconds(oldest)}), {len(workers)} workers, {len(regions)} regions of {mib(size)}, "
+            f"(epoch {cluster.epoch}, up {seconds(oldest)}), {plural(len(workers), 'worker')}, "
+            f"{plural(len(regions), 'region')} of {mib(size)}, "
             f"{sum(len(node.objects) for node in cluster.nodes)} locks, barriers and atomics"
         )
         yield from (f"  {sentence}" for sentence in verdict(cluster))

@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from dsm._native import OP_FAULT_READ, OP_FAULT_WRITE, SlotWait
 from dsm.coherence.messages import Flag, Kind
+from dsm.coherence.recovery import Search
 from dsm.coherence.sequential import SequentialRegion
 from dsm.coherence.states import READABLE, WRITABLE
+from dsm.coherence.table import LOST, PageTable
 from dsm.errors import Status
+from dsm.limits import MAX_NODES
 from dsm.manager.link import Link
 from dsm.manager.session import Session
 from dsm.proc import process_state
@@ -242,11 +244,12 @@ class _Part:
             for (region, page, count, write), since in zip(session.pins, session.pinned_ns, strict=True):
                 yield PinStatus(worker, region, page, count, bool(write), self._age_s(since))
         for number, kept in self._engine.regions.items():
-            for bulk in kept.requester.bulks:
+            for bulk in kept.bulks.under_way:
                 if bulk.pin and bulk.cursor > bulk.page:
                     worker = self._manager.coherence.pager.worker_of(bulk.waiter)
                     held = bulk.cursor - bulk.page
-                    yield PinStatus(worker, number, bulk.page, held, bulk.write, 0.0, granted=False)
+                    since_s = self._age_s(bulk.since)
+                    yield PinStatus(worker, number, bulk.page, held, bulk.write, since_s, granted=False)
 
     # -- pages -------------------------------------------------------------------------------------------
 
@@ -256,7 +259,7 @@ class _Part:
         for number, kept in sorted(self._engine.regions.items()):
             region = self._manager.coherence.frames[number].region
             left -= region.pages
-            here, exclusive = _count(kept.table.states) if left >= 0 else (-1, -1)
+            here, exclusive, lost = _count(kept.table) if left >= 0 else (-1, -1, -1)
             yield RegionStatus(
                 number,
                 region.options.name,
@@ -265,17 +268,22 @@ class _Part:
                 region.options.page_size,
                 here,
                 exclusive,
-                kept.failed is not None,
+                lost,
             )
 
     def transactions(self) -> Iterable[Transaction]:
         """What this node, as a directory, has begun and not ended."""
         for number, region in self._engine.regions.items():
-            for each in {id(t): t for t in region.directory.busy.values()}.values():
-                asked = each.message
-                owner = region.table.owner[each.page] - 1
-                missing = tuple(n for n in range(64) if each.awaiting >> n & 1) or (owner, asked.node)
+            for each in dict.fromkeys(region.directory.busy.values()):
                 queue = tuple(message.node for message, _, _ in each.queue or ())
+                if isinstance(each, Search):
+                    missing = tuple(each.left)
+                    yield Transaction(number, each.page, each.count, False, each.blame, missing, queue)
+                    continue
+                asked = each.message
+                missing = tuple(n for n in range(MAX_NODES) if each.awaiting >> n & 1)
+                if not missing:
+                    missing = (asked.node,) if each.source < 0 else (each.source, asked.node)
                 write = bool(asked.flags & Flag.WRITE)
                 yield Transaction(number, each.page, each.count, write, asked.node, missing, queue)
 
@@ -330,15 +338,16 @@ def _directories(region: SequentialRegion, low: int, high: int) -> tuple[int, ..
     return tuple(sorted({region.placement.directory(page) for page in asked}))
 
 
-def _count(states: npt.NDArray[np.uint8]) -> tuple[int, int]:
-    """Return how many pages are here, and how many of them here alone."""
-    here = exclusive = 0
-    for at in range(0, len(states), _CHUNK):
-        part = states[at : at + _CHUNK]
-        counts = {state: int(np.count_nonzero(part == state)) for state in READABLE}
+def _count(table: PageTable) -> tuple[int, int, int]:
+    """Return how many pages are here, how many of them here alone, and how many the directory knows lost."""
+    here = exclusive = lost = 0
+    for at in range(0, table.pages, _CHUNK):
+        states = table.states[at : at + _CHUNK]
+        counts = {state: int(np.count_nonzero(states == state)) for state in READABLE}
         here += sum(counts.values())
         exclusive += sum(counts[state] for state in WRITABLE)
-    return here, exclusive
+        lost += int(np.count_nonzero(table.owners[at : at + _CHUNK] >= LOST))
+    return here, exclusive, lost
 
 
 def _shown(address: tuple[str, int]) -> str:

@@ -60,8 +60,8 @@ class RegionStatus(msgspec.Struct, frozen=True):
     #: Pages of which this node has a copy, and those among them that it alone has; -1: too many to count.
     here: int
     exclusive: int
-    #: A node that may have had pages of it is lost.
-    damaged: bool = False
+    #: Pages that went away with a node, among those whose directory is here; -1: too many to count.
+    lost: int = 0
 
 
 class PinStatus(msgspec.Struct, frozen=True):
@@ -77,7 +77,10 @@ class PinStatus(msgspec.Struct, frozen=True):
 
 
 class Transaction(msgspec.Struct, frozen=True):
-    """Pages on their way to a requester, as their directory node sees it."""
+    """Pages on their way to a requester, as their directory node sees it.
+
+    Or pages that the directory looks for since a node died: that node is the requester then.
+    """
 
     region: int
     page: int

@@ -57,11 +57,12 @@ def test_wrong_settings_are_named_with_what_mends_them(tmp_path):
         port = taken.getsockname()[1]
         done = _dsm(
             "--json", "--listen", f"127.0.0.1:{port}",
-            DSM_LOG="loud", DSM_SECRET_FILE=str(secret), DSM_NODE="@dsm-nobody",
+            DSM_LOG="loud", DSM_PAGE_TIMEOUT="soon", DSM_SECRET_FILE=str(secret), DSM_NODE="@dsm-nobody",
         )  # fmt: skip
     usable, found = _values(done)
     assert (done.returncode, usable) == (1, False)
     assert found["log", BAD]["mend"] == "unset DSM_LOG"
+    assert found["timeout", BAD]["mend"] == "unset DSM_PAGE_TIMEOUT"
     assert found["secret", BAD]["mend"] == f"chmod 600 {secret}"
     assert found["node", NOTE]["mend"] == "unset DSM_NODE"
     assert found["ports", BAD]["mend"].startswith(f"ss -ltnp 'sport = :{port}'")

@@ -72,6 +72,7 @@ def examine(listen: str | None = None) -> Iterator[tuple[str, Finding]]:
         "ports": lambda: settings.ports(listen),
         "secret": settings.secret,
         "log": settings.log,
+        "timeout": settings.timeout,
         "node": settings.node,
         "trial": _trial,
     }
@@ -85,7 +86,7 @@ def examine(listen: str | None = None) -> Iterator[tuple[str, Finding]]:
 
 def _trial() -> Iterator[Finding]:
     """Start a private node, let a page fault, and let a system call meet an absent page."""
-    kept = {name: os.environ.pop(name, None) for name in ("DSM_NODE", "DSM_LOG")}
+    kept = {name: os.environ.pop(name, None) for name in ("DSM_NODE", "DSM_LOG", "DSM_PAGE_TIMEOUT")}
     try:
         import dsm
 

@@ -29,6 +29,17 @@ def log() -> Iterator[Finding]:
     yield Finding(OK, f"DSM_LOG is {os.environ.get('DSM_LOG') or 'not set: warnings go to standard error'}")
 
 
+def timeout() -> Iterator[Finding]:
+    """DSM_PAGE_TIMEOUT."""
+    try:
+        limit = config.page_timeout(os.environ)
+    except UsageError as error:
+        yield Finding(BAD, str(error), "unset DSM_PAGE_TIMEOUT")
+        return
+    ends = f"ends with PageTimeoutError after {limit:g} s" if limit else "never ends by itself"
+    yield Finding(OK, f"a wait for a page of a node that does not answer {ends} (DSM_PAGE_TIMEOUT)")
+
+
 def secret() -> Iterator[Finding]:
     """The secret of a cluster."""
     path = os.environ.get("DSM_SECRET_FILE")

@@ -97,7 +97,8 @@ class _Text:
                 f"{node}:{part.here}/{part.exclusive}" if part.here >= 0 else f"{node}:?"
                 for node, part in parts.items()
             )
-            damaged = "may have lost pages" if any(part.damaged for part in parts.values()) else ""
+            lost = sum(max(0, part.lost) for part in parts.values())
+            damaged = f"{plural(lost, 'page')} lost with a node" if lost else ""
             name = it.name if it.name is not None else "(anonymous)"
             rows.append(
                 (str(number), name, _bytes(it.nbytes), str(it.pages), _bytes(it.page_size), here, damaged)
