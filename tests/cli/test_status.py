@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from dsm.cli import status
 from dsm.cli.status import ask
 from dsm.cli.status.verdict import verdict
+from dsm.manager.status import COLLECT_S
+from dsm.proc import process_state
 from dsm.testing import Cluster
 from dsm.testing.cluster import ManagerProcess
 from launched import Launched
@@ -34,9 +35,8 @@ def _wait_for_all(node):
     node.barrier()
 
 
-def _compute(node):
-    while True:
-        pass
+def _do_something_else(node):
+    signal.pause()
 
 
 def _write(node, value):
@@ -126,13 +126,13 @@ def test_a_deadlock_of_two_locks_is_named(stuck):
 def test_a_rank_that_does_not_come_to_the_barrier_is_named(stuck):
     cluster = stuck(nodes=2, workers=2)
     late = cluster.workers[1]
-    late.start(_compute)
+    late.start(_do_something_else)
     for rank in (0, 2, 3):
         cluster.workers[rank].start(_wait_for_all)
     printed = _said(
         cluster,
         f"rank 1 (pid {late.pid}, node 0) is missing from the barrier of the job (3 of 4 have come",
-        "and runs Python (it is not waiting in dsm",
+        "and is not waiting in dsm: it sleeps, or is in a system call",
         "ranks 0, 2 and 3 wait for it",
     )
     [line] = [line for line in printed.splitlines() if line.startswith("of the job")]
@@ -149,7 +149,7 @@ def test_a_rank_that_ended_before_the_barrier_is_named(stuck):
 
 
 def test_a_stopped_manager_is_named_whoever_is_asked(stuck):
-    cluster = stuck(nodes=3)
+    cluster = stuck()
     stopped = cluster.managers[1]
     cluster.workers[1].call(_write, 1)
     stopped.process.send_signal(signal.SIGSTOP)
@@ -157,10 +157,8 @@ def test_a_stopped_manager_is_named_whoever_is_asked(stuck):
     texts = (f"node 1's manager (pid {stopped.pid}) is stopped (SIGSTOP)", "rank 0 waits for it")
     _said(cluster, *texts)
     _said(cluster, *texts, f"`kill -CONT {stopped.pid}` lets it go on", manager=1)
-    _said(cluster, *texts, manager=2)
-    started = time.monotonic()
+    assert COLLECT_S < 2 < ask.ANSWER_S
     printed = _dsm(cluster.managers[0].socket).stdout
-    assert time.monotonic() - started < 2.5
     assert f"@dsm-{stopped.socket.removeprefix('@dsm-')}  {stopped.pid}" in printed
 
 
@@ -202,19 +200,17 @@ def test_a_job_that_goes_on_is_not_accused():
         assert [len(node.workers) for node in found.nodes] == [1, 1]
 
 
-def test_the_only_manager_stopped_is_said_at_once():
+def test_the_only_manager_stopped_is_not_waited_for(monkeypatch):
     manager = ManagerProcess("s" * 16, [], None)
     try:
         manager.process.send_signal(signal.SIGSTOP)
-        wait_until(lambda: status.ask.process_state(manager.pid).letter == "T")
-        started = time.monotonic()
+        wait_until(lambda: process_state(manager.pid).letter == "T")
+        monkeypatch.setattr(ask, "ANSWER_S", 3600.0)
+        assert ask.ask(manager.socket).pid == manager.pid
         printed = _dsm(manager.socket)
-        assert time.monotonic() - started < 2
         assert printed.returncode == 0
-        assert (
-            f"(pid {manager.pid}) cannot be asked: stopped (SIGSTOP); `kill -CONT {manager.pid}`"
-            in printed.stdout
-        )
+        expected = f"(pid {manager.pid}) cannot be asked: stopped (SIGSTOP); `kill -CONT {manager.pid}`"
+        assert expected in printed.stdout
         told = json.loads(_dsm(manager.socket, "--json").stdout)
         assert told["clusters"] == [] and told["silent"][0]["pid"] == manager.pid
     finally:

@@ -270,6 +270,18 @@ def test_a_holder_whose_worker_is_gone():
     assert sentence.startswith("worker 7 of node 0 holds lock 'a' since 30 s and is no worker any more")
 
 
+def test_tables_are_aligned_and_names_cannot_move_the_cursor():
+    objects = (lock(1, "a\x1b[2J\nb", party(0, 1)), lock(2, "long enough", None), barrier((party(0, 0),), 2))
+    value = cluster(node(0, [worker(0, barrier_wait(0)), worker(1)], objects=objects))
+    text = render(value)
+    assert "\x1b" not in text
+    lines = text.splitlines()
+    at = next(index for index, line in enumerate(lines) if line.startswith("lock "))
+    assert lines[at + 1].startswith(r"a\x1b[2J\nb")
+    assert len({line.index("0   ") for line in lines[at + 1 : at + 3]}) == 1
+    assert any(line.startswith("of the job") and line.endswith("rank 1") for line in lines)
+
+
 def test_words():
     assert [seconds(t) for t in (0.04, 9.96, 41.4, 125, 8000)] == [
         "0.0 s",

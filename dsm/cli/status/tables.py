@@ -222,9 +222,12 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     rows = list(rows)
     if not rows:
         return ""
-    lines = [head, *rows]
+    lines = [[_printable(cell) for cell in line] for line in (head, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join("  ".join(cells).rstrip() for cells in padded)
+
+
+def _printable(text: str) -> str:
+    """Return a cell without what would move a terminal's cursor: names are whatever a program chose."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
