@@ -212,6 +212,10 @@ class Coordinator:
         self._local.ranks_missing(self._missing)
         self._tell_all(MetaKind.RANKS, meta.encode(meta.Ranks(self._missing)), 0, self._members.links, told)
 
+    def unready(self) -> list[tuple[Region, tuple[int, int] | None]]:
+        """Return the regions that cannot be opened yet, with the worker that has yet to fill each."""
+        return [(self._store.find_region(number), self._creators.get(number)) for number in self._unready]
+
     # -- members -----------------------------------------------------------------------------------------
 
     def join(self, link: Link, join: meta.Join) -> None:

@@ -44,6 +44,8 @@ class Session:
         #: Pins it holds: (region, page, count, write); and since when, for status.
         self.pins: list[tuple[int, int, int, int]] = []
         self.pinned_ns: list[int] = []
+        #: Requests that are not answered yet, by number, and since when, for status.
+        self.asking: dict[int, tuple[control.Request, int]] = {}
         self.closed = False
 
     def pinned(self, pin: tuple[int, int, int, int]) -> None:
@@ -63,6 +65,7 @@ class Session:
         """Send the answer to request `number`; a worker that is gone does not matter."""
         if self.closed:
             return
+        self.asking.pop(number, None)
         data = control.encode(control.Answer(number, body))
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         with contextlib.suppress(OSError):
@@ -159,6 +162,7 @@ class Sessions:
             if isinstance(call.body, control.Leave):
                 session.left = True
                 continue
+            session.asking[call.number] = (call.body, time.monotonic_ns())
             try:
                 if session.worker < 0 and not isinstance(call.body, (control.Attach, control.GetStatus)):
                     session.fail(call.number, Status.USAGE, "the first request of a worker is Attach")

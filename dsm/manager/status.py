@@ -42,6 +42,7 @@ from dsm.wire.status import (
     RegionStatus,
     SilentNode,
     Transaction,
+    Unready,
     Wait,
     WorkerStatus,
 )
@@ -178,6 +179,7 @@ class StatusDesk:
             transactions=part.limited(part.transactions()),
             demands=part.limited(part.demands()),
             objects=part.limited(part.objects()),
+            unready=part.limited(part.unready()),
             left_out=part.left_out,
         )
 
@@ -208,8 +210,29 @@ class _Part:
         """Every worker, with what its threads wait for."""
         for worker, session in sorted(self._manager.sessions.workers.items()):
             state, cpu_s = process_state(session.pid)
-            waits = tuple(filter(None, map(self._wait, self._manager.board.waits(worker))))
-            yield WorkerStatus(worker, session.rank, session.pid, state, cpu_s, waits)
+            waits = [*map(self._wait, self._manager.board.waits(worker)), *self._questions(session)]
+            known = tuple(wait for wait in waits if wait is not None)
+            yield WorkerStatus(worker, session.rank, session.pid, state, cpu_s, known)
+
+    def _questions(self, session: Session) -> Iterable[Wait]:
+        """Yield what a worker waits for on its socket: regions that are made, filled or destroyed."""
+        for body, since in session.asking.values():
+            if isinstance(body, (control.CreateRegion, control.OpenRegion)):
+                kind = "open"
+                key = body.options.name if isinstance(body, control.CreateRegion) else body.key
+            elif isinstance(body, control.DestroyRegion):
+                kind, key = "destroy", body.key
+            else:
+                continue
+            number, name = (key, None) if isinstance(key, int) else (0, key)
+            # Which thread asks is not known; mostly it is the first.
+            yield Wait(kind, number, name, self._age_s(since), session.pid, asked=(0,))
+
+    def unready(self) -> Iterable[Unready]:
+        """Regions that this node, the coordinator, lets nobody open yet."""
+        coordinator = self._manager.coordinator
+        for region, creator in coordinator.unready() if coordinator else ():
+            yield Unready(region.region, region.options.name, *(creator or (-1, -1)))
 
     def _wait(self, slot: SlotWait) -> Wait | None:
         """Return what a slot waits for; None for what is answered at once (giving a pin back, cancelling)."""

@@ -18,7 +18,8 @@ STOPPED = {"T": "stopped (SIGSTOP)", "t": "stopped by a debugger", "Z": "dead (a
 class Wait(msgspec.Struct, frozen=True):
     """One thread that waits in dsm."""
 
-    #: ``"read"``, ``"write"`` (a fault), ``"prefetch"``, ``"pin"``, ``"lock"``, ``"barrier"``, ``"atomic"``.
+    #: ``"read"``, ``"write"`` (a fault), ``"prefetch"``, ``"pin"``, ``"lock"``, ``"barrier"``,
+    #: ``"atomic"``, or a question to the coordinator: ``"open"``, ``"destroy"``.
     kind: str
     #: Number of the region or object, and its name as far as this node knows it.
     object: int
@@ -105,6 +106,16 @@ class Demand(msgspec.Struct, frozen=True):
     workers: tuple[int, ...] = ()
 
 
+class Unready(msgspec.Struct, frozen=True):
+    """A region that exists and cannot be opened yet."""
+
+    region: int
+    name: str | None
+    #: The worker that has yet to write its first contents; -1, -1 when nodes have yet to learn of it.
+    node: int = -1
+    worker: int = -1
+
+
 class PartyStatus(msgspec.Struct, frozen=True):
     """A thread that holds or waits."""
 
@@ -154,6 +165,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     demands: tuple[Demand, ...] = ()
     #: Those whose home is this node.
     objects: tuple[ObjectStatus, ...] = ()
+    #: Of the coordinator: regions that cannot be opened yet.
+    unready: tuple[Unready, ...] = ()
     #: Entries that found no room in the lists above.
     left_out: int = 0
 

@@ -17,6 +17,7 @@ from dsm.manager.status import COLLECT_S
 from dsm.proc import process_state
 from dsm.testing import Cluster
 from dsm.testing.cluster import ManagerProcess
+from dsm.types import RegionOptions
 from launched import Launched
 from support import managers, wait_until, wait_value
 
@@ -46,6 +47,15 @@ def _write(node, value):
 def _hold_pin(node):
     node.held = node.pin(node.array("shared", 512, "i8"), write=True)
     node.held.__enter__()
+
+
+def _create_and_stop(node):
+    node._regions.create(RegionOptions(4096, "late"), ready=False)
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _open(node, name):
+    node.open(name)
 
 
 @pytest.fixture
@@ -187,6 +197,20 @@ def test_the_holder_of_a_pin_is_named(stuck):
     )
     [line] = [line for line in printed.splitlines() if line.split()[:2] == ["shared", "0+1"]]
     assert f"rank 0 (pid {holder.pid})" in line and "write" in line
+
+
+def test_who_has_not_filled_a_region_is_named(stuck):
+    cluster = stuck()
+    creator, waiter = cluster.workers
+    creator.start(_create_and_stop)
+    wait_until(lambda: process_state(creator.pid).letter == "T")
+    waiter.start(_open, "late")
+    printed = _said(
+        cluster,
+        f"rank 0 (pid {creator.pid}, node 0) has created region 'late' and not filled it yet",
+        "is stopped (SIGSTOP): rank 1 waits for it",
+    )
+    assert "open 'late' since" in printed
 
 
 def test_a_job_that_goes_on_is_not_accused():

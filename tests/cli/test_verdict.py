@@ -16,6 +16,7 @@ from dsm.wire.status import (
     RegionStatus,
     SilentNode,
     Transaction,
+    Unready,
     Wait,
     WorkerStatus,
 )
@@ -253,13 +254,25 @@ def test_a_pin_that_waits_holds_what_it_has():
     )
 
 
+def test_a_region_that_its_creator_has_not_filled():
+    opening = Wait("open", 0, "grid", OLD, pid(0), asked=(0,))
+    creating = Unready(4, "grid", 0, 1)
+    workers = [worker(0, opening), worker(1, state="T")]
+    assert one(node(0, workers, unready=(creating, Unready(5, "other", 0, 0)))).startswith(
+        "rank 1 (pid 101, node 0) has created region 'grid' and not filled it yet and is stopped (SIGSTOP): "
+        "rank 0 waits for it"
+    )
+    sentence = one(node(0, [worker(0, opening)]), silent=(SilentNode(1, "h:1"),))
+    assert "it has to hear of opening region 'grid': rank 0 waits for it" in sentence
+
+
 def test_short_waits_and_idle_stops():
     workers = [worker(0, lock_wait(0, "a", 1, since_s=0.01)), worker(1, state="R")]
     objects = (lock(1, "a", party(0, 1, since_s=0.02)),)
     assert one(node(0, workers, objects=objects)).startswith("nothing stands still")
     assert len(verdict(cluster(node(0, workers, objects=objects)), patience_s=0.001)) == 1
     assert one(node(0, [worker(0, state="T")])) == (
-        "rank 0 (pid 100, node 0) is stopped (SIGSTOP): nobody waits for it yet; "
+        "rank 0 (pid 100, node 0) is stopped (SIGSTOP): nobody is known to wait for it; "
         "`kill -CONT 100` lets it go on"
     )
 

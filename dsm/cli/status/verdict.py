@@ -171,7 +171,7 @@ class _Reasoning:
         worker = self._workers.get(culprit)
         state, advice = _state(worker) if worker else ("is no worker any more", "")
         if not waiting:
-            consequence = ": nobody waits for it yet"
+            consequence = ": nobody is known to wait for it"
         return f"{self._name(*culprit)} {enumerate_words([*deeds, state])}{consequence}{advice}"
 
     def _about_manager(self, node: int, deeds: list[str], consequence: str) -> str:
@@ -228,6 +228,8 @@ class _Reasoning:
         wait = vertex.wait
         if wait.kind in PAGES:
             return self._merged(self._page_blockers(vertex))
+        if wait.kind in ("open", "destroy"):
+            return self._merged(self._question_blockers(wait))
         it = self._objects.get(wait.object)
         if it is None or it.kind != wait.kind:
             return [
@@ -264,6 +266,17 @@ class _Reasoning:
             return found + [Blocker(Manager(node), keeps) for node in self._silent]
         here = {worker.rank for worker in self._workers.values()}
         return found + [Blocker(Absent(rank), deed) for rank in range(it.value) if rank not in here]
+
+    def _question_blockers(self, wait: Wait) -> Iterator[Blocker]:
+        """Who keeps a question from being answered: its creator fills a region, or nodes must hear of it."""
+        for node in self._silent:
+            yield Blocker(Manager(node), f"has to hear of {self._what(wait)}")
+        for part in self._cluster.nodes:
+            for each in part.unready:
+                if each.worker >= 0 and (each.region == wait.object or each.name == wait.name is not None):
+                    name = repr(each.name) if each.name is not None else each.region
+                    deed = f"has created region {name} and not filled it yet"
+                    yield self._held_by(each.node, each.worker, deed, self._of_main(each.node, each.worker))
 
     def _outside(self, it: ObjectStatus) -> list[Process]:
         """Return the workers of which no thread waits in that barrier."""
@@ -376,6 +389,9 @@ class _Reasoning:
             )
         if wait.kind == "barrier" and self._object_name(wait) == JOB_BARRIER:
             return "the barrier of the job"
+        if wait.kind in ("open", "destroy"):
+            doing = "opening" if wait.kind == "open" else "the end of"
+            return f"{doing} region {wait.object or repr(wait.name)}"
         kind = {"unlock": "the release of lock", "reset": "the reset of barrier"}.get(wait.kind, wait.kind)
         return f"{kind} {self._object_name(wait)!r}"
 
