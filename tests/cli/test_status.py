@@ -149,15 +149,6 @@ def test_a_rank_that_does_not_come_to_the_barrier_is_named(stuck):
     assert "3 of 4" in line and "rank 1" in line
 
 
-def test_a_rank_that_ended_before_the_barrier_is_named(stuck):
-    cluster = stuck()
-    gone, left = cluster.workers
-    gone.kill()
-    wait_until(lambda: gone.process.poll() is not None)
-    left.start(_wait_for_all)
-    _said(cluster, "rank 0 is missing from the barrier", "no worker of that rank is attached", "rank 1 waits")
-
-
 def test_a_stopped_manager_is_named_whoever_is_asked(stuck):
     cluster = stuck()
     stopped = cluster.managers[1]

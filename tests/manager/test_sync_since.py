@@ -15,7 +15,7 @@ def test_a_lock_that_passes_on_from_the_dead_is_held_since_then():
     sync.opened(lock)
     for worker in (0, 1):
         sync.call(Op.LOCK_ACQUIRE, 1, 7, 0, waiter=worker << 16, worker=worker)
-    sync.worker_gone(0)
+    sync.worker_gone(0, rank=0, died=True)
     [described] = sync.home.describe()
     assert (described.holder.worker, described.waiting) == (1, ())
     assert before <= described.holder.since_ns <= time.monotonic_ns()
