@@ -25,8 +25,8 @@ from dsm.cli.doctor.bounds import cgroup_memory
 from dsm.cli.doctor.finding import mib, read
 from dsm.cli.doctor.machine import userfaultfd
 from dsm.cli.status import about_silent, ask
-from dsm.cli.status.tables import plural
-from dsm.cli.status.verdict import seconds, verdict
+from dsm.cli.status.verdict import verdict
+from dsm.cli.status.words import plural, seconds
 from dsm.errors import DSMError
 from dsm.wire.secret import MAX_SECRET_BYTES
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dsm.cli.status.tables import render
-from dsm.cli.status.verdict import enumerate_words, seconds, verdict
+from dsm.cli.status.verdict import verdict
+from dsm.cli.status.words import enumerate_words, seconds
 from dsm.wire.status import (
     ClusterStatus,
     Demand,

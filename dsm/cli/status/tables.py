@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from dsm.cli.status.verdict import JOB_BARRIER, PAGES, enumerate_words, seconds, verdict
+from dsm.cli.status.verdict import JOB_BARRIER, PAGES, verdict
+from dsm.cli.status.words import enumerate_words, plural, seconds
 from dsm.wire.status import (
     STOPPED,
     ClusterStatus,
@@ -211,10 +212,6 @@ def _bytes(count: int) -> str:
             break
         value /= 1024
     return f"{value:.0f} {unit}" if value == int(value) else f"{value:.1f} {unit}"
-
-
-def plural(count: int, one: str, many: str = "") -> str:
-    return f"{count} {one if count == 1 else many or one + 's'}"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from dsm.cli.status.circles import circles
+from dsm.cli.status.words import enumerate_words, seconds
 from dsm.wire.status import (
     STOPPED,
     ClusterStatus,
@@ -71,21 +73,6 @@ class Blocker:
     waits: list[Vertex] = field(default_factory=list)
 
 
-def seconds(value: float) -> str:
-    """Return a time as people write it."""
-    if value < 10:
-        return f"{value:.1f} s"
-    if value < 120:
-        return f"{value:.0f} s"
-    minutes, rest = divmod(round(value), 60)
-    return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def enumerate_words(words: Sequence[str]) -> str:
-    """Return ``a``, ``a and b`` or ``a, b and c``."""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
 def verdict(cluster: ClusterStatus, patience_s: float = PATIENCE_S) -> list[str]:
     """Say who keeps whom waiting.
 
@@ -129,9 +116,9 @@ class _Reasoning:
 
     def sentences(self) -> list[str]:
         """Return everything that is to be said, culprits first."""
-        circles = _circles({v: [w for b in self._blockers[v] for w in b.waits] for v in self._vertices})
-        in_circle = {vertex for circle in circles for vertex in circle}
-        said = [self._about_circle(circle) for circle in circles]
+        found = circles({v: [w for b in self._blockers[v] for w in b.waits] for v in self._vertices})
+        in_circle = {vertex for circle in found for vertex in circle}
+        said = [self._about_circle(circle) for circle in found]
         roots: dict[Culprit, dict[str, list[Vertex]]] = {}
         unexplained = []
         for vertex in self._vertices:
@@ -425,34 +412,3 @@ def _numbers(ranks: Sequence[int]) -> str:
 
 def _overlap(page: int, count: int, low: int, high: int) -> bool:
     return page < high and low < page + count
-
-
-def _circles(edges: dict[Vertex, list[Vertex]]) -> list[list[Vertex]]:
-    """Return one circle through each part of the graph in which everybody waits for everybody."""
-    found: list[list[Vertex]] = []
-    used: set[Vertex] = set()
-    for start in edges:
-        if start in used:
-            continue
-        path = _way_back(start, edges)
-        if path and used.isdisjoint(path):
-            found.append(path)
-            used.update(path)
-    return found
-
-
-def _way_back(start: Vertex, edges: dict[Vertex, list[Vertex]]) -> list[Vertex]:
-    """Return a shortest circle from `start` to itself, without its end; empty when there is none."""
-    before: dict[Vertex, Vertex] = {}
-    queue = [start]
-    for vertex in queue:
-        for follower in edges[vertex]:
-            if follower == start:
-                path = [vertex]
-                while path[-1] != start:
-                    path.append(before[path[-1]])
-                return path[::-1]
-            if follower not in before:
-                before[follower] = vertex
-                queue.append(follower)
-    return []
