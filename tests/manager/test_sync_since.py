@@ -9,7 +9,7 @@ from dsm.wire.calls import Op
 
 def test_a_lock_that_passes_on_from_the_dead_is_held_since_then():
     before = time.monotonic_ns()
-    sync = Sync(0, {}, lambda waiter, status, result: None)
+    sync = Sync(0, {}, lambda waiter, status, result: None, lambda seconds, callback: None)
     lock = SyncObject(1, "lock", "x", home=0)
     sync.create(lock)
     sync.opened(lock)
