@@ -246,6 +246,20 @@ def fault_for_ever(node):
         data[::ITEMS] += 1
 
 
+def spin_for_ever(node):
+    """Read and write pages that nobody else wants, until something goes wrong."""
+    mine = node.array("spun", ITEMS, "i8", home=1)
+    mine[:] = 1
+    node.atomic("spins").fetch_add(1)
+    while True:
+        mine[0] += 1
+
+
+def spins(node):
+    """Return how many workers spin."""
+    return node.atomic("spins").load()
+
+
 def live_nodes(node):
     """Return the live nodes as this worker's node knows them."""
     return list(node.nodes)

@@ -102,6 +102,7 @@ struct dsm_region *dsm_region_record(uint32_t number, uint64_t address, uint64_t
 bool dsm_region_enter(struct dsm_region *region, uint32_t state);
 void dsm_region_leave(struct dsm_region *region);
 int dsm_close_locked(struct dsm_region *region, uint32_t status);
+void dsm_close_all(uint32_t status);
 
 /* apply.c: page locks and levels; all SIGNAL-SAFE, inside enter and leave */
 enum dsm_applied { DSM_APPLIED, DSM_MISSING, DSM_SHUT, DSM_EXHAUSTED };

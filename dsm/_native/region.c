@@ -195,6 +195,13 @@ int dsm_close_locked(struct dsm_region *region, uint32_t status) {
   return result;
 }
 
+/* Inside dsm_lock. */
+void dsm_close_all(uint32_t status) {
+  for (struct dsm_region *region = dsm_registry_next(0); region; region = dsm_registry_next(region->end)) {
+    dsm_close_locked(region, status);
+  }
+}
+
 int dsm_region_close(uint32_t number) {
   sigset_t old;
   dsm_lock(&old);

@@ -1,8 +1,9 @@
 /* Worker side: the native thread that obeys revocations.
  *
  * Owns the thread.  It never takes the interpreter's lock and touches no region, so it answers while every
- * Python thread is stuck in a fault or a long computation.  It also notices that the manager is gone, and
- * once a second that our SIGSEGV handler was replaced (faulthandler.enable() called later does that).
+ * Python thread is stuck in a fault or a long computation.  It also notices that the manager is gone: then
+ * what is mapped is nobody's any more and is closed, so that a thread that needs no fault does not go on alone.
+ * And once a second it looks whether our SIGSEGV handler was replaced (faulthandler.enable() called later does that).
  */
 #include "internal.h"
 
@@ -55,7 +56,16 @@ static bool obey(struct dsm_worker_board *board) {
   return true;
 }
 
+static void close_if_lost(void) {
+  if (!load_ordered(&dsm_worker.lost)) return;
+  sigset_t old;
+  dsm_lock(&old);
+  dsm_close_all(load_relaxed(&dsm_worker.status_lost));
+  dsm_unlock(&old);
+}
+
 static void tick(void) {
+  close_if_lost(); /* again: a region may have been mapped meanwhile */
   dsm_handler_check();
   dsm_poison_tend();
 }
@@ -72,7 +82,10 @@ static void sleep_until_nudged(struct dsm_worker_board *board, int timeout_ms) {
   uint64_t count;
   if ((fds[0].revents & POLLIN) && read(fds[0].fd, &count, sizeof count) < 0) { /* somebody else drained it */
   }
-  if (fds[1].revents) dsm_check_manager();
+  if (fds[1].revents) {
+    dsm_check_manager();
+    close_if_lost();
+  }
 }
 
 static void *serve(void *unused) {

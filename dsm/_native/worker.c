@@ -138,9 +138,7 @@ int dsm_worker_stop(void) {
     dsm_unlock(&old);
     return -ESRCH;
   }
-  for (struct dsm_region *region = dsm_registry_next(0); region; region = dsm_registry_next(region->end)) {
-    dsm_close_locked(region, load_relaxed(&dsm_worker.status_closed));
-  }
+  dsm_close_all(load_relaxed(&dsm_worker.status_closed));
   store_ordered(&dsm_worker.started, 0);
   store_ordered(&dsm_worker.ended, 1);
   dsm_unlock(&old);

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import time
 
 import pytest
 
 import dsm
 import programs
 from dsm.testing import Cluster
+from support import wait_until
 
 
 def test_a_worker_in_a_fault_gets_node_lost_error_when_its_manager_is_killed():
@@ -19,6 +21,18 @@ def test_a_worker_in_a_fault_gets_node_lost_error_when_its_manager_is_killed():
         with pytest.raises(dsm.NodeLostError):
             waiting[1].result(10)
         cluster.workers[0].kill()
+
+
+def test_a_worker_that_needs_no_fault_does_not_go_on_without_its_manager():
+    """What it has mapped is nobody's any more: it would read what others have long changed."""
+    with Cluster(nodes=2) as cluster:
+        spinning = cluster.workers[1].start(programs.spin_for_ever)
+        wait_until(lambda: cluster.workers[0].call(programs.spins) > 0)
+        killed = time.monotonic()
+        cluster.managers[1].process.send_signal(signal.SIGKILL)
+        with pytest.raises(dsm.NodeLostError):
+            spinning.result(10)
+        assert time.monotonic() - killed < 2
 
 
 def test_pages_of_a_killed_node_are_lost_to_the_others():
