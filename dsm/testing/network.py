@@ -4,18 +4,22 @@ Owns the namespaces, from their making to their end.  Two isolated ports of a br
 both still reach everybody else: so one link is cut and no other, and packets are lost as on a broken cable,
 without an error at either end.
 
-After SIGKILL of this process its namespaces, named ``dsm-…``, remain: ``ip netns del`` removes them.
+Their names say which process made them: what one that was killed left behind, the next one removes.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import uuid
 from typing import Self
 
 from dsm.errors import LimitError
+
+#: Where iproute2 keeps the names.
+_NAMESPACES = "/run/netns"
 
 
 def why_not() -> str:
@@ -35,11 +39,20 @@ def _ip(*words: str) -> None:
         )
 
 
+def _remove_left_behind() -> None:
+    """Remove namespaces whose maker is gone."""
+    for name in os.listdir(_NAMESPACES) if os.path.isdir(_NAMESPACES) else ():
+        made = re.fullmatch(r"dsm-(\d+)-[0-9a-f]{6}-(?:\d+|switch)", name)
+        if made and not os.path.exists(f"/proc/{made[1]}"):
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
 class Network:
     """A switch and `nodes` hosts, each with one address."""
 
     def __init__(self, nodes: int) -> None:
-        name = f"dsm-{uuid.uuid4().hex[:8]}"
+        _remove_left_behind()
+        name = f"dsm-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._switch = f"{name}-switch"
         self.hosts = [f"{name}-{node}" for node in range(nodes)]
         self._isolated: set[int] = set()
@@ -105,7 +118,7 @@ class Network:
 
     def remains(self) -> list[str]:
         """Return which of the namespaces still exist."""
-        return [name for name in (*self.hosts, self._switch) if os.path.exists(f"/run/netns/{name}")]
+        return [name for name in (*self.hosts, self._switch) if os.path.exists(f"{_NAMESPACES}/{name}")]
 
     def __enter__(self) -> Self:
         return self

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -45,8 +46,15 @@ PLANS = {
 }  # fmt: skip
 
 
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Journals of jobs in which something went wrong are kept here."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
 @pytest.mark.parametrize("name", PLANS)
-def test_short_chaos(name):
+def test_short_chaos(name, folder):
     if PLANS[name].networked and why_not():
         pytest.skip(why_not())
     said = []
@@ -67,7 +75,7 @@ def test_the_command_prints_the_plan_of_a_seed():
     assert plans[0].count(" s  ") == 40
 
 
-def test_what_remains_is_found(tmp_path):
+def test_what_remains_is_found(folder):
     """A process that a worker leaves behind, in a session of its own."""
     plan = JobPlan("left", 1, 1, "cyclic", 4096, False, (Event(0.1, Action.STOP_WORKER, 0, 0, for_s=0.05),))
     left = []
@@ -84,4 +92,5 @@ def test_what_remains_is_found(tmp_path):
     finally:
         left[0].kill()
         left[0].wait()
+    assert list(folder.glob("dsm-chaos-*/journal-0"))
     assert any(f"process {left[0].pid} remains: sleep 60" in problem for problem in problems)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -16,6 +19,13 @@ from dsm.testing.network import why_not
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 DEADLINE_S = 1.0
+#: Makes a network and is killed.
+KILLED = """
+import os, signal
+from dsm.testing import Network
+print(*Network(1).hosts, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
 PAGE = 512  # words
 #: Enough for every node to keep some.
 LOCKS = 12
@@ -33,6 +43,16 @@ def cluster(network, monkeypatch):
     monkeypatch.setenv("DSM_PAGE_TIMEOUT", str(DEADLINE_S))
     with Cluster(nodes=3, network=network) as cluster:
         yield cluster
+
+
+def test_the_network_of_a_process_that_was_killed_is_removed_by_the_next_one():
+    killed = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, text=True)
+    (host,) = killed.stdout.split()
+    assert os.path.exists(f"/run/netns/{host}")
+    with Network(1) as network:
+        assert not os.path.exists(f"/run/netns/{host}")
+        assert len(network.remains()) == 2
+    assert network.remains() == []
 
 
 def write(node, name, value):
