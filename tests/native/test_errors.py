@@ -123,11 +123,12 @@ def test_a_manager_that_is_killed_ends_the_wait(run):
     _native.call_end(call)
     until(lambda: errors)
     assert errors[0].status == LOST and _native.worker_lost()
-    # What is mapped stays, what was granted can be mapped, everything else is an error at once.
-    assert r.bytes[0] == 1
+    # What was mapped is nobody's any more, and everything is an error at once.
+    until(lambda: r.bytes[0] == 255)
     start = time.monotonic()
     assert r.bytes[6 * PAGE] == 255 and time.monotonic() - start < 0.5
-    until(lambda: len(errors) == 2)
+    until(lambda: len(errors) >= 2)
+    assert {error.status for error in errors} == {LOST}
     """
     )
 
@@ -141,7 +142,7 @@ def test_many_threads_in_error_at_once(run):
         watching()
         _native.region_close(1)
         assert helper.touch(r.address, 200, PAGE, 0, 200, 1, 65536) == 200 * 255
-        until(lambda: len({error.thread for error in errors}) == 200)  # a thread waits a bounded time to be told
+        until(lambda: len({error.thread for error in errors}) == 200)
         until(lambda: helper.touch(r.address, 1, PAGE, 0, 1, 0, 0) == 255)
     """
     )
