@@ -40,6 +40,8 @@ BULK_WINDOW_BYTES = 8 * 1024 * 1024
 MAX_DATA_BYTES = MAX_PAGE_BYTES
 #: Bytes of a control message on a node's local socket.
 MAX_CONTROL_BYTES = 128 * 1024
+#: Bytes of the payload of a request to join: an address.
+MAX_JOIN_BYTES = 1024
 #: Bytes of the payload of a metadata message between nodes.
 MAX_METADATA_BYTES = 16 * 1024 * 1024
 
@@ -65,6 +67,20 @@ PAGE_TIMEOUT_S = 30.0
 PAGE_TIMEOUT_PARTS = 8
 #: Half-open (not yet authenticated) connections a manager keeps.
 MAX_HALF_OPEN = 128
+#: Connections that are authenticated but belong to no member yet: nodes that wait for their turn to join.
+MAX_JOINING = MAX_NODES
+#: Seconds a node may take from its proof to its request to join, and from its welcome to being ready.
+JOIN_TIMEOUT_S = 10.0
+#: Seconds a node waits to be taken in: others before it may hang.
+JOIN_WAIT_S = 3 * JOIN_TIMEOUT_S
+#: Memory that a manager spends on messages that one peer does not read; frames are sent from where they lie.
+MAX_UNREAD_BYTES = 64 * 1024 * 1024
+#: Connections on a node's local socket whose process has not attached.
+MAX_UNATTACHED = 256
+#: Requests of one worker on the local socket that are read before some are answered.
+MAX_UNANSWERED = 1024
+#: Connections, or requests of one worker, that are taken in a row before others get their turn.
+FAIR_SHARE = 32
 
 assert MAX_PAGE_BYTES % OS_PAGE_BYTES == 0
 assert DIRECTORY_BLOCK_BYTES <= MAX_DATA_BYTES
@@ -74,4 +90,6 @@ assert READ_AHEAD_MIN_BYTES <= READ_AHEAD_MAX_BYTES
 assert MAX_NODES <= 64, "a copyset is one 64-bit word"
 assert ADDRESS_LOW % ADDRESS_ALIGNMENT == 0 and ADDRESS_HIGH % ADDRESS_ALIGNMENT == 0
 assert PAGE_TIMEOUT_S > PEER_SILENCE_S
+assert HANDSHAKE_TIMEOUT_S <= JOIN_TIMEOUT_S < JOIN_WAIT_S
+assert MAX_METADATA_BYTES < MAX_UNREAD_BYTES
 assert HOLD_NS < UNAPPLIED_MAX_NS < HOLD_WAIT_MAX_NS

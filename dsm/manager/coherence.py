@@ -8,6 +8,9 @@ operations, 5).
 
 from __future__ import annotations
 
+import errno
+import os
+import resource
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,6 +20,7 @@ from dsm.coherence.engine import Engine
 from dsm.coherence.messages import Discard, Fill, Kind, Lower, Message, Raise, Send, SendPages, Wake
 from dsm.errors import LimitError, Status, WireError
 from dsm.log import logger
+from dsm.manager import border
 from dsm.manager.frames import Frames
 from dsm.manager.link import Link
 from dsm.manager.pager import SLOT_BITS, SignalPager
@@ -24,6 +28,8 @@ from dsm.types import Region
 from dsm.wire.header import Fields, pack_coherence, unpack_coherence
 
 _FETCH, _INVALIDATE = int(Kind.FETCH), int(Kind.INVALIDATE)
+#: Bytes of the manager's tables for each page: state, owner, copyset, wanted level.
+_PAGE_ENTRY_BYTES = 11
 _DATA, _CONFIRM = int(Kind.DATA), int(Kind.CONFIRM)
 
 
@@ -101,19 +107,40 @@ class Coherence:
                 frames = Frames(region)
                 try:
                     self.pager.add_region(frames)
-                except OSError:
+                    self.engine.add_region(region)
+                except BaseException:
+                    self.pager.drop_region(region.region)
                     frames.close()
                     raise
-            except OSError as error:
-                raise LimitError(
-                    f"node {self.engine.node} cannot keep another region of {region.size} bytes (it has "
-                    f"{len(self.frames)}): {error.strerror}; destroy some, or raise ulimit -n or -v"
-                ) from None
+            except (OSError, MemoryError) as error:
+                raise LimitError(self._refusal(region, error)) from None
             self.frames[region.region] = frames
-            self.engine.add_region(region)
             self.perform()
             name = region.options.name
             logger.info("region %d (%s): %d bytes", region.region, name or "anonymous", region.size)
+
+    def _refusal(self, region: Region, error: OSError | MemoryError) -> str:
+        """Say why this node cannot keep a region, and what to change."""
+        what = (
+            f"node {self.engine.node} cannot keep another region of {region.size} bytes "
+            f"(it keeps {len(self.frames)})"
+        )
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            return (
+                f"{what}: {error.strerror}; each region takes three descriptors of the manager, which may "
+                f"have {limit}: destroy regions, or start it under a higher `ulimit -n`"
+            )
+        reason = os.strerror(errno.ENOMEM) if isinstance(error, MemoryError) else error.strerror
+        needed = region.size + _PAGE_ENTRY_BYTES * region.pages
+        bounds = [resource.getrlimit(limit)[0] for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+        shown = ["unlimited" if bound == resource.RLIM_INFINITY else f"{bound} bytes" for bound in bounds]
+        return (
+            f"{what}: {reason}; its manager needs {needed} bytes of addresses for it, of them "
+            f"{_PAGE_ENTRY_BYTES * region.pages} for the page tables, and has RLIMIT_AS {shown[0]}, "
+            f"RLIMIT_DATA {shown[1]}: make the region smaller, choose a larger page_size, or start the "
+            "manager under a higher `ulimit -v` or `-d`"
+        )
 
     def drop_region(self, number: int, done: Callable[[], None]) -> None:
         """End a region on this node; `done()` once no worker here can reach its pages."""
@@ -143,14 +170,18 @@ class Coherence:
 
     def fault(self, region: int, page: int, write: bool, waiter: int, worker: int, ip: int) -> None:
         """A worker's thread waits for a page."""
-        if region not in self.frames:
-            self.pager.wake(waiter, Status.CLOSED)
+        frames = self.frames.get(region)
+        if frames is None or page >= frames.region.pages:
+            # The board is the worker's memory, too: its own stray writes may stand there.
+            self.pager.wake(waiter, Status.CLOSED if frames is None else Status.USAGE)
             return
         self.engine.fault(region, page, write, waiter, worker, ip, time.monotonic_ns())
         self.perform()
 
     def touched(self, region: int, page: int, worker: int) -> None:
         """A worker used a marked page for the first time."""
+        if region not in self.frames or page >= self.frames[region].region.pages:
+            return
         self.engine.touched(region, page, worker, time.monotonic_ns())
         self.perform()
 
@@ -204,9 +235,9 @@ class Coherence:
         """Pages that this node gave up because another one writes them."""
         return self._past_invalidations + sum(r.invalidations for r in self.engine.regions.values())
 
-    def message(self, fields: Fields, payload: memoryview) -> None:
+    def message(self, link: Link, fields: Fields, payload: memoryview) -> None:
         """Take a whole message of another node."""
-        message = self._checked(fields)
+        message = self._checked(link, fields)
         engine = self.engine
         kind = message.kind
         if kind == _DATA:
@@ -230,7 +261,7 @@ class Coherence:
 
     def pages(self, link: Link, fields: Fields) -> None:
         """The header of a message with pages arrived: say where they belong."""
-        message = self._checked(fields)
+        message = self._checked(link, fields)
         if message.kind != _DATA:
             raise WireError(f"a message of kind {message.kind} has pages: it may not")
         frames = self._frames_of(message, fields[7])
@@ -243,10 +274,13 @@ class Coherence:
         self._payloads[link] = _Payload(message, target, scratch)
         link.reader.sink(target if scratch is None else memoryview(scratch))
 
-    def _checked(self, fields: Fields) -> Message:
+    def _checked(self, link: Link, fields: Fields) -> Message:
         """Return the message of a header; `WireError` when no node of this version sends it."""
         message = unpack_coherence(fields)
         wrong = self.engine.check(message)
+        region = self.engine.regions.get(message.region)
+        if wrong is None and region is not None:
+            wrong = border.coherence(region, message, link.node)
         if wrong is not None:
             raise WireError(f"a coherence message of kind {message.kind} is wrong: {wrong}")
         return message

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
 from dsm.errors import DSMError, Status, WireError, status_of
+from dsm.limits import JOIN_TIMEOUT_S
 from dsm.manager.link import Link
 from dsm.manager.membership import Membership
 from dsm.manager.metadata.store import MetadataStore
@@ -61,6 +62,8 @@ class Coordinator:
         #: The node that is joining, and those that wait for their turn.
         self._joining: Link | None = None
         self._queue: deque[tuple[Link, meta.Join]] = deque()
+        #: Numbers of nodes given so far.
+        self._numbers = 1
         #: Regions not announced everywhere, or not filled by their creator: who wants to open them.
         self._unready: dict[int, list[Answer]] = {}
         self._announcing: set[int] = set()
@@ -220,7 +223,10 @@ class Coordinator:
 
     def join(self, link: Link, join: meta.Join) -> None:
         """A new node asks to be taken in."""
+        if link.node >= 0 or any(link is waiting for waiting, _ in self._queue):
+            raise WireError("it asks to join, but has asked before")
         if self._joining is not None:
+            self._members.settled(link)  # its time begins when its turn comes
             self._queue.append((link, join))
             return
         try:
@@ -231,7 +237,11 @@ class Coordinator:
             link.flush()
             return
         self._joining = link
+        self._numbers = node + 1
         self._members.adopt(node, link)
+        self._members.expect(
+            link, f"it was not connected to every member within {JOIN_TIMEOUT_S:g} s after it was taken in"
+        )
         self._members.epoch = self._store.epoch()
         members = [meta.Member(m.node, m.address) for m in self._store.members() if m.node != node]
         live = [m for m in members if m.node in self._members.nodes]
@@ -254,7 +264,9 @@ class Coordinator:
         """The joining node is connected to every member: it is one now."""
         if link is not self._joining:
             raise WireError(f"node {link.node} says that it is ready, but it is not joining")
+        self._members.settled(link)
         self._members.nodes = sorted([*self._members.nodes, link.node])
+        self._joining = None
         self._announce_members()
         self._next_joiner()
 
@@ -282,7 +294,9 @@ class Coordinator:
                 self.join(link, join)
 
     def _announce_members(self) -> None:
-        payload = meta.encode(meta.Members(self._members.epoch, self._members.nodes))
+        members = self._members
+        members.decided = self._numbers if self._joining is None else self._joining.node
+        payload = meta.encode(meta.Members(members.epoch, members.nodes, members.decided))
         for link in self._members.links.values():
             link.send(self._members.header(MetaKind.MEMBERS, len(payload)), payload)
         self._local.members_changed()
@@ -309,6 +323,8 @@ class Coordinator:
 
     def acknowledged(self, node: int, request: int) -> None:
         """A node has done what request number `request` said."""
+        if not 0 < request <= self._requests:
+            raise WireError(f"node {node} acknowledges request {request}, which was never made")
         awaiting = self._awaiting.get(request)
         if awaiting is not None:
             awaiting[0].discard(node)

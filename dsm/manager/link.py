@@ -3,6 +3,10 @@
 Owns one non-blocking TCP socket: cutting what arrives into messages, and sending in order.  Small
 messages gather until `flush`; pages go out of the frames with `sendmsg`, without a copy.  Knows
 nothing of what messages mean.
+
+A peer that does not read makes a queue grow.  Frames in it cost nothing (they lie where they are), but
+messages do: beyond `MAX_UNREAD_BYTES` of them the peer is lost.  What a peer that is merely stopped can
+have asked for, or be told, stays far below: every thread of the cluster waits for one answer at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 
 from dsm.errors import WireError
-from dsm.limits import PEER_SILENCE_S
+from dsm.limits import MAX_UNREAD_BYTES, PEER_SILENCE_S
 from dsm.manager.loop import IN, OUT, Loop
 from dsm.wire.framing import MESSAGE, SINK, FrameReader
 from dsm.wire.header import Fields
@@ -26,6 +30,8 @@ _ROUNDS = 16
 #: Of struct tcp_info: tcpi_last_ack_recv (milliseconds ago).
 _TCP_INFO = struct.Struct("<56xI")
 _TCP_INFO_BYTES = 104
+#: Memory of an entry of the queue, its objects included.
+_ENTRY_BYTES = 300
 _HANGUP = select.EPOLLHUP | select.EPOLLERR
 
 
@@ -62,6 +68,8 @@ class Link:
         self.sock = sock
         #: The peer's node number; -1 until membership has told.
         self.node = -1
+        #: Who it is, for messages.
+        self.name = "a peer"
         self.reader = FrameReader()
         self._on_message = on_message
         self._on_pages = on_pages
@@ -74,6 +82,8 @@ class Link:
         self._is_dirty = False
         #: What the socket did not take, in order.
         self._queue: deque[memoryview] = deque()
+        #: Memory that the queue costs.
+        self._unread = 0
         self.closed = False
         #: The peer has said that it ends on purpose.
         self.leaving = False
@@ -127,7 +137,8 @@ class Link:
             return
         self._gathered = []
         if self._queue:
-            self._queue.extend(map(memoryview, gathered))
+            for part in gathered:
+                self._enqueue(memoryview(part))
             return
         try:
             if len(gathered) == 1:
@@ -148,10 +159,22 @@ class Link:
             if sent >= size:
                 sent -= size
             else:
-                self._queue.append(memoryview(part)[sent:])
+                self._enqueue(memoryview(part)[sent:])
                 sent = 0
         if self._queue:
             self.loop.change(self.sock.fileno(), IN | OUT)
+
+    def _enqueue(self, part: memoryview) -> None:
+        """Keep what the socket does not take."""
+        self._queue.append(part)
+        before = self._unread
+        self._unread += _cost(part)
+        if before <= MAX_UNREAD_BYTES < self._unread:
+            reason = (
+                f"it does not read: {len(self._queue)} messages wait for it, more than "
+                f"{MAX_UNREAD_BYTES} bytes of memory"
+            )
+            self.loop.after(0.0, lambda: self.lose(reason))
 
     def _drain(self) -> None:
         queue = self._queue
@@ -166,11 +189,13 @@ class Link:
                 return
             while sent:
                 size = len(queue[0])
+                self._unread -= _cost(queue[0])
                 if sent >= size:
                     sent -= size
                     queue.popleft()
                 else:
                     queue[0] = queue[0][sent:]
+                    self._unread += _cost(queue[0])
                     sent = 0
         self.loop.change(self.sock.fileno(), IN)
 
@@ -219,6 +244,14 @@ class Link:
             return False
         return True
 
+    def take(self, fields: Fields, payload: bytes) -> None:
+        """Handle a message that somebody has read before."""
+        if not self.closed:
+            try:
+                self._on_message(self, fields, memoryview(payload))
+            except WireError as error:
+                self.lose(str(error))
+
     def check_silence(self) -> None:
         """Lose a peer whose host has acknowledged nothing of what we sent for `PEER_SILENCE_S`.
 
@@ -245,6 +278,11 @@ class Link:
             self.sock.close()
             self._queue.clear()
             self._gathered.clear()
+
+
+def _cost(part: memoryview) -> int:
+    """Return the memory that a part of the queue keeps: frames are there anyway."""
+    return _ENTRY_BYTES + (len(part) if isinstance(part.obj, bytes) else 0)
 
 
 def _notice_silence(sock: socket.socket) -> None:

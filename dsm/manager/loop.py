@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from dsm._native import Board
-from dsm.limits import SPIN_NS
+from dsm.limits import FAIR_SHARE, SPIN_NS
 
 IN = select.EPOLLIN
 OUT = select.EPOLLOUT
@@ -77,18 +77,20 @@ class Loop:
         self.after(seconds, lambda: self.watch(fd, callback))
 
     def accept(self, listener: socket.socket, again: Callable[[int], None]) -> Iterator[socket.socket]:
-        """Yield the connections that wait, non-blocking.
+        """Yield the connections that wait, non-blocking; at most `FAIR_SHARE`, the rest in the next round.
 
         Raises
         ------
         OSError
             The system gives no descriptor now; `again` is called in a second.
         """
-        while True:
+        for _ in range(FAIR_SHARE):
             try:
-                sock, _ = listener.accept()
+                sock, _address = listener.accept()
             except BlockingIOError:
                 return
+            except ConnectionAbortedError:
+                continue
             except OSError:
                 self.pause(listener.fileno(), again, 1.0)
                 raise

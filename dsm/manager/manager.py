@@ -29,6 +29,7 @@ from dsm._native import (
 from dsm.config import address_range, page_timeout
 from dsm.errors import LimitError, Status, WireError
 from dsm.limits import ADDRESS_ALIGNMENT, PAGE_TIMEOUT_PARTS, PEER_SILENCE_S
+from dsm.manager import border
 from dsm.manager.coherence import Coherence
 from dsm.manager.coordinator import Coordinator, LocalNode
 from dsm.manager.link import Link
@@ -148,12 +149,13 @@ class Manager:
         signal.signal(signal.SIGTERM, lambda *_: self.stop())
         for ignored in (signal.SIGINT, signal.SIGHUP):  # the terminal's; whoever started us decides
             signal.signal(ignored, signal.SIG_IGN)
+        self.members.replay()
         for link in list(self.members.links.values()):
             link.read()
         try:
             self.loop.run()
         finally:
-            for link in self.members.links.values():
+            for link in list(self.members.links.values()):
                 link.send(self.members.header(MetaKind.LEAVE, 0))
                 link.flush()
             self.members.close()
@@ -246,7 +248,7 @@ class Manager:
         family = fields[2]
         if family == _COHERENCE:
             self._check_joined(link)
-            self.coherence.message(fields, payload)
+            self.coherence.message(link, fields, payload)
         elif family == _SYNC:
             self._check_joined(link)
             self.sync.message(link, fields)
@@ -273,22 +275,28 @@ class Manager:
         if coordinator is not None:
             if isinstance(body, meta.Join):
                 coordinator.join(link, body)
-            elif kind == MetaKind.READY:
+                return
+            self._check_joined(link)
+            if kind == MetaKind.READY:
                 coordinator.ready(link)
                 log.logger.info("node %d joined from %s", link.node, link.peer)
             elif kind == MetaKind.ACKNOWLEDGE:
                 coordinator.acknowledged(link.node, request)
             elif kind == MetaKind.LOST:
+                if number in (0, link.node) or number > self.members.highest:
+                    raise WireError(f"node {link.node} says that it cannot reach node {number}")
                 other = self.members.links.get(number)
                 if other is not None:
                     other.lose(f"node {link.node} cannot reach it")
             elif isinstance(body, meta.Ask):
+                border.question(body)
                 coordinator.ask(link.node, body, lambda reply: self._reply(link, request, reply))
             else:
                 raise WireError(f"the coordinator got a metadata message of kind {kind}")
             return
         if link.node != 0:
-            raise WireError(f"node {link.node} is not the coordinator, but sent metadata of kind {kind}")
+            raise WireError(f"{link.name} is not the coordinator, but sent metadata of kind {kind}")
+        border.metadata(body, self.members.node)
         if isinstance(body, meta.Told):
             self.requests.told(request, body.body)
         elif isinstance(body, meta.Members):
@@ -302,7 +310,7 @@ class Manager:
                 return
             self._acknowledge(link, request)
         elif isinstance(body, SyncObject):
-            self.sync.create(body)
+            self.sync.told(body)
             self._acknowledge(link, request)
         elif isinstance(body, meta.Ranks):
             self.sync.ranks_missing(body.missing)
@@ -334,6 +342,18 @@ class Manager:
             if link is not None:
                 link.lose("the coordinator declared it dead")
             self._node_lost(node)
+        for link in self.members.decide(members.decided):
+            reason = "the coordinator gave it up before it had joined"
+            self.members.outsider_lost(link, reason)
+            link.lose(reason)
+        for node in self.members.unreachable():
+            self._report_lost(node)
+
+    def _report_lost(self, node: int) -> None:
+        """Tell the coordinator that a member is out of our reach; it decides that the node does not live."""
+        link = self.members.links.get(0)
+        if link is not None:
+            link.send(self.members.header(MetaKind.LOST, 0, region=node))
 
     def _lost(self, link: Link, reason: str) -> None:
         """A connection is over.  That its node is dead is the coordinator's to say, to all in one order.
@@ -344,6 +364,8 @@ class Manager:
         self.coherence.link_lost(link)
         node = link.node
         self.members.remove(link)
+        if (node < 0 or node >= self.members.decided) and not link.leaving:
+            self.members.outsider_lost(link, reason)
         if node < 0:
             return
         if link.leaving:
@@ -362,9 +384,7 @@ class Manager:
         elif node in self.members.nodes:
             if not link.leaving:
                 self.log(f"node {node} is out of reach: {reason}")
-            link0 = self.members.links.get(0)
-            if link0 is not None:
-                link0.send(self.members.header(MetaKind.LOST, 0, region=node))
+            self._report_lost(node)
 
     def _look_for_silence(self) -> None:
         for link in list(self.members.links.values()):

@@ -3,6 +3,10 @@
 Owns the listening socket, connections that are not authenticated yet, and the links to the other
 nodes.  Nothing a peer sends is parsed before it has proven that it knows the secret.  The node that
 was started without ``--join`` is the coordinator; new nodes ask it, one after the other.
+
+Numbers of nodes are given once and for all, ascending, by the coordinator, to one joining node at a
+time.  So whoever connects with a number at or below one that this node knows is refused: it is an
+impostor, or a node that was declared dead and has come to life again.
 """
 
 from __future__ import annotations
@@ -10,12 +14,27 @@ from __future__ import annotations
 import contextlib
 import secrets
 import socket
+import time
 from collections.abc import Callable
+from typing import TypeVar
 
-from dsm.errors import AuthenticationError, DSMError, UsageError, WireError, error_for
-from dsm.limits import HANDSHAKE_TIMEOUT_S, MAX_HALF_OPEN
+import msgspec
+
+from dsm.errors import (
+    AuthenticationError,
+    DSMError,
+    InternalError,
+    NodeLostError,
+    Status,
+    UsageError,
+    WireError,
+    error_for,
+)
+from dsm.limits import HANDSHAKE_TIMEOUT_S, JOIN_TIMEOUT_S, JOIN_WAIT_S, MAX_HALF_OPEN, MAX_JOINING
+from dsm.manager import border
 from dsm.manager.link import Link
 from dsm.manager.loop import Loop
+from dsm.manager.notices import Notices
 from dsm.wire import membership as meta
 from dsm.wire.control import Failed
 from dsm.wire.handshake import NO_CLUSTER, NO_NODE, NONCE_BYTES, Client, Server
@@ -23,6 +42,7 @@ from dsm.wire.header import Family, Fields, pack
 from dsm.wire.membership import MetaKind
 
 _BACKLOG = 128
+_Body = TypeVar("_Body", meta.Welcome, meta.Members)
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -39,6 +59,15 @@ class HalfOpen:
     def __init__(self, sock: socket.socket, engine: Server) -> None:
         self.sock = sock
         self.engine = engine
+        #: Who it is, for messages; a connection that was reset has no name any more.
+        self.name = _name(sock)
+
+
+def _name(sock: socket.socket) -> str:
+    try:
+        return "{}:{}".format(*sock.getpeername()[:2])
+    except OSError:
+        return "a peer"
 
 
 class Membership:
@@ -66,9 +95,17 @@ class Membership:
         self._loop = loop
         self._secret = secret
         self._make_link = make_link
-        self._log = log
+        #: What strangers can cause is said with measure.
+        self._notices = Notices(log, lambda seconds, callback: self._loop.after(seconds, callback))
         self._listener: socket.socket | None = None
         self._half_open: dict[int, HalfOpen] = {}
+        #: Authenticated connections of nodes without a number.
+        self._outsiders: set[Link] = set()
+        #: Links that must get on before their deadline, and the number of that deadline.
+        self._overdue: dict[Link, int] = {}
+        self._deadlines = 0
+        #: What the coordinator said between `join` and the first round of the loop.
+        self._early: list[tuple[Fields, bytes]] = []
         self.node = 0
         self.epoch = 1
         self.cluster = secrets.token_bytes(16)
@@ -77,6 +114,8 @@ class Membership:
         self.links: dict[int, Link] = {}
         #: Live nodes, this one among them, ascending.
         self.nodes: list[int] = [0]
+        #: Numbers below it are decided: those that are not in `nodes` are dead for good.
+        self.decided = 1
 
     # -- listening ---------------------------------------------------------------------------------------
 
@@ -109,19 +148,37 @@ class Membership:
             for sock in self._loop.accept(self._listener, self._accept):
                 self._begin(sock)
         except OSError as error:
-            self._log(f"cannot accept a connection: {error.strerror}; trying again in a second")
+            self._notices.say(
+                "connections that could not be accepted",
+                f"cannot accept a connection: {error.strerror}; trying again in a second",
+            )
 
     def _begin(self, sock: socket.socket) -> None:
         if len(self._half_open) >= MAX_HALF_OPEN:
             oldest = next(iter(self._half_open.values()))
             self._refuse(oldest, f"more than {MAX_HALF_OPEN} connections wait to be authenticated")
         nonce = secrets.token_bytes(NONCE_BYTES)
-        engine = Server(self._secret, nonce, node=self.node, epoch=self.epoch, cluster=self.cluster)
+        us = {"node": self.node, "epoch": self.epoch}
+        engine = Server(self._secret, nonce, **us, cluster=self.cluster, admits=self._objection)
         half = HalfOpen(sock, engine)
         fd = sock.fileno()
         self._half_open[fd] = half
         self._loop.watch(fd, lambda _: self._greet(half))
         self._loop.after(HANDSHAKE_TIMEOUT_S, lambda: self._late(half))
+
+    def _objection(self, node: int) -> str | None:
+        """Say why a node that knows the secret must not have this number; None when it may."""
+        if node == NO_NODE:
+            return None
+        if self.node == 0:
+            return f"the peer says it is node {node}; who joins connects to node 0 without a number"
+        if node in self.nodes or node in self.links:
+            return f"the peer says it is node {node}, which is connected here already"
+        if node < self.decided:
+            return f"the peer says it is node {node}, which was declared dead; numbers are not used again"
+        if node < self.highest:
+            return f"the peer says it is node {node}, but node {self.highest} was taken in since"
+        return None
 
     def _greet(self, half: HalfOpen) -> None:
         try:
@@ -141,24 +198,59 @@ class Membership:
             return
         if half.engine.done:
             self._drop(half)
-            assert half.engine.peer is not None
-            link = self._make_link(half.sock)
-            node = half.engine.peer.node
-            if node != NO_NODE:
-                self.adopt(node, link)
-            if half.engine.leftover:
-                link.reader.feed(half.engine.leftover)
-                link.read()
+            self._authenticated(half)
+
+    def _authenticated(self, half: HalfOpen) -> None:
+        """A connection has become a link; nodes without a number must ask for one soon."""
+        assert half.engine.peer is not None
+        node = half.engine.peer.node
+        link = self._make_link(half.sock)
+        link.name = half.name
+        if node != NO_NODE:
+            self.adopt(node, link)
+        else:
+            self._outsiders.add(link)
+            if len(self._outsiders) > MAX_JOINING:
+                self._give_up(link, Status.LIMIT, f"{MAX_JOINING} nodes wait to join already; try later")
+                return
+            self.expect(link, f"it proved the secret, but did not ask to join within {JOIN_TIMEOUT_S:g} s")
+        if half.engine.leftover:
+            link.reader.feed(half.engine.leftover)
+            link.read()
+
+    # -- links that must get on --------------------------------------------------------------------------
+
+    def expect(self, link: Link, reason: str) -> None:
+        """Lose `link` for `reason` unless it is `settled`, or expected anew, within `JOIN_TIMEOUT_S`."""
+        self._deadlines += 1
+        number = self._overdue[link] = self._deadlines
+        self._loop.after(JOIN_TIMEOUT_S, lambda: self._check(link, number, reason))
+
+    def settled(self, link: Link) -> None:
+        """`link` has done what it was expected to."""
+        self._overdue.pop(link, None)
+
+    def _check(self, link: Link, number: int, reason: str) -> None:
+        if self._overdue.get(link) == number:
+            self._give_up(link, Status.NODE_LOST, f"{reason}; start that node again")
+
+    def _give_up(self, link: Link, status: Status, reason: str) -> None:
+        """Close the connection of a node that is no member, and tell it why."""
+        refusal = meta.encode(meta.Told(Failed(status, f"node {self.node} closed the connection: {reason}")))
+        self._tell(link, MetaKind.REPLY, refusal)
+        link.lose(reason)
+
+    def outsider_lost(self, link: Link, reason: str) -> None:
+        """Say that a connection ended that was no member's."""
+        who = f"node {link.node}, which was joining," if link.node >= 0 else link.name
+        self._notices.say("lost connections", f"closed the connection of {who}: {reason}")
 
     def _late(self, half: HalfOpen) -> None:
         if self._half_open.get(half.sock.fileno()) is half:
             self._refuse(half, f"no proof within {HANDSHAKE_TIMEOUT_S:g} s")
 
     def _refuse(self, half: HalfOpen, reason: str) -> None:
-        name = "a peer"
-        with contextlib.suppress(OSError):
-            name = "{}:{}".format(*half.sock.getpeername()[:2])
-        self._log(f"refused {name}: {reason}")
+        self._notices.say("refused connections", f"refused {half.name}: {reason}")
         self._drop(half)
         half.sock.close()
 
@@ -174,12 +266,8 @@ class Membership:
         link = self._connect(text, 0, NO_NODE)
         join = meta.encode(meta.Join(self.address))
         self._tell(link, MetaKind.JOIN, join)
-        fields, payload = self._blocking_message(link)
-        welcome = meta.decode(fields[3], payload) if fields[2] == Family.METADATA else None
-        if isinstance(welcome, meta.Told) and isinstance(welcome.body, Failed):
-            raise error_for(welcome.body.status, welcome.body.message)
-        if not isinstance(welcome, meta.Welcome):
-            raise WireError(f"the coordinator answered a request to join with kind {fields[3]}")
+        welcome = self._wait_for(link, meta.Welcome, JOIN_WAIT_S)
+        border.metadata(welcome, welcome.node)
         self.node = welcome.node
         self.epoch = welcome.epoch
         self.cluster = bytes.fromhex(welcome.cluster)
@@ -187,8 +275,41 @@ class Membership:
             if member.node != 0:
                 self._connect(member.address, member.node, welcome.node)
         self.nodes = sorted([member.node for member in welcome.members] + [welcome.node])
+        self.decided = welcome.node + 1
         self._tell(link, MetaKind.READY, b"")
+        self._wait_for(link, meta.Members, JOIN_TIMEOUT_S)
         return welcome
+
+    def _wait_for(self, link: Link, expected: type[_Body], seconds: float) -> _Body:
+        """Return the coordinator's message of that type; others, and MEMBERS, are kept for `replay`."""
+        deadline = time.monotonic() + seconds
+        while True:
+            fields, payload = self._blocking_message(link, deadline)
+            kind = fields[3]
+            if fields[2] != Family.METADATA:
+                raise WireError("the coordinator sent pages or calls to a node that has not joined")
+            try:
+                body = meta.decode(kind, payload)
+            except msgspec.MsgspecError as error:
+                raise WireError(f"a metadata message of kind {kind} is malformed: {error}") from None
+            if isinstance(body, meta.Told) and isinstance(body.body, Failed):
+                raise error_for(body.body.status, body.body.message)
+            if isinstance(body, expected) and not isinstance(body, meta.Members):
+                return body
+            if isinstance(body, meta.Members) and self.node not in body.nodes:
+                continue  # somebody else came or went meanwhile; the one that takes us in says it, too
+            self._early.append((fields, bytes(payload)))
+            if isinstance(body, expected):
+                return body
+            if expected is meta.Welcome:
+                raise WireError(f"the coordinator answered a request to join with kind {kind}")
+
+    def replay(self) -> None:
+        """Handle what came before the loop ran, in its order."""
+        early, self._early = self._early, []
+        for fields, payload in early:
+            if 0 in self.links:
+                self.links[0].take(fields, payload)
 
     def _connect(self, text: str, node: int, claim: int) -> Link:
         """Connect and authenticate."""
@@ -226,21 +347,26 @@ class Membership:
             link.reader.feed(client.leftover)
         return link
 
-    def _blocking_message(self, link: Link) -> tuple[Fields, memoryview]:
+    def _blocking_message(self, link: Link, deadline: float) -> tuple[Fields, memoryview]:
         """Wait for one whole message on a link that the loop does not serve yet."""
-        link.sock.settimeout(HANDSHAKE_TIMEOUT_S)
         try:
             while not link.reader.next():
+                link.sock.settimeout(max(0.001, deadline - time.monotonic()))
                 count = link.sock.recv_into(link.reader.space())
                 if not count:
-                    raise WireError("the coordinator closed the connection")
+                    raise NodeLostError(
+                        "the coordinator closed the connection before this node had joined; its log says why"
+                    )
                 link.reader.fill(count)
         except TimeoutError:
-            raise WireError(
-                f"the coordinator did not take this node in within {HANDSHAKE_TIMEOUT_S:g} s; "
-                "another node may be joining, try again"
+            raise NodeLostError(
+                "the coordinator did not take this node in in time; "
+                "it is stopped, or other nodes are joining: try again"
             ) from None
-        link.sock.setblocking(False)
+        except OSError as error:
+            raise NodeLostError(f"the connection to the coordinator broke: {error}") from None
+        finally:
+            link.sock.setblocking(False)
         return link.reader.fields, link.reader.payload
 
     def _tell(self, link: Link, kind: MetaKind, payload: bytes) -> None:
@@ -253,16 +379,32 @@ class Membership:
         """Return the header of a metadata message."""
         return pack(Family.METADATA, kind, 0, self.node, self.epoch, length, region, 0, request, 0, 0)
 
+    @property
+    def highest(self) -> int:
+        """The highest number of a node that this node knows of."""
+        return max(self.decided - 1, self.node, *self.links)
+
     def adopt(self, node: int, link: Link) -> None:
-        """From now on `link` is the link to `node`."""
-        old = self.links.get(node)
-        if old is not None:
-            old.close()
+        """From now on `link` is the link to `node`, which had none before."""
+        if node in self.links:
+            raise InternalError(f"node {node} has a link already")
+        self._outsiders.discard(link)
         link.node = node
         self.links[node] = link
 
+    def decide(self, decided: int) -> list[Link]:
+        """Numbers below `decided` are decided; return the links of those that did not become members."""
+        self.decided = max(self.decided, decided, self.nodes[-1] + 1)
+        return [link for node, link in self.links.items() if node < self.decided and node not in self.nodes]
+
+    def unreachable(self) -> list[int]:
+        """Return the members to which this node has no link."""
+        return [node for node in self.nodes if node != self.node and node not in self.links]
+
     def remove(self, link: Link) -> None:
         """A link is over."""
+        self._outsiders.discard(link)
+        self._overdue.pop(link, None)
         if self.links.get(link.node) is link:
             del self.links[link.node]
 
@@ -278,7 +420,7 @@ class Membership:
         for half in list(self._half_open.values()):
             self._drop(half)
             half.sock.close()
-        for link in list(self.links.values()):
+        for link in [*self.links.values(), *self._outsiders]:
             link.close()
         if self._listener is not None:
             self._listener.close()

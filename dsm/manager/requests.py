@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from dsm.errors import Status
+from dsm.errors import Status, WireError
 from dsm.limits import MAX_CONTROL_BYTES
 from dsm.log import logger
-from dsm.manager.session import Session
+from dsm.manager.session import Session, lack
 from dsm.manager.status import answer_status
 from dsm.types import Region
 from dsm.wire import control
@@ -67,8 +67,9 @@ class Requests:
     def told(self, request: int, reply: meta.Reply) -> None:
         """The coordinator's answer came."""
         then = self._asked.pop(request, None)
-        if then is not None:
-            then(reply)
+        if then is None:
+            raise WireError(f"the coordinator answers question {request}, which was not asked")
+        then(reply)
 
     # -- workers -----------------------------------------------------------------------------------------
 
@@ -147,8 +148,8 @@ class Requests:
                 session.answer(number, control.Opened(region, reply.created), fds)
             finally:
                 os.close(applied_fd)
-        except OSError as error:
-            session.fail(number, Status.LIMIT, f"this node cannot open another region: {error.strerror}")
+        except (OSError, MemoryError) as error:
+            session.fail(number, Status.LIMIT, lack(error))
 
     def _finished(self, session: Session, number: int, reply: meta.Reply) -> None:
         if isinstance(reply, meta.Finished):

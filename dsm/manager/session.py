@@ -3,27 +3,42 @@
 Owns the connections of this node's workers, their boards, and which regions each has mapped.  A
 worker is known by its connection and its pidfd; when either ends, everything of it is released.
 Requests that only the coordinator can answer go to it; the worker's answer follows when it has come.
+
+A process that does not read its answers is asked for no more requests until it does: nothing is
+dropped, and what waits is bounded by `MAX_UNANSWERED`.
 """
 
 from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import os
+import resource
+import select
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from dsm._native import Board, worker_board_bytes
 from dsm.errors import DSMError, InternalError, LimitError, Status, status_of
-from dsm.limits import MAX_CONTROL_BYTES, MAX_WORKERS_PER_NODE
+from dsm.limits import (
+    FAIR_SHARE,
+    MAX_CONTROL_BYTES,
+    MAX_UNANSWERED,
+    MAX_UNATTACHED,
+    MAX_WORKERS_PER_NODE,
+)
 from dsm.log import logger
-from dsm.manager.loop import Loop
+from dsm.manager.loop import IN, OUT, Loop
+from dsm.manager.notices import Notices
 from dsm.wire import control
 
+_HANGUP = select.EPOLLHUP | select.EPOLLERR
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -47,6 +62,18 @@ class Session:
         #: Requests that are not answered yet, by number, and since when, for status.
         self.asking: dict[int, tuple[control.Request, int]] = {}
         self.closed = False
+        #: Requests that were read and not answered yet, and answers that the socket did not take.
+        self.asked = 0
+        self.unsent: deque[tuple[bytes, list[int]]] = deque()
+        #: What the loop waits for.
+        self.events = IN
+        #: Called when one of them has changed.
+        self.on_change: Callable[[], None] = lambda: None
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether its process is to read answers before it is asked for more requests."""
+        return bool(self.unsent) or self.asked >= MAX_UNANSWERED
 
     def pinned(self, pin: tuple[int, int, int, int]) -> None:
         """It was granted a pin."""
@@ -66,14 +93,58 @@ class Session:
         if self.closed:
             return
         self.asking.pop(number, None)
+        self.asked -= 1
         data = control.encode(control.Answer(number, body))
+        if self.unsent or not self._send(data, fds):
+            # The descriptors are the caller's: what waits has its own.
+            try:
+                self.unsent.append((data, _duplicates(fds)))
+            except OSError as error:
+                refusal = control.Answer(number, control.Failed(Status.LIMIT, lack(error)))
+                self.unsent.append((control.encode(refusal), []))
+        self.on_change()
+
+    def _send(self, data: bytes, fds: Sequence[int]) -> bool:
+        """Send one datagram; False when the socket is full."""
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        with contextlib.suppress(OSError):
+        try:
             self.sock.sendmsg([data], ancillary)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
+
+    def drain(self) -> None:
+        """Send what waits, as far as the socket takes it."""
+        while self.unsent and self._send(*self.unsent[0]):
+            _close_all(self.unsent.popleft()[1])
+        self.on_change()
+
+    def forget(self) -> None:
+        """Drop what waits."""
+        while self.unsent:
+            _close_all(self.unsent.popleft()[1])
 
     def fail(self, number: int, status: int, message: str) -> None:
         """Refuse request `number`."""
         self.answer(number, control.Failed(status, message))
+
+
+def _duplicates(descriptors: Sequence[int]) -> list[int]:
+    made: list[int] = []
+    try:
+        for descriptor in descriptors:
+            made.append(os.dup(descriptor))
+    except OSError:
+        _close_all(made)
+        raise
+    return made
+
+
+def _close_all(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 class Sessions:
@@ -102,9 +173,11 @@ class Sessions:
         self._board = board
         self._handle = handle
         self._gone = gone
-        self._log = log
+        self._notices = Notices(log, loop.after)
         self.workers: dict[int, Session] = {}
         self._open: set[Session] = set()
+        #: Those that have not attached, oldest first.
+        self._strangers: dict[Session, None] = {}
         self.name = name
         self._listener = socket.socket(
             socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
@@ -122,21 +195,54 @@ class Sessions:
             for sock in self._loop.accept(self._listener, self._accept):
                 self._begin(sock)
         except OSError as error:
-            self._log(f"cannot accept a worker: {error.strerror}; trying again in a second")
+            self._notices.say(
+                "workers that could not be accepted",
+                f"cannot accept a worker: {error.strerror}; trying again in a second",
+            )
 
     def _begin(self, sock: socket.socket) -> None:
         size = _CREDENTIALS.size
         pid, uid, _gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
         if uid != os.geteuid():
-            self._log(f"refused process {pid}: it runs as user {uid}, this node as {os.geteuid()}")
+            self._notices.say(
+                "refused processes",
+                f"refused process {pid}: it runs as user {uid}, this node as {os.geteuid()}",
+            )
             sock.close()
             return
+        if len(self._strangers) >= MAX_UNATTACHED:
+            oldest = next(iter(self._strangers))
+            self._notices.say(
+                "refused processes",
+                f"refused process {oldest.pid}: more than {MAX_UNATTACHED} connections have not attached",
+            )
+            self.close_session(oldest)
         session = Session(sock, pid)
+        session.on_change = lambda: self._watch(session)
         self._open.add(session)
-        self._loop.watch(sock.fileno(), lambda _: self._receive(session))
+        self._strangers[session] = None
+        self._loop.watch(sock.fileno(), lambda events: self._ready(session, events))
+
+    def _watch(self, session: Session) -> None:
+        """Wait for what is next: room for answers, answers, or requests."""
+        events = OUT if session.unsent else 0 if session.is_behind else IN
+        if events != session.events and not session.closed:
+            session.events = events
+            self._loop.change(session.sock.fileno(), events)
+
+    def _ready(self, session: Session, events: int) -> None:
+        if events & OUT:
+            session.drain()
+        if session.is_behind:
+            if events & _HANGUP:
+                self.close_session(session)
+        elif events & (IN | _HANGUP):
+            self._receive(session)
 
     def _receive(self, session: Session) -> None:
-        while not session.closed:
+        for _ in range(FAIR_SHARE):
+            if session.closed or session.is_behind:
+                return
             try:
                 data = session.sock.recv(MAX_CONTROL_BYTES)
             except BlockingIOError:
@@ -149,9 +255,13 @@ class Sessions:
             try:
                 call = control.decode_call(data)
             except msgspec.MsgspecError as error:
-                self._log(f"process {session.pid} sent a request that is none: {error}")
+                self._notices.say(
+                    "requests that are none", f"process {session.pid} sent a request that is none: {error}"
+                )
+                session.asked += 1
                 number = control.number_of(data)
                 if number is None:
+                    session.asked -= 1
                     if session.worker >= 0:
                         # A datagram more or less is no reason to drop a worker: its threads may be in faults.
                         continue
@@ -163,6 +273,7 @@ class Sessions:
                 session.left = True
                 continue
             session.asking[call.number] = (call.body, time.monotonic_ns())
+            session.asked += 1
             try:
                 if session.worker < 0 and not isinstance(call.body, (control.Attach, control.GetStatus)):
                     session.fail(call.number, Status.USAGE, "the first request of a worker is Attach")
@@ -174,8 +285,8 @@ class Sessions:
                         "request %s of process %d", type(call.body).__name__, session.pid, exc_info=True
                     )
                 session.fail(call.number, status_of(error), str(error))
-            except OSError as error:  # no descriptors or no memory
-                session.fail(call.number, Status.LIMIT, f"the manager of this node: {error.strerror}")
+            except (OSError, MemoryError) as error:  # no descriptors or no memory
+                session.fail(call.number, Status.LIMIT, lack(error))
 
     def admit(self, session: Session) -> None:
         """Give a session a worker number and a board.
@@ -190,13 +301,20 @@ class Sessions:
         free = next((n for n in range(MAX_WORKERS_PER_NODE) if n not in self.workers), None)
         if free is None:
             raise LimitError(
-                f"this node has {MAX_WORKERS_PER_NODE} workers, as many as it can; start another node"
+                f"this node has {MAX_WORKERS_PER_NODE} workers, as many as it can have; "
+                "start fewer processes a node, or another node"
             )
-        session.board_fd = os.memfd_create(f"dsm-board-{session.pid}", os.MFD_CLOEXEC)
-        os.ftruncate(session.board_fd, worker_board_bytes())
-        session.nudge_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._board.add(free, session.board_fd, session.nudge_fd)
+        with contextlib.ExitStack() as undo:
+            board_fd = os.memfd_create(f"dsm-board-{session.pid}", os.MFD_CLOEXEC)
+            undo.callback(os.close, board_fd)
+            os.ftruncate(board_fd, worker_board_bytes())
+            nudge_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            undo.callback(os.close, nudge_fd)
+            self._board.add(free, board_fd, nudge_fd)
+            undo.pop_all()
+        session.board_fd, session.nudge_fd = board_fd, nudge_fd
         session.worker = free
+        self._strangers.pop(session, None)
         self.workers[free] = session
         with contextlib.suppress(OSError):
             # The connection may outlive the process in a child that inherited it.
@@ -209,7 +327,9 @@ class Sessions:
             return
         session.closed = True
         self._open.discard(session)
+        self._strangers.pop(session, None)
         self._loop.forget(session.sock.fileno())
+        session.forget()
         if session.pidfd >= 0:
             self._loop.forget(session.pidfd)
             os.close(session.pidfd)
@@ -227,5 +347,21 @@ class Sessions:
         for session in list(self._open):
             session.closed = True
             self._loop.forget(session.sock.fileno())
+            session.forget()
             session.sock.close()
         self._listener.close()
+
+
+def lack(error: OSError | MemoryError) -> str:
+    """Say what the manager's process has too little of, and what to change."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return (
+            f"the manager of this node: {error.strerror}; it may have {limit} descriptors, of which each "
+            "region takes three and each worker four: use fewer, or start it under a higher `ulimit -n`"
+        )
+    reason = error.strerror if isinstance(error, OSError) else os.strerror(errno.ENOMEM)
+    return (
+        f"the manager of this node: {reason}; make regions smaller, or start it under a higher `ulimit -v` "
+        "or `-d`"
+    )

@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from dsm.errors import Status, WireError
+from dsm.errors import InternalError, Status, UsageError, WireError
+from dsm.limits import MAX_WORKERS_PER_NODE
 from dsm.manager.link import Link
+from dsm.manager.metadata.options import check_sync
 from dsm.sync.reply import Reply
 from dsm.sync.service import SyncHome
 from dsm.types import SyncObject
@@ -24,6 +26,7 @@ NO_TICKET = 0
 WITHDRAW_S = 0.5
 
 _SYNC = int(Family.SYNC)
+_OPS = frozenset(int(op) for op in Op if op >= Op.LOCK_ACQUIRE)
 _CANCEL, _REPLY, _WORKER_GONE = int(Op.CANCEL), int(SyncKind.REPLY), int(SyncKind.WORKER_GONE)
 _BARRIER_OPS = (Op.BARRIER_WAIT, Op.BARRIER_RESET, Op.BARRIER_ABORT)
 
@@ -86,6 +89,16 @@ class Sync:
         """Let this node decide about an object; nothing happens when it does so already."""
         self.home.create(described)
 
+    def told(self, described: SyncObject) -> None:
+        """The coordinator says that this node is the home of an object."""
+        if described.home != self.node or not 0 < described.object < 1 << 32:
+            raise WireError(f"object {described.object} of node {described.home} was told to {self.node}")
+        try:
+            check_sync(described.kind, described.name, described.value)
+            self.home.create(described)
+        except (UsageError, InternalError) as error:  # nothing was changed
+            raise WireError(f"the coordinator described an object that cannot be: {error}") from None
+
     def opened(self, described: SyncObject) -> None:
         """A worker of this node will use the object."""
         self._homes[described.object] = described.home
@@ -93,6 +106,9 @@ class Sync:
 
     def call(self, op: int, number: int, a: int, b: int, waiter: int, worker: int) -> None:
         """A worker's thread asks; ends with `wake`."""
+        if op not in _OPS:  # the board is the worker's memory, too
+            self._wake(waiter, Status.USAGE, 0)
+            return
         home = self._homes.get(number)
         if home is None:
             self._wake(waiter, Status.UNKNOWN_NAME, 0)
@@ -105,7 +121,7 @@ class Sync:
     def tell(self, op: int, number: int, a: int, b: int, worker: int) -> None:
         """A worker's thread has done something and waits for no answer."""
         home = self._homes.get(number)
-        if home is not None:
+        if home is not None and op in _OPS:
             self._ask(home, op, number, NO_TICKET, worker, a, b)
 
     def cancel(self, waiter: int) -> bool:
@@ -172,7 +188,12 @@ class Sync:
         """A message of the sync family arrived."""
         _, _, _, kind, _, _, _, _, number, count, ticket, a, b = fields
         if kind == _REPLY:
+            call = self._waiting.get(ticket)
+            if call is not None and self._homes.get(call.number) != link.node:
+                raise WireError(f"node {link.node} answers a call that another node was asked")
             self._answered(ticket, count, b)
+        elif count >= MAX_WORKERS_PER_NODE:
+            raise WireError(f"a call of worker {count}; workers have numbers below {MAX_WORKERS_PER_NODE}")
         elif kind == _WORKER_GONE:
             now = time.monotonic_ns()
             self._deliver(self.home.worker_gone(link.node, count, now, died=b != 0, rank=a & NO_RANK))

@@ -19,6 +19,9 @@ A client that joins does not know the cluster yet and sends `NO_CLUSTER`; a serv
 A server that refuses leaves in `refusal` the bytes to send before closing (REFUSE: reason u8): it cannot
 be believed, since its sender is not proven, and only decides what the client's error says.
 
+A server may be given `admits`, its rule about node numbers: it is asked once the client has proven itself,
+so that strangers learn nothing about members, and before WELCOME, so that who is refused is told.
+
 This authenticates the two ends of a connection.  It does not encrypt or sign what follows: whoever can
 change packets between two hosts can still do so.
 """
@@ -28,6 +31,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -77,11 +81,16 @@ _WRONG_SECRET: Final = 1
 _OTHER_CLUSTER: Final = 2
 _OTHER_VERSION: Final = 3
 _WRONG_NODE: Final = 4
+_NOT_ADMITTED: Final = 5
 _REASONS: Final = {
     _WRONG_SECRET: "our secret is not the one of its cluster; give both nodes the same DSM_SECRET",
     _OTHER_CLUSTER: "it belongs to another cluster than this node; check the address",
     _OTHER_VERSION: "it speaks another version of the dsm protocol; install the same dsm on every host",
     _WRONG_NODE: "the node number we gave is its own or none; start this node anew",
+    _NOT_ADMITTED: (
+        "the node number we gave belongs to a node that it knows: to a live one, or to one that was declared "
+        "dead and stays so; start this node anew, it gets another number"
+    ),
 }
 
 
@@ -275,10 +284,14 @@ class _Engine:
                 ),
                 _WRONG_SECRET,
             )
+        self._accept()
         self.peer = self._claimed
         self.done = True
         self._expected = 0
         self.leftover, self._received = self._received, b""
+
+    def _accept(self) -> None:
+        """Refuse a peer that is proven, for other reasons."""
 
 
 class Client(_Engine):
@@ -309,18 +322,32 @@ class Client(_Engine):
 
 
 class Server(_Engine):
-    """The side that was connected to; see `_Engine`."""
+    """The side that was connected to; see `_Engine`.
+
+    Parameters
+    ----------
+    admits
+        Returns what is wrong with the number that a proven client gave, or None; default: nothing is.
+    """
 
     _label = _SERVER_LABEL
     _peer_label = _CLIENT_LABEL
 
     def __init__(
-        self, secret: bytes, nonce: bytes, *, node: int = NO_NODE, epoch: int = 0, cluster: bytes = NO_CLUSTER
+        self,
+        secret: bytes,
+        nonce: bytes,
+        *,
+        node: int = NO_NODE,
+        epoch: int = 0,
+        cluster: bytes = NO_CLUSTER,
+        admits: Callable[[int], str | None] = lambda node: None,
     ) -> None:
         super().__init__(secret, nonce, node=node, epoch=epoch, cluster=cluster)
         if cluster == NO_CLUSTER:
             raise InternalError("a server must know its cluster")
         self._expected = _HELLO
+        self._admits = admits
 
     def _handle(self, message: bytes) -> bytes:
         if self._expected == _HELLO:
@@ -331,3 +358,9 @@ class Server(_Engine):
             return challenge
         self._verify(message)
         return self._proof(_WELCOME)
+
+    def _accept(self) -> None:
+        assert self._claimed is not None
+        wrong = self._admits(self._claimed.node)
+        if wrong is not None:
+            raise _Refusal(AuthenticationError(wrong), _NOT_ADMITTED)

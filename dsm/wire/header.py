@@ -23,7 +23,9 @@ from typing import TypeAlias
 
 from dsm.coherence.messages import Kind, Message
 from dsm.errors import WireError
-from dsm.limits import MAX_DATA_BYTES, MAX_METADATA_BYTES, MAX_NODES
+from dsm.limits import MAX_DATA_BYTES, MAX_NODES
+from dsm.wire.calls import Op, SyncKind
+from dsm.wire.membership import PAYLOAD_LIMITS
 
 #: ``b"DS"`` read as a little-endian integer.
 MAGIC = 0x5344
@@ -46,12 +48,14 @@ class Family(IntEnum):
     METADATA = 3
 
 
+#: Calls of a worker that its own node answers; no node asks another for them.
+LOCAL_OPS = (Op.PREFETCH, Op.PIN, Op.UNPIN)
 #: Largest payload by ``family << 8 | kind``; a pair that is missing is not a message.
 LENGTH_LIMITS: dict[int, int] = {
     **{Family.COHERENCE << 8 | kind: 0 for kind in Kind},
     Family.COHERENCE << 8 | Kind.DATA: MAX_DATA_BYTES,
-    **{Family.SYNC << 8 | kind: 0 for kind in range(1, 256)},
-    **{Family.METADATA << 8 | kind: MAX_METADATA_BYTES for kind in range(1, 256)},
+    **{Family.SYNC << 8 | kind: 0 for kind in (*SyncKind, *Op) if kind not in LOCAL_OPS},
+    **{Family.METADATA << 8 | kind: limit for kind, limit in PAYLOAD_LIMITS.items()},
 }
 
 _pack = _HEADER.pack

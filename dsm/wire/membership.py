@@ -10,6 +10,7 @@ from enum import IntEnum
 
 import msgspec
 
+from dsm.limits import MAX_JOIN_BYTES, MAX_METADATA_BYTES
 from dsm.types import Region, SyncObject
 from dsm.wire.control import CreateRegion, DestroyRegion, Failed, OpenRegion, OpenSync, RegionReady
 from dsm.wire.status import NodeStatus
@@ -81,6 +82,8 @@ class Members(msgspec.Struct, frozen=True):
 
     epoch: int
     nodes: list[int]
+    #: Numbers below it are decided: who has one and is not in `nodes` is dead for good.
+    decided: int = 0
 
 
 class TakeRank(msgspec.Struct, frozen=True, tag=True):
@@ -176,6 +179,11 @@ PAYLOADS: dict[int, object] = {
     MetaKind.RANKS: Ranks,
     MetaKind.ASK_STATUS: None,
     MetaKind.STATUS: NodeStatus,
+}
+#: Most bytes of each kind's payload.  JOIN is heard from nodes that have not joined: an address.
+PAYLOAD_LIMITS: dict[int, int] = {
+    kind: MAX_JOIN_BYTES if kind == MetaKind.JOIN else 0 if payload is None else MAX_METADATA_BYTES
+    for kind, payload in PAYLOADS.items()
 }
 _decoders = {kind: msgspec.msgpack.Decoder(t) for kind, t in PAYLOADS.items() if t is not None}
 

@@ -36,6 +36,12 @@ class Members:
         self.links = {1: Link(1)}
         self.nodes = [0, 1]
 
+    def expect(self, link, reason):
+        pass
+
+    def settled(self, link):
+        pass
+
     def header(self, kind, length, request=0, region=0):
         return kind, request, region
 

@@ -19,6 +19,7 @@ class Link:
         self.manager, self.node = manager, node
         self.closed = self.leaving = False
         self.sent = []
+        self.name = "a peer"
 
     def send(self, header, payload=None):
         self.sent.append(header)
@@ -37,7 +38,8 @@ def manager():
     manager = object.__new__(Manager)
     manager.said = said = []
     manager.coordinator = None
-    manager.members = Membership(None, b"", None, said.append)
+    manager.members = Membership(None, b"", None, lambda line: None)
+    manager.members._notices = types.SimpleNamespace(say=lambda kind, line: None)
     manager.members.node = 1
     manager.members.nodes = [0, 1, 2]
     manager.members.links = {node: Link(manager, node) for node in (0, 2)}
@@ -73,6 +75,7 @@ def test_a_member_whose_link_was_lost_before_it_was_announced(manager):
     manager.members.nodes = [0, 1]
     manager.members.links[2].lose("reset")
     manager._members_changed(Members(5, [0, 1, 2]))
+    assert manager.members.unreachable() == [2]
     manager._members_changed(Members(6, [0, 1]))
     assert manager.said == LOST
 

@@ -9,8 +9,10 @@ from dsm.errors import InternalError, WireError
 from dsm.wire import header
 from dsm.wire.framing import AFTER_BULK_BYTES, MESSAGE, NEED_MORE, RECEIVED, SINK, FrameReader
 from dsm.wire.header import HEADER_BYTES, Family
+from dsm.wire.membership import MetaKind
 
 SMALL_BUFFER = 256
+ASK = int(MetaKind.ASK)
 SMALL_INLINE = 100
 
 
@@ -76,7 +78,7 @@ frames_strategy = st.lists(
         st.builds(frame, st.just(Family.COHERENCE), st.sampled_from([Kind.GET, Kind.CONFIRM])),
         st.builds(frame, st.just(Family.COHERENCE), st.just(Kind.DATA), payloads),
         st.builds(frame, st.just(Family.SYNC), st.just(32)),
-        st.builds(frame, st.just(Family.METADATA), st.just(1), payloads),
+        st.builds(frame, st.just(Family.METADATA), st.just(ASK), payloads),
     ),
     max_size=12,
 )
@@ -85,7 +87,7 @@ steps_strategy = st.lists(st.integers(1, 400), min_size=1, max_size=20)
 
 @given(frames=frames_strategy, steps=steps_strategy, pieces=st.integers(1, 5))
 @example(frames=[frame(1, Kind.DATA, b"x" * 500), frame(1, Kind.GET)], steps=[1], pieces=3)
-@example(frames=[frame(3, 1, b"y" * 100)] * 6, steps=[149], pieces=1)
+@example(frames=[frame(3, ASK, b"y" * 100)] * 6, steps=[149], pieces=1)
 def test_any_split_of_the_stream_yields_the_same_messages(frames, steps, pieces):
     receiver = Receiver(FrameReader(SMALL_BUFFER, SMALL_INLINE), pieces)
 
@@ -221,7 +223,7 @@ def test_a_payload_may_be_thrown_away():
 
 def test_bytes_left_over_from_the_handshake_come_first():
     reader = FrameReader()
-    data = frame(Family.SYNC, 32, number=1) + frame(Family.METADATA, 1, b"hello", number=2)
+    data = frame(Family.SYNC, 32, number=1) + frame(Family.METADATA, ASK, b"hello", number=2)
     reader.feed(data[:60])
     receiver = Receiver(reader)
     receiver.take()

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from dsm.coherence.messages import Flag, Kind, Message
 from dsm.errors import WireError
-from dsm.limits import MAX_DATA_BYTES, MAX_METADATA_BYTES, MAX_NODES
+from dsm.limits import MAX_DATA_BYTES, MAX_JOIN_BYTES, MAX_METADATA_BYTES, MAX_NODES
 from dsm.wire import header
 from dsm.wire.header import HEADER_BYTES, MAGIC, VERSION, Family
+from dsm.wire.membership import MetaKind
 
 u8 = st.integers(0, 0xFF)
 u16 = st.integers(0, 0xFFFF)
@@ -70,7 +71,21 @@ def test_other_version_names_both():
 
 
 @pytest.mark.parametrize(
-    ("family", "kind"), [(0, 1), (4, 1), (255, 255), (1, 0), (1, 15), (1, 255), (2, 0), (3, 0)]
+    ("family", "kind"),
+    [
+        (0, 1),
+        (4, 1),
+        (255, 255),
+        (1, 0),
+        (1, 15),
+        (1, 255),
+        (2, 0),
+        (2, 16),
+        (2, 31),
+        (2, 49),
+        (3, 0),
+        (3, 255),
+    ],
 )
 def test_unknown_family_or_kind_is_refused(family, kind):
     with pytest.raises(WireError, match=f"no message of family {family} has kind {kind}"):
@@ -84,7 +99,9 @@ def test_unknown_family_or_kind_is_refused(family, kind):
         (Family.COHERENCE, Kind.GET, 0),
         (Family.COHERENCE, Kind.DECLINE, 0),
         (Family.SYNC, 32, 0),
-        (Family.METADATA, 1, MAX_METADATA_BYTES),
+        (Family.METADATA, MetaKind.JOIN, MAX_JOIN_BYTES),
+        (Family.METADATA, MetaKind.READY, 0),
+        (Family.METADATA, MetaKind.ASK, MAX_METADATA_BYTES),
     ],
 )
 def test_length_is_bounded_by_kind(family, kind, limit):
