@@ -10,6 +10,7 @@ SIZE ?= 2048
 SEEDS ?= 0:10000
 CHAOS_SEED ?=
 CHAOS_EVENTS ?= 200
+FUZZ_SECONDS ?= 60
 PYTEST_ARGS ?=
 BENCH_ARGS ?= all
 
@@ -34,11 +35,11 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test matrix lint simulate chaos bench clean stale
+.PHONY: help setup demo test matrix lint simulate chaos fuzz bench clean stale
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
-	@echo "Variables: PYTHON=$(PYTHON) SIZE=$(SIZE) SEEDS=$(SEEDS) CHAOS_SEED= CHAOS_EVENTS=$(CHAOS_EVENTS) PYTEST_ARGS= BENCH_ARGS=$(BENCH_ARGS)"
+	@echo "Variables: PYTHON=$(PYTHON) SIZE=$(SIZE) SEEDS=$(SEEDS) FUZZ_SECONDS=$(FUZZ_SECONDS) CHAOS_SEED= CHAOS_EVENTS=$(CHAOS_EVENTS) PYTEST_ARGS= BENCH_ARGS=$(BENCH_ARGS)"
 
 $(VENV)/.identity: $(STALE)
 	$(if $(lacking),$(error $(lacking)))
@@ -84,6 +85,13 @@ simulate: setup  ## run the simulator over many seeds (SEEDS=from:to)
 
 chaos: setup  ## kill, stop and cut off parts of real jobs at random (CHAOS_EVENTS=200 CHAOS_SEED=)
 	@$(BIN)/python -m dsm.testing.chaos --events $(CHAOS_EVENTS) $(if $(CHAOS_SEED),--seed $(CHAOS_SEED))
+
+fuzz: $(VENV)/.fuzzer  ## let a coverage-guided fuzzer talk to every decoder (FUZZ_SECONDS=60)
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python tests/fuzz/run.py
+
+$(VENV)/.fuzzer: $(VENV)/.shim
+	@$(BIN)/python -m pip install -qq --no-build-isolation --editable '.[fuzz]'
+	@touch $@
 
 bench: setup  ## measure (BENCH_ARGS="fault --write --json FILE")
 	@$(BIN)/dsm bench $(BENCH_ARGS)
