@@ -93,6 +93,7 @@ static int take_slot(uint32_t *status) {
 /* Ask the manager, wait, apply. */
 static void ask(const struct fault *fault) {
   uint64_t start = dsm_now(), result;
+  uint32_t generation = load_ordered(&dsm_worker.generation);
   uint32_t status = load_ordered(&dsm_worker.lost) ? load_relaxed(&dsm_worker.status_lost) : 0;
   int slot = status ? -1 : take_slot(&status);
   if (slot < 0) {
@@ -102,13 +103,16 @@ static void ask(const struct fault *fault) {
   const uint64_t abc[3] = {fault->page, 0, 0};
   uint32_t op = fault->need == DSM_WRITE ? DSM_OP_FAULT_WRITE : DSM_OP_FAULT_READ;
   dsm_slot_post((uint32_t)slot, op, fault->region->number, abc, fault->ip);
-  dsm_slot_wait((uint32_t)slot, -1, false, &status, &result);
+  dsm_slot_wait((uint32_t)slot, generation, -1, false, &status, &result);
   bool mark = false;
   enum dsm_applied applied = DSM_APPLIED;
   /* Whatever is wanted now; it may be less again than what was granted: then the instruction faults again. */
   if (status == 0) applied = dsm_apply_for(fault->region, fault->page, DSM_NONE, &mark);
-  dsm_slot_give((uint32_t)slot);
-  count_fault(fault->need, start);
+  /* After a stop and another start the board is a new one, and the slot somebody else's. */
+  if (load_ordered(&dsm_worker.generation) == generation) {
+    dsm_slot_give((uint32_t)slot);
+    count_fault(fault->need, start);
+  }
   if (mark) dsm_touched(fault->region->number, fault->page);
   if (status) {
     poison(fault, status, (uint32_t)result);

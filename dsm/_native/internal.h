@@ -124,7 +124,8 @@ void dsm_merge_reset(void);
 /* slot.c; SIGNAL-SAFE */
 int dsm_slot_take(void);
 void dsm_slot_post(uint32_t slot, uint32_t op, uint32_t object, const uint64_t abc[3], uint64_t ip);
-int dsm_slot_wait(uint32_t slot, int64_t timeout_ns, bool once, uint32_t *status, uint64_t *result);
+int dsm_slot_wait(uint32_t slot, uint32_t generation, int64_t timeout_ns, bool once, uint32_t *status,
+                  uint64_t *result);
 void dsm_slot_give(uint32_t slot);
 void dsm_touched(uint32_t region, uint64_t page);
 void dsm_ring(void);

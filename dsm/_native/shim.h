@@ -113,15 +113,15 @@ int dsm_error_done(const struct dsm_error *error);
  * stays in the queue for dsm_error_take. */
 void dsm_error_hook(void *holds_lock, void *make_pending, void *what);
 
-/* Ask the manager something: posts a slot and returns its number.  -EAGAIN when all are in use. */
+/* Ask the manager something: posts a slot and returns the call: its low 8 bits are the slot.  -EAGAIN when all are in use. */
 int dsm_call_begin(uint32_t op, uint32_t object, uint64_t a, uint64_t b, uint64_t c);
 /* Tell the manager something; nobody waits, and no slot is kept.  0, or -EAGAIN when all are in use. */
 int dsm_call_post(uint32_t op, uint32_t object, uint64_t a, uint64_t b, uint64_t c);
 /* Wait for the answer: 1 with *status and *result, 0 when the time is over, -EINTR when a signal may have come
  * (at least every 100 ms, so that one that came just before the sleep is not missed). */
-int dsm_call_wait(uint32_t slot, int64_t timeout_ns, uint32_t *status, uint64_t *result);
+int dsm_call_wait(uint32_t call, int64_t timeout_ns, uint32_t *status, uint64_t *result);
 /* Give the slot back; only after dsm_call_wait returned 1. */
-void dsm_call_end(uint32_t slot);
+void dsm_call_end(uint32_t call);
 
 /* ---- measuring (probe.c), for `dsm bench` --------------------------------------------------------- */
 

@@ -101,7 +101,7 @@ static int given_up(uint32_t *status) {
 }
 
 static int answered(struct dsm_slot *slot, uint32_t generation, uint32_t *status, uint64_t *result) {
-  if (load_relaxed(&dsm_worker.generation) != generation) {
+  if (load_ordered(&dsm_worker.generation) != generation) {
     *status = load_relaxed(&dsm_worker.status_closed);
     return 1;
   }
@@ -113,13 +113,13 @@ static int answered(struct dsm_slot *slot, uint32_t generation, uint32_t *status
   return given_up(status);
 }
 
-/* 1 when the wait has ended, 0 when the time is over (-1: never); with `once` also -EINTR after a signal
+/* `generation` is that of the start in which the slot was taken.  1 when the wait has ended, 0 when the time is over (-1: never); with `once` also -EINTR after a signal
  * or a slice, for a caller that has signals of its own to look at. */
-int dsm_slot_wait(uint32_t number, int64_t timeout_ns, bool once, uint32_t *status, uint64_t *result) {
+int dsm_slot_wait(uint32_t number, uint32_t generation, int64_t timeout_ns, bool once, uint32_t *status,
+                  uint64_t *result) {
   *result = 0;
   if (given_up(status) && !dsm_worker.board) return 1;
   struct dsm_slot *slot = &dsm_worker.board->slots[number];
-  uint32_t generation = load_relaxed(&dsm_worker.generation);
   if (answered(slot, generation, status, result)) return 1;
   uint64_t start = dsm_now(), spin_ns = (uint64_t)dsm_worker.options.spin_ns;
   if (!load_relaxed(&slot->since)) store_relaxed(&slot->since, start); /* a later slice of the same wait keeps it */

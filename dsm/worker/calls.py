@@ -222,7 +222,8 @@ class _Call:
             self.end()
 
     def _cancel(self) -> None:
-        cancel = _Call((Op.CANCEL, self.request[1], self.slots[0], 0, 0), f"withdrawing {self.what}", True)
+        slot = self.slots[0] % limits.SLOTS_PER_WORKER
+        cancel = _Call((Op.CANCEL, self.request[1], slot, 0, 0), f"withdrawing {self.what}", True)
         with contextlib.suppress(ClosedError):  # then every wait ends by itself
             cancel.begin()
             cancel.wait(None)

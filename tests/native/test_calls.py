@@ -78,7 +78,7 @@ def test_slots_run_out_and_come_back(run):
         node = Node(); r = node.region(pages=4)
         with running(node) as manager:
             slots = [_native.call_begin(17, 0) for _ in range(256)]
-            assert sorted(slots) == list(range(256))
+            assert sorted(slot % 256 for slot in slots) == list(range(256))
             try:
                 _native.call_begin(17, 0)
             except BlockingIOError:
@@ -145,3 +145,63 @@ def test_many_threads_call_at_once(run):
                 thread.join()
             assert not wrong
     """)
+
+
+TRACER = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+SEIZE, INTERRUPT, DETACH, WALL = 0x4206, 0x4207, 17, 0x40000000
+thread = int(sys.argv[1])
+if libc.ptrace(SEIZE, thread, None, None) or libc.ptrace(INTERRUPT, thread, None, None):
+    sys.exit(os.strerror(ctypes.get_errno()))
+os.waitpid(thread, WALL)
+print("stopped", flush=True)
+input()
+libc.ptrace(DETACH, thread, None, None)
+print("goes on", flush=True)
+"""
+
+
+def test_a_fault_and_a_call_that_outlive_a_restart_take_nothing_of_the_new_board(run):
+    """One thread is kept from running (as by a debugger) while the worker is stopped and started."""
+    run(
+        """
+        import subprocess
+        TRACER = %r
+        memcpy = ctypes.CDLL(None).memcpy
+        memcpy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+        ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(2**64 - 1), 0, 0, 0)  # children may trace us
+        first = Node(); r = first.region(pages=4)
+        with running(first, silent=[2], worker={"error_pause_ns": 1000}) as manager:
+            old_call = _native.call_begin(17, 0)
+            there = ctypes.create_string_buffer(1)
+            thread = threading.Thread(target=memcpy, args=(there, r.address + 2 * PAGE, 1))
+            thread.start()
+            until(lambda: manager.held() == 2)
+            tracer = subprocess.Popen([sys.executable, "-c", TRACER, str(thread.native_id)],
+                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            assert tracer.stdout.readline() == "stopped\\n"
+            _native.worker_stop()
+        second = Node()
+        with running(second) as manager:
+            ours = [_native.call_begin(17, 0) for _ in range(2)]
+            assert [slot %% 256 for slot in ours] == [0, 1], "the numbers of the old fault and call"
+            until(lambda: manager.held() == 2)
+            tracer.communicate("\\n")
+            thread.join()
+            assert there.raw == b"\\xff" and _native.error_take().status == CLOSED
+            assert _native.call_wait(old_call, -1) == (CLOSED, 0)
+            _native.call_end(old_call)
+            others = [_native.call_begin(17, 0) for _ in range(2)]
+            assert [slot %% 256 for slot in others] == [2, 3], "ours are still taken"
+            until(lambda: manager.held() == 4)
+            manager.release(7, 9)
+            for slot in ours + others:
+                while (answer := _native.call_wait(slot, -1)) is None:
+                    pass
+                assert answer == (7, 9)
+                _native.call_end(slot)
+        """
+        % TRACER
+    )
