@@ -11,6 +11,8 @@ import msgspec
 CONSISTENCIES = ("sequential",)
 #: Rules for which nodes keep a region's directory entries; or a node's number (`RegionOptions.home`).
 PLACEMENTS = ("first-touch", "block", "cyclic")
+#: Parties of a barrier.
+MAX_PARTIES = 2**31 - 1
 #: Dimensions that numpy allows.
 MAX_DIMENSIONS = 64
 

@@ -10,8 +10,10 @@ it, and what lies on another node comes by a page fault.  A barrier ends each sw
 """
 
 import argparse
+import io
 import sys
 import time
+from pathlib import Path
 
 import matplotlib
 import matplotlib.cbook
@@ -114,7 +116,12 @@ def main():
     if node.rank == 0:
         by_node = {number: (pages, faults) for number, pages, faults in counts.tolist()}
         pages, faults = (sum(column) for column in zip(*by_node.values(), strict=True))
-        matplotlib.image.imsave(options.output, picture)
+        encoded = io.BytesIO()  # first as a whole: a disk may be full
+        matplotlib.image.imsave(encoded, picture, format=Path(options.output).suffix[1:] or "png")
+        try:
+            Path(options.output).write_bytes(encoded.getbuffer())
+        except OSError as error:
+            sys.exit(f"the picture cannot be written to {options.output}: {error.strerror or error}")
         print(f"{size} × {size} points, {sweeps} sweeps: {node.size} workers on {len(by_node)} nodes")
         print(f"{seconds:.2f} s; {pages} pages moved between nodes, {faults} faults")
         print(f"the picture is in {options.output}")

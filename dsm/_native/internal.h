@@ -57,6 +57,7 @@ struct dsm_region {
   _Atomic uint64_t poisoned; /* OS pages from (low half) up to (high half) are to be mended yet; 0 = none */
   _Atomic uint8_t *wanted; /* open only, as are the next two */
   _Atomic uint8_t *applied;
+  uint64_t bridge; /* bytes reserved right in front of a closed region, under dsm_lock: see region.c */
   uint64_t shadow; /* a second map of the frames, never accessible: what a poisoned page is mended from */
   struct dsm_region *next; /* in its bucket of the number index */
 };
@@ -92,6 +93,7 @@ void dsm_mutex_renew(void);
 /* registry.c: regions by address (SIGNAL-SAFE to read) and by number (under dsm_lock) */
 struct dsm_region *dsm_registry_find(uint64_t address);
 struct dsm_region *dsm_registry_next(uint64_t address); /* the first record that ends behind `address` */
+struct dsm_region *dsm_registry_before(uint64_t address); /* under dsm_lock: the last that ends at or before it */
 struct dsm_region *dsm_registry_number(uint32_t number);
 int dsm_registry_reserve(uint32_t more); /* room for so many further records; -ENOMEM */
 void dsm_registry_change(struct dsm_region *const *gone, uint32_t gone_count, struct dsm_region *const *come,

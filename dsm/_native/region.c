@@ -3,6 +3,9 @@
  * Owns the maps of a region: the one that programs touch, a shadow of it that nobody can (poisoned pages
  * are mended from it without a descriptor), and the two tables.  A closed region keeps its addresses as
  * an empty reservation; a later region of ours may take them, nobody else can.
+ *
+ * Between two regions lies a gap.  When both are closed it is reserved too (a bridge), so that the kernel joins
+ * their maps: a program that makes and destroys regions without end needs one map for all of them.
  */
 #include "internal.h"
 
@@ -33,6 +36,33 @@ static void set_state(struct dsm_region *region, uint32_t state) {
 
 static void *reserve(uint64_t address, uint64_t bytes, int fixed) {
   return mmap((void *)address, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | fixed, -1, 0);
+}
+
+#define BRIDGE_BYTES (UINT64_C(4) << 20) /* the widest gap between regions that were created one after the other */
+
+/* Inside dsm_lock.  Where somebody else is there remains no bridge. */
+static void build_bridge(const struct dsm_region *before, struct dsm_region *behind) {
+  if (!before || !behind || behind->bridge || before->end >= behind->address) return;
+  uint64_t gap = behind->address - before->end;
+  if (gap > BRIDGE_BYTES || load_ordered(&before->state) != DSM_CLOSED) return;
+  if (load_ordered(&behind->state) != DSM_CLOSED) return;
+  void *map = reserve(before->end, gap, MAP_FIXED_NOREPLACE);
+  if (map == MAP_FAILED) return;
+  if ((uint64_t)map == before->end) {
+    behind->bridge = gap;
+  } else { /* before Linux 4.17 */
+    munmap(map, gap);
+  }
+}
+
+/* Inside dsm_lock: no bridge is left between the two addresses. */
+static void break_bridges(uint64_t low, uint64_t high) {
+  struct dsm_region *region = dsm_registry_next(low);
+  for (; region && region->address - region->bridge < high; region = dsm_registry_next(region->end)) {
+    if (!region->bridge || region->address <= low) continue;
+    munmap((void *)(region->address - region->bridge), region->bridge);
+    region->bridge = 0;
+  }
 }
 
 static void unmap_helpers(struct dsm_region *region) {
@@ -109,6 +139,7 @@ static int keep_rest(struct displacement *change, const struct dsm_region *old, 
   if (!rest) return -ENOMEM;
   store_relaxed(&rest->state, DSM_CLOSED);
   store_relaxed(&rest->status, load_relaxed(&old->status));
+  if (from == old->address) rest->bridge = old->bridge;
   change->come[change->come_count++] = rest;
   return 0;
 }
@@ -119,6 +150,7 @@ static uint64_t smaller(uint64_t a, uint64_t b) { return a < b ? a : b; }
 /* Take the addresses, from our own closed reservations too; give those back when somebody else is there. */
 static int take_addresses(struct dsm_region *region, int frames_fd, struct displacement *change) {
   int result = 0;
+  break_bridges(region->address, region->end);
   for (uint32_t i = 0; i < change->gone_count && result == 0; i++) {
     const struct dsm_region *old = change->gone[i];
     result = keep_rest(change, old, old->address, region->address);
@@ -192,6 +224,8 @@ int dsm_close_locked(struct dsm_region *region, uint32_t status) {
   int result = reserve(region->address, region->end - region->address, MAP_FIXED) == MAP_FAILED ? -errno : 0;
   store_ordered(&region->poisoned, 0);
   unmap_helpers(region);
+  build_bridge(dsm_registry_before(region->address), region);
+  build_bridge(region, dsm_registry_next(region->end));
   return result;
 }
 

@@ -70,6 +70,12 @@ struct dsm_region *dsm_registry_find(uint64_t address) {
   return region && region->address <= address ? region : NULL;
 }
 
+struct dsm_region *dsm_registry_before(uint64_t address) {
+  struct table *table = load_relaxed(&current);
+  uint32_t index = table ? first_behind(table, load_relaxed(&table->count), address) : 0;
+  return index ? load_relaxed(&table->records[index - 1]) : NULL;
+}
+
 struct dsm_region *dsm_registry_number(uint32_t number) {
   struct dsm_region *region = buckets[number % BUCKETS];
   while (region && region->number != number) region = region->next;

@@ -113,8 +113,9 @@ static int answered(struct dsm_slot *slot, uint32_t generation, uint32_t *status
   return given_up(status);
 }
 
-/* `generation` is that of the start in which the slot was taken.  1 when the wait has ended, 0 when the time is over (-1: never); with `once` also -EINTR after a signal
- * or a slice, for a caller that has signals of its own to look at. */
+/* 1 when the wait has ended, 0 when the time is over (-1: never); with `once` also -EINTR after a signal
+ * or a slice, for a caller that has signals of its own to look at.  `generation` is that of the start in
+ * which the slot was taken. */
 int dsm_slot_wait(uint32_t number, uint32_t generation, int64_t timeout_ns, bool once, uint32_t *status,
                   uint64_t *result) {
   *result = 0;

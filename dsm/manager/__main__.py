@@ -16,8 +16,9 @@ import signal
 import sys
 
 from dsm import log
-from dsm.errors import DSMError
+from dsm.errors import DSMError, LimitError
 from dsm.manager.manager import Manager
+from dsm.manager.session import lack
 from dsm.manager_process import Ready, ready_line, refusal_line
 from dsm.wire.secret import load_secret
 
@@ -107,7 +108,9 @@ def main(argv: list[str]) -> int:
         if options.join and not options.listen:
             options.listen = "127.0.0.1:0"
         manager.start(options.listen, options.join)
-    except (DSMError, OSError) as error:
+    except (DSMError, OSError, MemoryError) as error:
+        if not isinstance(error, DSMError):
+            error = LimitError(f"this manager cannot start: {lack(error)}")
         return _refuse(options.ready_fd, error, 1)
     if options.guard_fd is not None:
         Guard(manager, options.guard_fd)

@@ -30,7 +30,16 @@ from dsm.wire.header import Fields, pack_coherence, unpack_coherence
 _FETCH, _INVALIDATE = int(Kind.FETCH), int(Kind.INVALIDATE)
 #: Bytes of the manager's tables for each page: state, owner, copyset, wanted level.
 _PAGE_ENTRY_BYTES = 11
+#: Page tables that are made without looking how much memory there is.
+_SMALL_BYTES = 16 * 1024 * 1024
 _DATA, _CONFIRM = int(Kind.DATA), int(Kind.CONFIRM)
+
+
+def _available_bytes() -> int:
+    """Return what the system says that it can still give."""
+    with open("/proc/meminfo") as lines:
+        found = next(line for line in lines if line.startswith("MemAvailable"))
+    return int(found.split()[1]) * 1024
 
 
 class _Payload:
@@ -104,6 +113,7 @@ class Coherence:
         """
         if region.region not in self.frames:
             try:
+                self._check_tables(region)
                 frames = Frames(region)
                 try:
                     self.pager.add_region(frames)
@@ -118,6 +128,19 @@ class Coherence:
             self.perform()
             name = region.options.name
             logger.info("region %d (%s): %d bytes", region.region, name or "anonymous", region.size)
+
+    def _check_tables(self, region: Region) -> None:
+        """Refuse a region whose page tables this machine cannot hold."""
+        tables = _PAGE_ENTRY_BYTES * region.pages
+        if tables <= _SMALL_BYTES:
+            return
+        available = _available_bytes()
+        if tables > available:
+            raise LimitError(
+                f"a region of {region.size} bytes in pages of {region.options.page_size} needs {tables} "
+                f"bytes for its page tables on every node; on the machine of node {self.engine.node} "
+                f"MemAvailable is {available}: choose a larger page_size, or make it smaller"
+            )
 
     def _refusal(self, region: Region, error: OSError | MemoryError) -> str:
         """Say why this node cannot keep a region, and what to change."""

@@ -360,8 +360,11 @@ def lack(error: OSError | MemoryError) -> str:
             f"the manager of this node: {error.strerror}; it may have {limit} descriptors, of which each "
             "region takes three and each worker four: use fewer, or start it under a higher `ulimit -n`"
         )
-    reason = error.strerror if isinstance(error, OSError) else os.strerror(errno.ENOMEM)
+    if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+        return f"the manager of this node: {error}"
+    bounds = [resource.getrlimit(limit)[0] for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    shown = ["unlimited" if bound == resource.RLIM_INFINITY else f"{bound} bytes" for bound in bounds]
     return (
-        f"the manager of this node: {reason}; make regions smaller, or start it under a higher `ulimit -v` "
-        "or `-d`"
+        f"the manager of this node: {os.strerror(errno.ENOMEM)}; it has RLIMIT_AS {shown[0]}, RLIMIT_DATA "
+        f"{shown[1]}: make regions smaller, or start it under a higher `ulimit -v` or `-d`"
     )

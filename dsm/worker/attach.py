@@ -21,8 +21,8 @@ import sys
 import threading
 from multiprocessing import process, util
 
-from dsm.errors import NodeLostError, UsageError
-from dsm.worker import hooks, reference, regions, startup
+from dsm.errors import DSMError, LimitError, NodeLostError, UsageError
+from dsm.worker import hooks, lacking, reference, regions, startup
 from dsm.worker.connection import Connection
 from dsm.worker.node import Node
 from dsm.worker.raising import Raiser
@@ -60,6 +60,8 @@ def attach() -> Node:
         When DSM_NODE or DSM_RANK is malformed.
     AuthenticationError
         When the manager belongs to another user.
+    LimitError
+        When this process, or the node, has too little of something; the message names it.
 
     Examples
     --------
@@ -73,8 +75,13 @@ def attach() -> Node:
         if _node is not None and _node.lost:
             _node.close()
         if _node is None or _node.closed:
-            _prepare()
-            _node = Node(_join(_current_raiser()))
+            try:
+                _prepare()
+                _node = Node(_join(_current_raiser()))
+            except (OSError, RuntimeError, MemoryError) as error:
+                if isinstance(error, DSMError) or not lacking.is_lack(error):
+                    raise
+                raise LimitError(f"this process cannot attach: {error!r}: {lacking.reason(error)}") from None
         return _node
 
 

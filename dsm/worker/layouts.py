@@ -27,6 +27,11 @@ from dsm import limits
 from dsm.errors import LimitError, UsageError
 from dsm.types import CONSISTENCIES, MAX_DIMENSIONS, PLACEMENTS, ArrayLayout, Region, RegionOptions
 
+#: Characters of a value that a message shows.
+_SHOWN = 120
+#: Bytes that numpy can count, whatever they are.
+_NUMPY_MAX_BYTES = 2**63 - 1
+
 ShapeLike = SupportsIndex | Sequence[SupportsIndex]
 
 
@@ -106,6 +111,22 @@ def _undescribe(described: Any) -> np.dtype[Any]:
     return found
 
 
+def shown(value: object) -> str:
+    """Return `value` for a message, on one line and cut when it is long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def number(value: Any, what: str, advice: str) -> int:
+    """Return `value` as an int; `UsageError` when it is none (an array of one number is none)."""
+    try:
+        if isinstance(value, (bool, np.ndarray)):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise UsageError(f"{what} is {shown(value)}, of type {type(value).__name__}; {advice}") from None
+
+
 def check_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     """Return `dtype` as numpy's; `UsageError` when it is none or contains objects."""
     try:
@@ -129,9 +150,13 @@ def check_shape(shape: ShapeLike) -> tuple[int, ...]:
             else tuple(map(operator.index, shape))
         )
     except TypeError:
-        raise UsageError(f"shape {shape!r} is neither an integer nor a tuple of integers") from None
+        raise UsageError(f"shape {shown(shape)} is neither an integer nor a tuple of integers") from None
     if any(size < 0 for size in sizes):
-        raise UsageError(f"shape {sizes} has a negative size")
+        raise UsageError(f"shape {shown(sizes)} has a negative size; sizes are 0 or more")
+    if len(sizes) > MAX_DIMENSIONS:
+        raise UsageError(
+            f"shape {shown(sizes)} has {len(sizes)} dimensions; numpy has at most {MAX_DIMENSIONS}"
+        )
     return sizes
 
 
@@ -140,14 +165,14 @@ def check_name(name: str | None, what: str) -> str | None:
     if name is None:
         return None
     if not isinstance(name, str):
-        raise UsageError(f"name of {what} is {name!r}, of type {type(name).__name__}; pass a string")
+        raise UsageError(f"name of {what} is {shown(name)}, of type {type(name).__name__}; pass a string")
     try:
         size = len(name.encode())
     except UnicodeEncodeError:
-        raise UsageError(f"name of {what} {name!r} is not valid Unicode") from None
+        raise UsageError(f"name of {what} {shown(name)} is not valid Unicode; leave surrogates out") from None
     if not 0 < size <= limits.MAX_NAME_BYTES or "\0" in name:
         raise UsageError(
-            f"name of {what} {name!r} has {size} bytes; "
+            f"name of {what} {shown(name)} has {size} bytes; "
             f"names have 1 to {limits.MAX_NAME_BYTES} bytes and no NUL"
         )
     return name
@@ -155,20 +180,21 @@ def check_name(name: str | None, what: str) -> str | None:
 
 def check_options(page_size: int, consistency: str, home: str | int, nbytes: int) -> None:
     """Refuse options that no region can have, naming the value and what is accepted."""
-    if isinstance(page_size, bool) or not isinstance(page_size, SupportsIndex):
-        raise UsageError(f"page_size is {page_size!r}; pass an integer number of bytes")
+    page_size = number(page_size, "page_size", "pass an integer number of bytes")
     if not limits.OS_PAGE_BYTES <= page_size <= limits.MAX_PAGE_BYTES or page_size & (page_size - 1):
         raise UsageError(
             f"page_size is {page_size}; it must be a power of two from {limits.OS_PAGE_BYTES} "
             f"to {limits.MAX_PAGE_BYTES}"
         )
-    if consistency not in CONSISTENCIES:
-        raise UsageError(f"consistency is {consistency!r}; this version has {', '.join(CONSISTENCIES)}")
+    if not isinstance(consistency, str) or consistency not in CONSISTENCIES:
+        raise UsageError(f"consistency is {shown(consistency)}; this version has {', '.join(CONSISTENCIES)}")
     if isinstance(home, str):
         if home not in PLACEMENTS:
-            raise UsageError(f"home is {home!r}; it is one of {', '.join(PLACEMENTS)} or a node's number")
+            raise UsageError(
+                f"home is {shown(home)}; it is one of {', '.join(PLACEMENTS)} or a node's number"
+            )
     elif isinstance(home, bool) or not isinstance(home, int) or not 0 <= home < limits.MAX_NODES:
-        raise UsageError(f"home is {home!r}; it is one of {', '.join(PLACEMENTS)} or a node's number")
+        raise UsageError(f"home is {shown(home)}; it is one of {', '.join(PLACEMENTS)} or a node's number")
     if nbytes > limits.MAX_REGION_BYTES:
         raise LimitError(
             f"the region would have {nbytes} bytes; the most is {limits.MAX_REGION_BYTES}; "
@@ -222,8 +248,8 @@ def array_options(
 ) -> RegionOptions:
     """Return the checked description of an array and of the region that holds it."""
     sizes, found = check_shape(shape), check_dtype(dtype)
-    if order not in ("C", "F"):
-        raise UsageError(f"order is {order!r}; it is 'C' (rows together) or 'F' (columns together)")
+    if not isinstance(order, str) or order not in ("C", "F"):
+        raise UsageError(f"order is {shown(order)}; it is 'C' (rows together) or 'F' (columns together)")
     fill_bytes = encode_fill(fill, found, order)
     while found.subdtype is not None:  # numpy turns the items of a sub-array dtype into dimensions
         found, inner = found.subdtype
@@ -232,8 +258,13 @@ def array_options(
         found = np.zeros((), found).dtype
     nbytes = math.prod(sizes) * found.itemsize
     check_options(page_size, consistency, home, nbytes)
-    if len(sizes) > MAX_DIMENSIONS:
+    if len(sizes) > MAX_DIMENSIONS:  # those of a sub-array dtype among them
         raise UsageError(f"shape {sizes} has {len(sizes)} dimensions; numpy has at most {MAX_DIMENSIONS}")
+    if math.prod(max(1, size) for size in sizes) * max(1, found.itemsize) > _NUMPY_MAX_BYTES:
+        raise UsageError(
+            f"shape {shown(sizes)} is too large for numpy although it has {nbytes} bytes: without its zeros "
+            f"it would have more than {_NUMPY_MAX_BYTES}; use smaller sizes"
+        )
     return RegionOptions(
         nbytes=nbytes,
         name=check_name(name, "the array"),
@@ -255,13 +286,13 @@ def region_options(
     fill: int | bytes,
 ) -> RegionOptions:
     """Return the checked description of a region without array."""
-    if isinstance(nbytes, bool) or not isinstance(nbytes, SupportsIndex) or operator.index(nbytes) < 0:
-        raise UsageError(f"nbytes is {nbytes!r}; pass a number of bytes from 0 up")
+    size = number(nbytes, "nbytes", "pass a number of bytes from 0 up")
+    if size < 0:
+        raise UsageError(f"nbytes is {size}; pass a number of bytes from 0 up")
     if isinstance(fill, int) and 0 <= fill <= 255:
         fill = bytes([fill])
     if not isinstance(fill, bytes):
-        raise UsageError(f"fill is {fill!r}; pass bytes, or the value of a byte from 0 to 255")
-    size = operator.index(nbytes)
+        raise UsageError(f"fill is {shown(fill)}; pass bytes, or the value of a byte from 0 to 255")
     check_options(page_size, consistency, home, size)
     return RegionOptions(
         nbytes=size,
@@ -300,7 +331,7 @@ def explain(options: RegionOptions) -> dict[str, str]:
     dtype = decode_dtype(options.layout.dtype)
     fill = (
         str(np.frombuffer(options.fill, dtype)[0])
-        if len(options.fill) == dtype.itemsize
+        if options.fill and len(options.fill) == dtype.itemsize
         else repr(options.fill)
     )
     return {

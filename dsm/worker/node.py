@@ -12,10 +12,11 @@ from typing import Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from dsm.errors import UsageError
+from dsm import limits
+from dsm.errors import DSMError, LimitError, UsageError
 from dsm.wire import control
 from dsm.wire.calls import to_signed
-from dsm.worker import calls, layouts, ranges
+from dsm.worker import calls, lacking, layouts, ranges
 from dsm.worker.connection import Connection
 from dsm.worker.regions import Region, RegionTable
 from dsm.worker.statistics import Statistics, statistics_of
@@ -358,6 +359,7 @@ class Node:
         """
         pages = ranges.pages_of(array, self._regions)
         if pages is not None:
+            ranges.check_fits(pages, self._page_size(pages), "prefetching")
             ranges.prefetch(pages, bool(write))
 
     def pin(self, array: np.ndarray[Any, Any] | Region, write: bool = True) -> ranges.Pin:
@@ -379,7 +381,14 @@ class Node:
         Pin
             The ``with`` statement gives `array`.
         """
-        return ranges.Pin(self._pins, array, ranges.pages_of(array, self._regions), bool(write))
+        pages = ranges.pages_of(array, self._regions)
+        if pages is not None:
+            ranges.check_fits(pages, self._page_size(pages), "pinning")
+        return ranges.Pin(self._pins, array, pages, bool(write))
+
+    def _page_size(self, pages: ranges.PageRange) -> int:
+        region = self._regions.get(pages.region)
+        return limits.OS_PAGE_BYTES if region is None else region.page_size
 
     # ---- state ----------------------------------------------------------------------------------------
 
@@ -428,7 +437,12 @@ class Node:
         self._pins.clear()
         self._held.clear()
         self._closed = True
-        self._connection = Connection(old.address, old.asked_rank, raiser, forked=True)
+        try:
+            self._connection = Connection(old.address, old.asked_rank, raiser, forked=True)
+        except (OSError, RuntimeError, MemoryError) as error:
+            if isinstance(error, DSMError) or not lacking.is_lack(error):
+                raise
+            raise LimitError(f"{error!r}: {lacking.reason(error)}") from None
         self._closed = False
         self._regions.remap(self._connection.session)
         self._objects = ObjectTable(self._connection.session)

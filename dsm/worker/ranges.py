@@ -15,7 +15,7 @@ import numpy as np
 from dsm import _native
 from dsm.errors import LimitError, UsageError
 from dsm.wire.calls import Op
-from dsm.worker import calls
+from dsm.worker import calls, lacking
 from dsm.worker.regions import Region, RegionTable, label
 
 try:
@@ -74,6 +74,16 @@ def pages_of(array: Any, table: RegionTable) -> PageRange | None:
     low, high = byte_bounds(array)
     first = offset // region.page_size
     return PageRange(region.number, first, (offset + high - low - 1) // region.page_size - first + 1)
+
+
+def check_fits(pages: PageRange, page_size: int, doing: str) -> None:
+    """Refuse to bring more to this node than it could ever hold."""
+    needed, most = pages.pages * page_size, lacking.memory_of_machine()
+    if needed > most:
+        raise LimitError(
+            f"{doing} {_words(pages)} needs {needed} bytes on this node, whose machine has {most} of memory "
+            "and swap; take a part at a time"
+        )
 
 
 def prefetch(pages: PageRange, write: bool) -> None:

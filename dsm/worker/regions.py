@@ -19,7 +19,7 @@ from dsm import _native, types
 from dsm.errors import AddressRangeError, ClosedError, InternalError, LimitError, UsageError
 from dsm.types import RegionOptions
 from dsm.wire import control
-from dsm.worker import layouts
+from dsm.worker import lacking, layouts
 from dsm.worker.session import Descriptors, Session
 
 if TYPE_CHECKING:
@@ -287,6 +287,20 @@ class RegionTable:
         self._open.clear()
 
 
+def _who_is_there(described: types.Region) -> str:
+    """Return the line of this process's map that stands in the way of a region."""
+    try:
+        with open("/proc/self/maps") as lines:
+            for line in lines:
+                span, *_, name = [*line.split(None, 5), "memory without a name"][:6]
+                low, high = (int(part, 16) for part in span.split("-"))
+                if low < described.address + described.size and high > described.address:
+                    return f"{name.strip()} at {low:#x} to {high:#x}"
+    except (OSError, ValueError):
+        pass
+    return "somebody else"
+
+
 def map_region(described: types.Region, received: Descriptors) -> None:
     """Map a region at its address and close the descriptors."""
     frames, wanted, applied = descriptors = received.take(3)
@@ -300,13 +314,13 @@ def map_region(described: types.Region, received: Descriptors) -> None:
         where = f"{label(described.region)}, {described.size} bytes at {described.address:#x}"
         if error.errno == errno.EEXIST:
             raise AddressRangeError(
-                f"the addresses of {where}, are in use in this process by somebody else; "
-                "attach before loading what maps memory there"
+                f"the addresses of {where}, are in use in this process by {_who_is_there(described)}; "
+                "attach before loading what maps memory there, or start the first node with DSM_ADDRESS_LOW "
+                "and DSM_ADDRESS_HIGH set to another range"
             ) from None
         if error.errno == errno.ENOMEM:
-            raise LimitError(
-                f"no memory maps left for {where}; raise vm.max_map_count or `ulimit -v`"
-            ) from None
+            needed = 2 * (described.size + described.pages)
+            raise LimitError(f"{where}, cannot be mapped: {lacking.memory(needed)}") from None
         raise InternalError(f"{where}, cannot be mapped: {error}") from error
     finally:
         for descriptor in descriptors:

@@ -28,6 +28,7 @@ import msgspec
 from dsm import limits
 from dsm.errors import AuthenticationError, DSMError, InternalError, LimitError, NodeLostError, error_for
 from dsm.wire import control
+from dsm.worker import lacking
 
 R = TypeVar("R")
 
@@ -40,15 +41,27 @@ LOST = "; the node and its arrays are gone: start the program again, or call dsm
 class Descriptors:
     """Descriptors received with an answer; those not taken are closed with this object."""
 
-    def __init__(self, descriptors: list[int]) -> None:
+    def __init__(self, descriptors: list[int], cut: bool = False) -> None:
         self._descriptors = descriptors
+        #: This process had no room for some of them.
+        self._cut = cut
 
     def __len__(self) -> int:
         return len(self._descriptors)
 
     def take(self, count: int) -> tuple[int, ...]:
-        """Return all descriptors, now the caller's; `InternalError` when they are not `count`."""
+        """Return all descriptors, now the caller's; `InternalError` when they are not `count`.
+
+        Raises
+        ------
+        LimitError
+            This process had no room for all of them.
+        """
         if len(self._descriptors) != count:
+            if self._cut:
+                raise LimitError(
+                    f"this process has no room for {count} more descriptors: {lacking.descriptors()}"
+                )
             raise InternalError(
                 f"an answer of the manager carried {len(self)} descriptors instead of {count}"
             )
@@ -203,14 +216,13 @@ class Session:
             return True
         except OSError:
             data, ancillary, flags = b"", [], 0
-        descriptors = Descriptors(_descriptors(ancillary))
+        # What found no room costs its own call, not the session.
+        descriptors = Descriptors(_descriptors(ancillary), bool(flags & socket.MSG_CTRUNC))
         if not data:
             self.lose(NodeLostError(f"the manager of this node ({self.address}) is gone{LOST}"))
             return False
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            self.lose(
-                InternalError("an answer of the manager was cut short: too many open files? (ulimit -n)")
-            )
+        if flags & socket.MSG_TRUNC:
+            self.lose(InternalError("an answer of the manager was longer than any may be"))
             return False
         try:
             answer = control.decode_answer(data)

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, SupportsIndex
 
 from dsm.errors import NotOwnerError, OwnerDiedError, Status, UsageError, WaitTimeoutError
-from dsm.types import JOB_BARRIER, SyncObject
+from dsm.types import JOB_BARRIER, MAX_PARTIES, SyncObject
 from dsm.wire import control
 from dsm.wire.calls import WORD_MASK, Op, to_signed
 from dsm.worker import calls, layouts
@@ -65,8 +65,8 @@ class ObjectTable:
                 )
             parties = attached.size
         count = parties if type(parties) is int else _index(parties)
-        if count < 1:
-            raise UsageError(f"parties is {parties!r}; it must be an integer from 1 up")
+        if not 1 <= count <= MAX_PARTIES:
+            raise UsageError(f"parties is {parties!r}; it must be an integer from 1 to {MAX_PARTIES}")
         described = self.get("barrier", JOB_BARRIER if name is None else name, count)
         if described.value != count:
             raise UsageError(
@@ -96,9 +96,10 @@ def reset(described: SyncObject) -> None:
 
 def _index(parties: object) -> int:
     """Return a number of parties that is not plainly an int; -1 when it is none."""
-    return (
-        -1 if isinstance(parties, bool) or not isinstance(parties, SupportsIndex) else operator.index(parties)
-    )
+    try:
+        return -1 if isinstance(parties, bool) else operator.index(parties)  # type: ignore[arg-type]
+    except TypeError:
+        return -1
 
 
 class Hold(Enum):

@@ -9,6 +9,7 @@ import itertools
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -222,3 +223,36 @@ def test_the_first_program_of_the_readme(tmp_path):
     last, total = launch(4, 2, program, cwd=tmp_path).split()
     assert float(last) == 999_999.0**2
     assert float(total) == pytest.approx(sum(float(k) ** 2 for k in range(1_000_000)))
+
+
+@pytest.mark.parametrize("output", ["/dev/full", "/nowhere/terrain.png"])
+def test_a_picture_that_cannot_be_written_is_one_line_and_a_failure(output):
+    """Whatever keeps it from being written: a full disk, a directory that is not there."""
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "terrain.py"), "--size", "64", "--output", output],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"the picture cannot be written to {output}: ")
+
+
+TINY_DISK = """
+set -e
+mount -t tmpfs -o size=64k none "$1"
+"$2" "$3" --size 600 --output "$1/terrain.png"
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="mounts: needs root")
+def test_a_full_disk(tmp_path):
+    script = [TINY_DISK, "sh", str(tmp_path), sys.executable, str(EXAMPLES / "terrain.py")]
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", *script], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"the picture cannot be written to {tmp_path}/terrain.png: No space left on device"
+    ]

@@ -168,7 +168,7 @@ def test_a_fault_and_a_call_that_outlive_a_restart_take_nothing_of_the_new_board
     run(
         """
         import subprocess
-        TRACER = %r
+        program = TRACER
         memcpy = ctypes.CDLL(None).memcpy
         memcpy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
         ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(2**64 - 1), 0, 0, 0)  # children may trace us
@@ -179,14 +179,14 @@ def test_a_fault_and_a_call_that_outlive_a_restart_take_nothing_of_the_new_board
             thread = threading.Thread(target=memcpy, args=(there, r.address + 2 * PAGE, 1))
             thread.start()
             until(lambda: manager.held() == 2)
-            tracer = subprocess.Popen([sys.executable, "-c", TRACER, str(thread.native_id)],
+            tracer = subprocess.Popen([sys.executable, "-c", program, str(thread.native_id)],
                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             assert tracer.stdout.readline() == "stopped\\n"
             _native.worker_stop()
         second = Node()
         with running(second) as manager:
             ours = [_native.call_begin(17, 0) for _ in range(2)]
-            assert [slot %% 256 for slot in ours] == [0, 1], "the numbers of the old fault and call"
+            assert [slot % 256 for slot in ours] == [0, 1], "the numbers of the old fault and call"
             until(lambda: manager.held() == 2)
             tracer.communicate("\\n")
             thread.join()
@@ -194,7 +194,7 @@ def test_a_fault_and_a_call_that_outlive_a_restart_take_nothing_of_the_new_board
             assert _native.call_wait(old_call, -1) == (CLOSED, 0)
             _native.call_end(old_call)
             others = [_native.call_begin(17, 0) for _ in range(2)]
-            assert [slot %% 256 for slot in others] == [2, 3], "ours are still taken"
+            assert [slot % 256 for slot in others] == [2, 3], "ours are still taken"
             until(lambda: manager.held() == 4)
             manager.release(7, 9)
             for slot in ours + others:
@@ -202,6 +202,5 @@ def test_a_fault_and_a_call_that_outlive_a_restart_take_nothing_of_the_new_board
                     pass
                 assert answer == (7, 9)
                 _native.call_end(slot)
-        """
-        % TRACER
+        """.replace("TRACER", repr(TRACER), 1)
     )

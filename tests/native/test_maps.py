@@ -201,3 +201,52 @@ def test_touching_33000_alternating_pages(run):
             assert counters["poisoned"] == 0
             assert limit > 66_000 or counters["merges"] > 1000
     """)
+
+
+def test_closed_neighbours_are_one_map_and_others_may_lie_between_them(run):
+    run("""
+        MIB = 1 << 20
+        node = Node()
+        for number in range(1, 101):  # 2 MiB apart, as the coordinator lays them
+            node.region(pages=16, number=number, address=fake.ADDRESS + number * 4 * MIB)
+        def maps():
+            with open("/proc/self/maps") as lines:
+                return [line.split()[:2] for line in lines if line.startswith("59")]
+        with running(node) as manager:
+            order = list(range(1, 101))
+            np.random.default_rng(1).shuffle(order)
+            for number in order:
+                _native.region_close(number)
+            first, last = node.regions[1], node.regions[100]
+            assert [line[0] for line in maps()] == [f"{first.address:x}-{last.address + last.size:x}"], maps()
+            assert helper.touch(first.address, 1, PAGE, 0, 1, 0, 0) == 255
+            assert _native.error_take().status == CLOSED
+            # The gap is nobody's: it is no part of a region, and a region of another cluster may lie there.
+            gap = first.address + 2 * MIB
+            assert _native.region_find(gap) is None
+            between = Node().region(pages=16, number=200, address=gap)
+            between.map()
+            assert _native.region_find(gap) == (200, 0)
+    """)
+
+
+def test_a_region_takes_the_place_of_bridges_and_closed_regions(run):
+    run("""
+        MIB = 1 << 20
+        node = Node()
+        regions = [node.region(pages=16, number=n, address=fake.ADDRESS + n * 4 * MIB) for n in range(1, 6)]
+        over = Node().region(pages=1024, number=9, address=fake.ADDRESS + 10 * MIB)  # from a gap to a gap
+        assert over.address + over.size == fake.ADDRESS + 14 * MIB
+        with running(node) as manager:
+            for region in regions:
+                _native.region_close(region.number)
+            for _ in range(3):
+                over.map()
+                assert _native.region_find(over.address) == (9, 0)
+                assert _native.region_find(fake.ADDRESS + 12 * MIB) == (9, 2 * MIB)
+                _native.region_close(9)
+            assert _native.region_find(regions[0].address) == (1, 0)
+            assert _native.region_find(regions[4].address) == (5, 0)
+            with open("/proc/self/maps") as lines:
+                assert sum(line.startswith("59") for line in lines) <= 4
+    """)

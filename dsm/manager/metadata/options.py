@@ -10,12 +10,11 @@ import msgspec
 
 from dsm.errors import UsageError
 from dsm.limits import MAX_NAME_BYTES, MAX_PAGE_BYTES, MAX_REGION_BYTES, OS_PAGE_BYTES
-from dsm.types import CONSISTENCIES, MAX_DIMENSIONS, PLACEMENTS, ArrayLayout, RegionOptions
+from dsm.types import CONSISTENCIES, MAX_DIMENSIONS, MAX_PARTIES, PLACEMENTS, ArrayLayout, RegionOptions
 
 #: Models that are known but not in this version.
 LATER_CONSISTENCIES = ("release", "bounded")
 SYNC_KINDS = ("lock", "barrier", "atomic")
-MAX_PARTIES = 2**31 - 1
 MAX_RANK = 2**31 - 1
 #: Characters of a value that an error message shows.
 _SHOWN = 80
