@@ -113,7 +113,8 @@ int dsm_error_done(const struct dsm_error *error);
  * stays in the queue for dsm_error_take. */
 void dsm_error_hook(void *holds_lock, void *make_pending, void *what);
 
-/* Ask the manager something: posts a slot and returns the call: its low 8 bits are the slot.  -EAGAIN when all are in use. */
+/* Ask the manager something: posts a slot and returns the call, whose low 8 bits are the slot.  -EAGAIN when
+ * all are in use. */
 int dsm_call_begin(uint32_t op, uint32_t object, uint64_t a, uint64_t b, uint64_t c);
 /* Tell the manager something; nobody waits, and no slot is kept.  0, or -EAGAIN when all are in use. */
 int dsm_call_post(uint32_t op, uint32_t object, uint64_t a, uint64_t b, uint64_t c);
