@@ -240,6 +240,11 @@ COHERENCE = {
     "a refusal for nothing": (Kind.DECLINE, dict(page=0, count=1)),
     "an answer to nothing": (Kind.INVALIDATED, dict(page=0, count=1)),
     "a confirmation of nothing": (Kind.CONFIRM, dict(page=0, count=1)),
+    "a search by a stranger": (Kind.LOCATE, dict(node=1, page=0, count=1)),
+    "found, but nothing was sought": (Kind.PRESENT, dict(page=0, count=1)),
+    "not found, but nothing was sought": (Kind.ABSENT, dict(page=0, count=1)),
+    "taken back by a stranger": (Kind.VOID, dict(page=0, count=1)),
+    "lost, says a stranger": (Kind.LOST, dict(page=0, count=1)),
     "unknown flags": (Kind.GET, dict(page=0, count=1, flags=0xE0)),
 }
 
@@ -261,7 +266,7 @@ METADATA = {
     "joins again": (MetaKind.JOIN, meta.encode(meta.Join("x:1"))),
     "acknowledges nothing": (MetaKind.ACKNOWLEDGE, b""),
     "loses itself": (MetaKind.LOST, b""),
-    "what only the coordinator says": (MetaKind.MEMBERS, meta.encode(meta.Members(9, [0], []))),
+    "what only the coordinator says": (MetaKind.MEMBERS, meta.encode(meta.Members(9, [0]))),
     "not messagepack": (MetaKind.ASK, b"\xc1"),
     "another type": (MetaKind.ASK, meta.encode(meta.Join("x:1"))),
     "an array of four thousand million": (MetaKind.ASK, b"\xdd\xff\xff\xff\xff"),

@@ -171,8 +171,8 @@ def seeds() -> Iterator[bytes]:
     region = Region(1, options, 0x5800_0020_0000, (0, 1))
     bodies: dict[int, object] = {
         1: meta.Join("127.0.0.1:7000"),
-        2: meta.Welcome(1, 2, "00" * 16, 4, [meta.Member(0, "a:1")], [region], [7]),
-        4: meta.Members(3, [0, 1], [1], 2),
+        2: meta.Welcome(1, 2, "00" * 16, 4, [meta.Member(0, "a:1")], [region]),
+        4: meta.Members(3, [0, 1], 2),
         5: meta.Ask(3, control.CreateRegion(options)),
         6: meta.Told(meta.FoundRegions([region])),
         7: region,

@@ -111,7 +111,7 @@ def test_the_first_notices_are_said_and_the_others_counted():
 
 
 GOOD = Region(1, RegionOptions(nbytes=8192), 0x5800_0020_0000, (0, 1))
-WELCOME = meta.Welcome(1, 2, "00" * 16, 0, [meta.Member(0, "a:1")], [GOOD], [])
+WELCOME = meta.Welcome(1, 2, "00" * 16, 0, [meta.Member(0, "a:1")], [GOOD])
 CANNOT_BE = {
     "no page size": (Region, GOOD, {"options": RegionOptions(8192, page_size=0)}),
     "negative size": (Region, GOOD, {"options": RegionOptions(-1)}),
@@ -127,9 +127,9 @@ CANNOT_BE = {
     "cluster without a name": (meta.Welcome, WELCOME, {"cluster": "xyz"}),
     "epoch too large": (meta.Welcome, WELCOME, {"epoch": 1 << 32}),
     "a region in a welcome": (meta.Welcome, WELCOME, {"regions": [Region(1, RegionOptions(-1), 0, (0,))]}),
-    "members without us": (meta.Members, meta.Members(3, [0, 1], []), {"nodes": [0, 2]}),
-    "members beyond the copyset": (meta.Members, meta.Members(3, [0, 1], []), {"nodes": [0, 1, 1 << 40]}),
-    "decided too far": (meta.Members, meta.Members(3, [0, 1], []), {"decided": 65}),
+    "members without us": (meta.Members, meta.Members(3, [0, 1]), {"nodes": [0, 2]}),
+    "members beyond the copyset": (meta.Members, meta.Members(3, [0, 1]), {"nodes": [0, 1, 1 << 40]}),
+    "decided too far": (meta.Members, meta.Members(3, [0, 1]), {"decided": 65}),
 }
 
 
