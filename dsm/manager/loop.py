@@ -7,7 +7,9 @@ fault path).  Callbacks must not block; what they queue on links is flushed afte
 
 from __future__ import annotations
 
+import contextlib
 import heapq
+import os
 import select
 import socket
 import time
@@ -56,6 +58,8 @@ class Loop:
         self.dirty: list[Flushable] = []
         self.lazy: list[Flushable] = []
         self._lazy_due = 0
+        #: A descriptor in reserve for each listener.
+        self._spares: dict[int, int] = {}
 
     def watch(self, fd: int, callback: Callable[[int], None], events: int = IN) -> None:
         """Call `callback(events)` when `fd` is ready."""
@@ -79,11 +83,16 @@ class Loop:
     def accept(self, listener: socket.socket, again: Callable[[int], None]) -> Iterator[socket.socket]:
         """Yield the connections that wait, non-blocking; at most `FAIR_SHARE`, the rest in the next round.
 
+        Each listener holds a spare descriptor: with it one connection more can be taken when there are no
+        others, so that whoever asks for what cannot be given is told so and does not wait.
+
         Raises
         ------
         OSError
             The system gives no descriptor now; `again` is called in a second.
         """
+        door = listener.fileno()
+        self._hold_spare(door)
         for _ in range(FAIR_SHARE):
             try:
                 sock, _address = listener.accept()
@@ -92,10 +101,19 @@ class Loop:
             except ConnectionAbortedError:
                 continue
             except OSError:
-                self.pause(listener.fileno(), again, 1.0)
+                spare = self._spares.pop(door, None)
+                if spare is not None:
+                    os.close(spare)
+                    continue
+                self.pause(door, again, 1.0)
                 raise
             sock.setblocking(False)
             yield sock
+
+    def _hold_spare(self, door: int) -> None:
+        if door not in self._spares:
+            with contextlib.suppress(OSError):
+                self._spares[door] = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
     def after(self, seconds: float, callback: Callable[[], None]) -> None:
         """Call `callback` once, `seconds` from now."""
@@ -160,5 +178,8 @@ class Loop:
         return self._lazy_due if deadline is None else min(deadline, self._lazy_due)
 
     def close(self) -> None:
-        """Release the descriptor."""
+        """Release the descriptors."""
         self._epoll.close()
+        for spare in self._spares.values():
+            os.close(spare)
+        self._spares.clear()

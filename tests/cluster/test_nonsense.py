@@ -370,6 +370,11 @@ def test_a_manager_at_its_limit_of_descriptors_serves_who_is_there(cluster):
             cluster.log.wait("cannot accept a connection: Too many open files")
             for _ in range(5):
                 cluster.works()
+        for _ in range(3):  # who cannot be served is told, and does not wait
+            local = strangers.Local(cluster.managers[0].socket)
+            refused = local.ask(control.Attach(os.getpid(), 1))
+            local.close()
+            assert "Too many open files; it may have" in refused.message and "ulimit -n" in refused.message
     finally:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
     stranger = cluster.peer()
