@@ -15,7 +15,7 @@ from dsm.coherence.messages import Kind, Message
 from dsm.coherence.recovery import Search
 from dsm.errors import UsageError, WireError
 from dsm.limits import ADDRESS_ALIGNMENT, MAX_NODES, MAX_WORKERS_PER_NODE
-from dsm.manager.metadata.options import check_options
+from dsm.manager.metadata.options import MAX_RANK, check_options
 from dsm.types import Region
 from dsm.wire import membership as meta
 
@@ -97,6 +97,10 @@ def metadata(body: object, node: int) -> None:
         _check_u32("epoch", body.epoch)
         if not 0 <= body.decided <= MAX_NODES:
             raise WireError(f"numbers of nodes are said to be decided up to {body.decided}")
+    elif isinstance(body, meta.Ranks):
+        for rank, where in body.missing.items():
+            if not 0 <= rank <= MAX_RANK or not 0 <= where < MAX_NODES:
+                raise WireError(f"rank {rank} is said to have been on node {where}")
 
 
 def question(ask: meta.Ask) -> None:

@@ -233,10 +233,10 @@ class Sessions:
     def _ready(self, session: Session, events: int) -> None:
         if events & OUT:
             session.drain()
-        if session.is_behind:
-            if events & _HANGUP:
-                self.close_session(session)
-        elif events & (IN | _HANGUP):
+        if events & _HANGUP and session.is_behind:
+            session.forget()  # nobody reads answers any more, but what it said last counts
+            session.asked = 0
+        if events & (IN | _HANGUP) and not session.is_behind:
             self._receive(session)
 
     def _receive(self, session: Session) -> None:

@@ -177,6 +177,7 @@ def seeds() -> Iterator[bytes]:
         6: meta.Told(meta.FoundRegions([region])),
         7: region,
         9: SyncObject(1, "lock", "l", 1, 0),
+        13: meta.Ranks({3: 1}),
     }
     yield from (b"\5" + bytes([kind]) + meta.encode(body) for kind, body in bodies.items())
     for body in (control.Attach(1, 2), control.OpenRegion("x"), control.OpenSync("atomic", "a", 3)):

@@ -129,6 +129,8 @@ CANNOT_BE = {
     "a region in a welcome": (meta.Welcome, WELCOME, {"regions": [Region(1, RegionOptions(-1), 0, (0,))]}),
     "members without us": (meta.Members, meta.Members(3, [0, 1]), {"nodes": [0, 2]}),
     "members beyond the copyset": (meta.Members, meta.Members(3, [0, 1]), {"nodes": [0, 1, 1 << 40]}),
+    "a rank on no node": (meta.Ranks, meta.Ranks({3: 1}), {"missing": {3: 64}}),
+    "no rank": (meta.Ranks, meta.Ranks({3: 1}), {"missing": {-1: 0}}),
     "decided too far": (meta.Members, meta.Members(3, [0, 1]), {"decided": 65}),
 }
 
