@@ -28,9 +28,9 @@ def trace(coherence: Coherence) -> None:
         )
         fault(region, page, write, waiter, worker, ip)
 
-    def traced_message(fields: Fields, payload: memoryview) -> None:
+    def traced_message(link: Any, fields: Fields, payload: memoryview) -> None:
         _received(fields)
-        message(fields, payload)
+        message(link, fields, payload)
 
     def traced_pages(link: Any, fields: Fields) -> None:
         _received(fields)
