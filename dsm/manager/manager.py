@@ -111,7 +111,7 @@ class Manager:
             trace(self.coherence)
         self.coherence.on_pinned = lambda worker, pin: self.sessions.workers[worker].pinned(pin)
         self.loop.on_round = self.coherence.tick
-        self.sync = Sync(node, self.members.links, self.coherence.pager.wake, self.loop.after)
+        self.sync = Sync(node, self.members.links, self.coherence.pager.wake, self.loop.after, patience)
         self._take_epoch()
         if welcome is None:
             store = EmbeddedStore(self.ranks, *_addresses())
@@ -393,8 +393,9 @@ class Manager:
         self.loop.after(PEER_SILENCE_S / 3, self._look_for_silence)
 
     def _age(self) -> None:
-        """Let waits for pages grow older; a time in which this process was stopped does not count."""
+        """Let waits grow older; a time in which this process was stopped does not count."""
         self.coherence.age()
+        self.sync.age()
         self.loop.after(self._page_timeout / PAGE_TIMEOUT_PARTS, self._age)
 
     def _node_lost(self, node: int) -> None:

@@ -53,6 +53,14 @@ def parse_address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def announced(listening: str, outward: str) -> str:
+    """Return where others reach a node that listens at `listening` and calls the coordinator from `outward`."""
+    host, port = parse_address(listening)
+    if host not in ("0.0.0.0", "::"):
+        return listening
+    return f"[{outward}]:{port}" if ":" in outward else f"{outward}:{port}"
+
+
 class HalfOpen:
     """A connection whose peer has not proven itself yet (server side)."""
 
@@ -264,7 +272,7 @@ class Membership:
     def join(self, text: str) -> meta.Welcome:
         """Ask the coordinator at ``host:port`` to take this node in, and connect to every member."""
         link = self._connect(text, 0, NO_NODE)
-        join = meta.encode(meta.Join(self.address))
+        join = meta.encode(meta.Join(announced(self.address, link.sock.getsockname()[0])))
         self._tell(link, MetaKind.JOIN, join)
         welcome = self._wait_for(link, meta.Welcome, JOIN_WAIT_S)
         border.metadata(welcome, welcome.node)

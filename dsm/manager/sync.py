@@ -28,6 +28,8 @@ WITHDRAW_S = 0.5
 _SYNC = int(Family.SYNC)
 _OPS = frozenset(int(op) for op in Op if op >= Op.LOCK_ACQUIRE)
 _CANCEL, _REPLY, _WORKER_GONE = int(Op.CANCEL), int(SyncKind.REPLY), int(SyncKind.WORKER_GONE)
+#: Calls that last as long as others let them: their thread decides how long it waits.
+_WAITS = (Op.LOCK_ACQUIRE, Op.BARRIER_WAIT)
 _BARRIER_OPS = (Op.BARRIER_WAIT, Op.BARRIER_RESET, Op.BARRIER_ABORT)
 
 
@@ -40,6 +42,8 @@ class _Call(NamedTuple):
     op: int
     a: int
     b: int
+    #: `Sync.age` when it began.
+    age: int
 
     def comes_behind(self, other: _Call) -> bool:
         """Whether the same thread asks for the same lock: its home must be done with `other` first."""
@@ -60,6 +64,8 @@ class Sync:
         Ends the wait of a slot: ``wake(waiter, status, result)``.
     after
         The loop's timer: ``after(seconds, do)``.
+    patience
+        How many calls of `age` a call survives that is answered at once; 0: as many as come.
     """
 
     def __init__(
@@ -68,8 +74,11 @@ class Sync:
         links: dict[int, Link],
         wake: Callable[[int, int, int], None],
         after: Callable[[float, Callable[[], None]], None],
+        patience: int = 0,
     ) -> None:
         self.node = node
+        self.patience = patience
+        self._ages = 0
         self.home = SyncHome()
         self.epoch = 0
         self._links = links
@@ -114,7 +123,7 @@ class Sync:
             self._wake(waiter, Status.UNKNOWN_NAME, 0)
             return
         self._tickets = ticket = self._tickets % 0xFFFFFFFF + 1
-        self._waiting[ticket] = call = _Call(waiter, number, worker, op, a, b)
+        self._waiting[ticket] = call = _Call(waiter, number, worker, op, a, b, self._ages)
         if not any(call.comes_behind(other) for other in self._withdrawn.values()):
             self._ask(home, op, number, ticket, worker, a, b)
 
@@ -147,6 +156,14 @@ class Sync:
         if call is not None:
             self._withdrawn[ticket] = call
             self._wake(call.waiter, Status.CANCELLED, 0)
+
+    def age(self) -> None:
+        """A fixed part of the time has passed in which a home must answer what needs no wait."""
+        self._ages += 1
+        for ticket, call in list(self._waiting.items()):
+            if self.patience and call.op not in _WAITS and call.age <= self._ages - self.patience:
+                del self._waiting[ticket]
+                self._wake(call.waiter, Status.PAGE_TIMEOUT, 0)
 
     def _resolve(self, ticket: int, status: int) -> None:
         """The home has answered a call that was withdrawn: undo it, and ask what came behind it."""

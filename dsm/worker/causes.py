@@ -19,6 +19,11 @@ def explain(described: SyncObject, status: int, result: int) -> str | None:
     cause, node, number = cause_of(result)
     if cause is Cause.HOME_DIED or status == Status.PAGE_LOST:
         return f"it was kept by node {described.home}, which is gone; use another name"
+    if status == Status.PAGE_TIMEOUT:
+        return (
+            f"node {described.home}, which keeps it, did not answer in time (see `dsm status`): it may have "
+            "been done, or be done yet; look before you do it again, or raise DSM_PAGE_TIMEOUT"
+        )
     if status == Status.OWNER_DIED:
         who = f"node {node} died, whose worker held it" if cause is Cause.NODE_DIED else "its owner died"
         if cause in (Cause.DIED, Cause.LEFT):

@@ -7,13 +7,14 @@ shim keeps one bit a page; pins may overlap).
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dsm import _native
-from dsm.errors import LimitError, UsageError
+from dsm.errors import LimitError, PeerError, Status, UsageError
 from dsm.wire.calls import Op
 from dsm.worker import calls, lacking
 from dsm.worker.regions import Region, RegionTable, label
@@ -22,6 +23,13 @@ try:
     from numpy.lib.array_utils import byte_bounds
 except ImportError:  # numpy 1
     from numpy import byte_bounds  # type: ignore[no-redef, attr-defined, unused-ignore]
+
+
+_PAGE_ERRORS = {
+    Status.PAGE_LOST: "some of them went away with node {peer}, which is gone; the others can still be used",
+    Status.PAGE_TIMEOUT: "asked of node {peer}, they did not all come in time: who has them is stopped, cut "
+    "off, or pins them (see `dsm status`); nothing is lost: try again, or raise DSM_PAGE_TIMEOUT",
+}
 
 
 class PageRange(NamedTuple):
@@ -88,10 +96,28 @@ def check_fits(pages: PageRange, page_size: int, doing: str) -> None:
 
 def prefetch(pages: PageRange, write: bool) -> None:
     """Bring `pages` here and map them."""
-    calls.ask(
-        Op.PREFETCH, pages.region, pages.page, pages.pages, int(write), what=f"prefetching {_words(pages)}"
-    )
+    _bring(Op.PREFETCH, pages, write, f"prefetching {_words(pages)}")
     _native.region_apply(pages.region, pages.page, pages.pages)
+
+
+def _bring(
+    op: Op, pages: PageRange, write: bool, what: str, undo: Callable[[int], calls.Request] | None = None
+) -> None:
+    """Ask for pages; the error says which node they went away with, or were asked of."""
+    peer: int | None = None
+
+    def meaning(status: int, result: int) -> str | None:
+        nonlocal peer
+        if not result or status not in _PAGE_ERRORS:
+            return None
+        peer = result - 1
+        return _PAGE_ERRORS[Status(status)].format(peer=peer)
+
+    try:
+        calls.ask(op, *pages, int(write), what=what, undo=undo, meaning=meaning)
+    except PeerError as error:
+        error.region, error.peer = label(pages.region), peer
+        raise
 
 
 def _words(pages: PageRange) -> str:
@@ -112,7 +138,7 @@ class PinTable:
     def hold(self, pages: PageRange, write: bool) -> None:
         """Bring `pages` here and hold them."""
         undo = (Op.UNPIN, *pages, int(write))
-        calls.ask(Op.PIN, *pages, int(write), what=f"pinning {_words(pages)}", undo=lambda status: undo)
+        _bring(Op.PIN, pages, write, f"pinning {_words(pages)}", lambda status: undo)
         with self._mutex:
             self._held.append(pages)
             try:

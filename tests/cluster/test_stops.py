@@ -174,3 +174,44 @@ def test_a_worker_stopped_at_a_barrier_is_waited_for(cluster):
 
 def meet(node):
     node.barrier()
+
+
+def add_at(node, home):
+    """Add one to an atomic that is kept by that node; return what came of it."""
+    names = (f"counter {number}" for number in range(100))
+    cell = next(atomic for atomic in map(node.atomic, names) if atomic._described.home == home)
+    try:
+        return cell.fetch_add(1)
+    except dsm.PageTimeoutError as error:
+        return str(error)
+
+
+def test_an_atomic_whose_home_is_stopped_ends_at_the_deadline(cluster):
+    assert cluster.workers[0].call(add_at, 1) == 0
+    manager = cluster.managers[1].process
+    manager.send_signal(signal.SIGSTOP)
+    support.wait_until(lambda: support.state(manager.pid) == "T")
+    started = time.monotonic()
+    said = cluster.workers[0].call(add_at, 1)
+    took = time.monotonic() - started
+    manager.send_signal(signal.SIGCONT)
+    assert "node 1, which keeps it, did not answer in time" in said
+    assert DEADLINE_S <= took < DEADLINE_S + LATE_S
+    assert cluster.workers[0].call(add_at, 1) in (1, 2), "the late one was done"
+
+
+def pin_words(node):
+    """Pin what another node has; return what came of it."""
+    try:
+        with node.pin(node.array("words", (2, PAGE), "i8")):
+            return "pinned"
+    except dsm.PageTimeoutError as error:
+        return str(error), error.region, error.peer
+
+
+def test_a_pin_ends_at_the_deadline_and_names_what_it_is_about(cluster, stop):
+    said, region, peer = cluster.workers[0].call(pin_words)
+    stop()
+    assert "did not all come in time" in said
+    assert (region, peer in (0, 1)) == ("region 'words'", True)
+    assert cluster.workers[0].call(pin_words) == "pinned"

@@ -9,7 +9,7 @@ import pytest
 from dsm.coherence.messages import Kind
 from dsm.errors import WireError
 from dsm.manager.manager import Manager
-from dsm.manager.membership import Membership
+from dsm.manager.membership import Membership, announced
 from dsm.wire.header import Family, pack, unpack
 from dsm.wire.membership import Members, MetaKind
 
@@ -78,6 +78,18 @@ def test_a_member_whose_link_was_lost_before_it_was_announced(manager):
     assert manager.members.unreachable() == [2]
     manager._members_changed(Members(6, [0, 1]))
     assert manager.said == LOST
+
+
+@pytest.mark.parametrize(
+    ("listening", "outward", "told"),
+    [
+        ("0.0.0.0:7000", "10.0.0.2", "10.0.0.2:7000"),
+        ("[::]:7000", "fe80::1", "[fe80::1]:7000"),
+        ("b:7000", "10.0.0.2", "b:7000"),
+    ],
+)
+def test_a_node_that_listens_everywhere_tells_where_it_is(listening, outward, told):
+    assert announced(listening, outward) == told
 
 
 @pytest.mark.parametrize("family", [Family.COHERENCE, Family.SYNC])

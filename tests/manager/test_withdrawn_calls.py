@@ -126,3 +126,18 @@ def test_the_end_of_the_worker_forgets_both(node):
     node.answer(1, Status.OK)
     assert node.taken() == []
     assert node.woken == []
+
+
+def test_a_call_that_needs_no_wait_has_a_deadline_and_one_that_waits_has_none():
+    node = Node()
+    node.sync.patience = 2
+    node.sync.opened(SyncObject(8, "atomic", "name", 0, 0))
+    node.sync.call(Op.ATOMIC_ADD, 8, 1, 0, FIRST, WORKER)
+    node.acquire(SECOND)
+    node.sync.age()
+    assert node.woken == []
+    node.sync.age()
+    node.sync.age()
+    assert node.woken == [(FIRST, Status.PAGE_TIMEOUT)]
+    node.answer(1, Status.OK)
+    assert node.woken == [(FIRST, Status.PAGE_TIMEOUT)], "nobody waits for the late answer"
