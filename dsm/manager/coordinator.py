@@ -323,7 +323,7 @@ class Coordinator:
 
     def acknowledged(self, node: int, request: int) -> None:
         """A node has done what request number `request` said."""
-        if not 0 < request <= self._requests:
+        if request > self._requests:  # 0: what nobody waits for
             raise WireError(f"node {node} acknowledges request {request}, which was never made")
         awaiting = self._awaiting.get(request)
         if awaiting is not None:

@@ -280,7 +280,7 @@ METADATA = {
 def test_senseless_metadata_costs_the_sender_its_link(shared, words):
     kind, payload = METADATA[words]
     stranger, number = member(shared)
-    stranger.send(Family.METADATA, kind, payload, node=number)
+    stranger.send(Family.METADATA, kind, payload, node=number, request=1 << 31)
     assert stranger.is_closed()
     shared.log.wait(f"node {number} is lost: ")
 
