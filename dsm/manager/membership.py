@@ -54,7 +54,7 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def announced(listening: str, outward: str) -> str:
-    """Return where others reach a node that listens at `listening` and calls the coordinator from `outward`."""
+    """Return where others reach a node that listens at `listening` and calls others from `outward`."""
     host, port = parse_address(listening)
     if host not in ("0.0.0.0", "::"):
         return listening
