@@ -92,6 +92,11 @@ static int take_slot(uint32_t *status) {
 
 /* Ask the manager, wait, apply. */
 static void ask(const struct fault *fault) {
+  uint32_t peer = 0, open = dsm_open_error(&peer);
+  if (open) { /* its exception is pending: what it computes is void */
+    poison(fault, open, peer);
+    return;
+  }
   uint64_t start = dsm_now(), result;
   uint32_t generation = load_ordered(&dsm_worker.generation);
   uint32_t status = load_ordered(&dsm_worker.lost) ? load_relaxed(&dsm_worker.status_lost) : 0;

@@ -145,6 +145,7 @@ bool dsm_chain_dying(void);
 /* poison.c */
 int dsm_poison_prepare(void);
 void dsm_poison(struct dsm_region *region, uint64_t address, uint32_t status, uint32_t peer); /* SIGNAL-SAFE */
+uint32_t dsm_open_error(uint32_t *peer); /* SIGNAL-SAFE */
 void dsm_poison_reserve(void);
 void dsm_poison_tend(void);
 void dsm_poison_forget(void);
@@ -158,6 +159,7 @@ bool dsm_spare_spend(void);
 
 /* tell.c; SIGNAL-SAFE for synchronous faults.  True: the exception is pending in this thread, it need not wait. */
 bool dsm_tell_thread(void);
+void dsm_die(const char *message); /* SIGNAL-SAFE: the message, then SIGBUS */
 
 /* service.c, fork.c */
 int dsm_service_start(void);

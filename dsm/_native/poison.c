@@ -8,7 +8,8 @@
  * calls only system calls and dsm_tell_thread.  What follows dsm_poison is for the thread that raises errors.
  *
  * A thread that was told of its error goes on, but the error stays open until it is raised (done): until
- * then the thread gets more poison without another error and without a wait.  It keeps its last RUNS runs; older
+ * then the thread gets more poison without another error and without a wait, also where a page could be had:
+ * an operation on a thousand pages that do not come must not wait for each of them in turn.  It keeps its last RUNS runs; older
  * ones are mended at once, so that a loop over a terabyte of closed memory costs neither memory nor maps.
  */
 #include "internal.h"
@@ -42,6 +43,7 @@ struct entry {
 };
 
 static struct entry entries[ERRORS];
+static _Atomic uint32_t open_errors; /* entries that are not FREE */
 static _Atomic int locked; /* poisoning and mending, one at a time: what is in between is in no doubt */
 
 /* Complete before it is there: moved into its place, so that no thread sees it half filled. */
@@ -74,24 +76,21 @@ static int poison_run(const struct run *run, uint32_t state) {
   return result < 0 ? result : 1;
 }
 
-static void die(const char *message) {
-  if (write(STDERR_FILENO, message, strlen(message)) < 0) { /* nobody to tell */
-  }
-  struct sigaction action = {.sa_handler = SIG_DFL};
-  sigaction(SIGBUS, &action, NULL);
-  sigset_t mask;
-  sigemptyset(&mask);
-  sigaddset(&mask, SIGBUS);
-  pthread_sigmask(SIG_UNBLOCK, &mask, NULL);
-  syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), SIGBUS);
-}
-
 static struct entry *open_entry(uint64_t thread) {
   for (uint32_t i = 0; i < ERRORS; i++) {
     uint32_t state = load_relaxed(&entries[i].state);
     if ((state == POSTED || state == TAKEN || state == TOLD) && entries[i].error.thread == thread) return &entries[i];
   }
   return NULL;
+}
+
+/* SIGNAL-SAFE, cheap while no thread has an error.  What this thread's open error ended with; 0: it has none. */
+uint32_t dsm_open_error(uint32_t *peer) {
+  if (!load_relaxed(&open_errors)) return 0;
+  const struct entry *entry = open_entry((uint64_t)syscall(SYS_gettid));
+  if (!entry) return 0;
+  *peer = entry->error.peer;
+  return entry->error.status;
 }
 
 static struct entry *post_error(const struct dsm_error *error, const struct run *run) {
@@ -102,6 +101,7 @@ static struct entry *post_error(const struct dsm_error *error, const struct run 
     entry->error = *error;
     entry->run[0] = *run;
     entry->runs = 1;
+    add_relaxed(&open_errors, 1);
     store_ordered(&entry->state, POSTED);
     return entry;
   }
@@ -187,7 +187,7 @@ static struct entry *poison_locked(struct dsm_region *region, uint64_t address, 
   int result = poison_run(&run, state);
   if (result == -ENOMEM && dsm_spare_spend()) result = poison_run(&run, state);
   if (result == 0) return NULL; /* closed meanwhile: likewise */
-  if (result < 0) die("dsm: a page could not be served, and there is no memory map left to say so\n");
+  if (result < 0) dsm_die("dsm: a page could not be served, and there is no memory map left to say so\n");
   add_relaxed(&dsm_worker.board->poisoned, 1);
   if (entry) {
     remember_run(entry, &run);
@@ -199,7 +199,7 @@ static struct entry *poison_locked(struct dsm_region *region, uint64_t address, 
   error.peer = peer;
   error.page = (address - region->address) >> region->page_shift;
   entry = post_error(&error, &run);
-  if (!entry) die("dsm: more threads than can be told have touched pages that could not be served\n");
+  if (!entry) dsm_die("dsm: more threads than can be told have touched pages that could not be served\n");
   return entry;
 }
 
@@ -272,6 +272,7 @@ int dsm_error_done(const struct dsm_error *error) {
     lock_entries();
     for (uint32_t i = 0; i < entry->runs && i < RUNS; i++) mend_run(entry, &entry->run[i]);
     store_ordered(&entry->state, FREE);
+    atomic_fetch_sub(&open_errors, 1);
     unlock_entries();
   }
   pthread_sigmask(SIG_SETMASK, &old, NULL);
@@ -289,5 +290,6 @@ void dsm_poison_tend(void) {
 /* In a forked child: its threads are gone. */
 void dsm_poison_forget(void) {
   for (uint32_t i = 0; i < ERRORS; i++) store_relaxed(&entries[i].state, FREE);
+  store_relaxed(&open_errors, 0);
   store_ordered(&locked, 0);
 }

@@ -176,6 +176,29 @@ def meet(node):
     node.barrier()
 
 
+def fill_many(node):
+    node.array("many", (64, PAGE), "i8")[:] = 1
+
+
+def total_of_many(node):
+    """Touch many pages in one operation; how long it took."""
+    words = node.array("many", (64, PAGE), "i8")
+    started = time.monotonic()
+    with pytest.raises(dsm.PageTimeoutError):
+        words.sum().item()
+    return time.monotonic() - started
+
+
+def test_an_operation_on_many_pages_waits_once(cluster):
+    worker = cluster.workers[1]
+    worker.call(fill_many)
+    worker.process.send_signal(signal.SIGSTOP)
+    support.wait_until(lambda: support.state(worker.pid) == "T")
+    took = cluster.workers[0].call(total_of_many)
+    worker.process.send_signal(signal.SIGCONT)
+    assert took < DEADLINE_S + LATE_S
+
+
 def add_at(node, home):
     """Add one to an atomic that is kept by that node; return what came of it."""
     names = (f"counter {number}" for number in range(100))

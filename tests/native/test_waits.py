@@ -12,25 +12,26 @@ def test_waits_tell_what_and_since_when(run):
         started = time.monotonic_ns()
         node.worker(None)
         assert board.waits(0) == []
-        slot = _native.call_begin(40, 7, 1, 2, 3)
+        call = _native.call_begin(40, 7, 1, 2, 3)
         [waiting] = board.waits(0)
+        slot = waiting.slot
         assert waiting[:7] == (slot, 40, 7, 1, 2, 3, os.getpid())
         assert waiting.since == 0  # asked, but does not wait yet
-        assert _native.call_wait(slot, 1_000_000) is None
+        assert _native.call_wait(call, 1_000_000) is None
         first = board.waits(0)[0].since
         assert started < first <= time.monotonic_ns()
-        assert _native.call_wait(slot, 1_000_000) is None
+        assert _native.call_wait(call, 1_000_000) is None
         assert board.waits(0)[0].since == first  # a later slice of the same wait
         board.complete(0, slot, 0, 5)
         assert board.waits(0) == []
-        assert _native.call_wait(slot, -1) == (0, 5)
-        _native.call_end(slot)
+        assert _native.call_wait(call, -1) == (0, 5)
+        _native.call_end(call)
         assert _native.call_post(41, 7)
         assert board.waits(0) == []  # nobody waits for that
-        slot = _native.call_begin(42, 7)
+        call = _native.call_begin(42, 7)
         assert board.waits(0)[0].since == 0
-        board.complete(0, slot)
-        _native.call_end(slot)
+        board.complete(0, board.waits(0)[0].slot)
+        _native.call_end(call)
         try:
             board.waits(1)
         except OSError as error:
