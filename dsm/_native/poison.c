@@ -9,8 +9,9 @@
  *
  * A thread that was told of its error goes on, but the error stays open until it is raised (done): until
  * then the thread gets more poison without another error and without a wait, also where a page could be had:
- * an operation on a thousand pages that do not come must not wait for each of them in turn.  It keeps its last RUNS runs; older
- * ones are mended at once, so that a loop over a terabyte of closed memory costs neither memory nor maps.
+ * an operation on a thousand pages that do not come must not wait for each of them in turn.  It keeps its last
+ * RUNS runs; older ones are mended at once, so that a loop over a terabyte of closed memory costs neither memory
+ * nor maps.
  */
 #include "internal.h"
 
