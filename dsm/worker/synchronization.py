@@ -1,7 +1,7 @@
-"""Locks and atomics as users hold them.
+"""Locks, atomics and barriers as users hold them.
 
-Owns which objects this process has opened, who holds a lock in it (a thread, by a token that is never
-used X a lock, in which order, is decided by the object's home.
+Owns which objects this process has opened, and who holds a lock in it (a thread, by a token that is never
+used again) and how.  Who gets a lock, in which order, is decided by the object's home.
 """
 
 from __future__ import annotations
