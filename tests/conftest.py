@@ -16,6 +16,7 @@ import hypothesis
 import pytest
 
 import support
+from dsm import proc
 
 hypothesis.settings.register_profile(
     "default", deadline=None, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -52,16 +53,16 @@ def _session_leaves_nothing():
 def _test_leaves_nothing(_session_leaves_nothing):
     mark = uuid.uuid4().hex
     os.environ[support.TEST_MARK] = mark
-    sockets = set(support.abstract_sockets())
+    sockets = set(proc.manager_sockets())
     files = support.shared_memory_files()
     yield
     os.environ.pop(support.TEST_MARK, None)
     _complain(support.TEST_MARK, mark, "after this test")
 
-    def sockets_left() -> dict[str, str]:
-        new = {name: inode for name, inode in support.abstract_sockets().items() if name not in sockets}
+    def sockets_left() -> set[str]:
+        new = {f"socket:[{inode}]" for name, inode in proc.manager_sockets().items() if name not in sockets}
         # Those of tests that run beside us (pytest-xdist) are held by processes that are not ours.
-        return new if new and support.holds_socket("self", set(new.values())) else {}
+        return new & proc.descriptors("self") if new else new
 
     support.wait_until(lambda: not sockets_left(), support.GONE_S, "managers' sockets are closed")
     support.wait_until(

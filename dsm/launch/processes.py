@@ -14,6 +14,8 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterable
 
+from dsm import proc
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -103,18 +105,12 @@ def descendants(but_not: Iterable[int] = ()) -> list[int]:
     """Return the living processes that descend from this one, leaving out those given and theirs."""
     children: dict[int, list[int]] = {}
     living: set[int] = set()
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        try:
-            with open(f"/proc/{entry}/stat", "rb") as file:
-                # The name (second field) may hold spaces and parentheses: count from its end.
-                state, parent = file.read().rpartition(b")")[2].split()[:2]
-        except OSError:
-            continue  # ended while we were reading
-        children.setdefault(int(parent), []).append(int(entry))
-        if state not in (b"Z", b"X"):
-            living.add(int(entry))
+    for pid in proc.processes():
+        state = proc.process_state(pid)
+        if state.letter:
+            children.setdefault(state.parent, []).append(pid)
+        if state.letter not in ("", "Z", "X"):
+            living.add(pid)
     found = []
     queue = [os.getpid()]
     skipped = set(but_not)

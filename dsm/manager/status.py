@@ -159,7 +159,7 @@ class StatusDesk:
         """Return this node's part."""
         manager = self._manager
         members = manager.members
-        state, cpu_s = process_state(os.getpid())
+        state, cpu_s, _ = process_state(os.getpid())
         part = _Part(manager)
         return NodeStatus(
             node=members.node,
@@ -209,7 +209,7 @@ class _Part:
     def workers(self) -> Iterable[WorkerStatus]:
         """Every worker, with what its threads wait for."""
         for worker, session in sorted(self._manager.sessions.workers.items()):
-            state, cpu_s = process_state(session.pid)
+            state, cpu_s, _ = process_state(session.pid)
             waits = [*map(self._wait, self._manager.board.waits(worker)), *self._questions(session)]
             known = tuple(wait for wait in waits if wait is not None)
             yield WorkerStatus(worker, session.rank, session.pid, state, cpu_s, known)

@@ -235,7 +235,7 @@ def test_the_only_manager_stopped_is_not_waited_for(monkeypatch):
 def test_nobody_to_ask_is_status_1(monkeypatch, capsys):
     printed = _dsm("@dsm-nobody")
     assert printed.returncode == 1 and "no manager answers at @dsm-nobody" in printed.stderr
-    monkeypatch.setattr(ask, "sockets", lambda: [])
+    monkeypatch.setattr(ask, "manager_sockets", dict)
     assert status._once(None, False, False) == 1
     assert "no dsm cluster runs on this machine" in capsys.readouterr().err
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import re
 import secrets
 import signal
@@ -18,12 +17,10 @@ import dsm
 from dsm.testing import Cluster
 from dsm.testing.cluster import ManagerProcess
 from dsm.types import JOB_BARRIER
-from support import wait_until, wait_value
+from support import wait_until, wait_value, waits_in_futex
 
 #: Seconds within which a wait that cannot be fulfilled must have ended.
 SOON_S = 10
-#: Number of the system call, as /proc shows it.
-FUTEX = {"x86_64": "202", "aarch64": "98"}[platform.machine()]
 ITEMS = 512
 
 
@@ -132,12 +129,8 @@ def close(node):
 
 
 def waits(worker):
-    """Whether the main thread of a worker sleeps in a call that its manager has to answer.
-
-    It must have opened the object before: that waits in a futex too.
-    """
-    with open(f"/proc/{worker.pid}/syscall") as file:
-        return file.read().split()[0] == FUTEX
+    """Whether a worker waits for its manager (it must have opened the object before: that is a wait, too)."""
+    return waits_in_futex(worker.pid)
 
 
 # ---- locks -----------------------------------------------------------------------------------------

@@ -47,10 +47,6 @@ def timed(node, value=None):
     return time.monotonic() - started, result
 
 
-def stopped(cluster, who):
-    return cluster.workers[1].pid if who == "worker" else cluster.managers[1].pid
-
-
 @pytest.fixture(params=["worker", "manager"])
 def stop(request, cluster):
     """Stop worker 1 or its manager; gives what lets it go on."""

@@ -1,21 +1,17 @@
 """`dsm run`: failures, signals, and that nothing survives them."""
 
-import os
 import signal
 import time
 
 import pytest
 
 import support
+from dsm import proc
 
 WAITING = """
 print("here", flush=True)
 wait()
 """
-
-
-def _family():
-    return support.processes_marked(support.TEST_MARK, os.environ[support.TEST_MARK])
 
 
 def test_the_first_failure_stops_all_and_speaks_last(launch):
@@ -57,7 +53,7 @@ def test_workers_that_ignore_the_request_are_gone_within_two_seconds(launch):
     ended = time.monotonic()
     failed = float(run.stdout.split("failing ")[1].split()[0])
     assert ended - failed < 2.0
-    assert _family() == []
+    assert support.family() == []
 
 
 @pytest.mark.parametrize(
@@ -215,7 +211,7 @@ def test_ending_signals_end_all(launch, number):
     run.wait_printed("here", 2)
     run.process.send_signal(number)
     assert run.status() == 128 + number
-    assert _family() == []
+    assert support.family() == []
 
 
 def test_a_signal_while_managers_start(launch):
@@ -239,20 +235,22 @@ def test_nothing_survives_the_death_of_the_launcher(launch):
         """,
     )
     run.wait_printed("here", 4)
-    assert len(support.abstract_sockets()) >= 2
+    assert len(proc.manager_sockets()) >= 2
     run.process.kill()
     run.status()
-    support.wait_until(lambda: not _family(), what="all processes are gone")
+    support.wait_until(lambda: not support.family(), what="all processes are gone")
 
 
 def test_nothing_survives_a_launcher_killed_at_any_moment(launch):
     """From before the first manager is ready until the workers run."""
     for step in range(8):
         run = launch("-n", 2, "--nodes", 2, program=WAITING)
-        support.wait_until(lambda wanted=step: len(_family()) > min(wanted, 4), what=f"{step} processes run")
+        support.wait_until(
+            lambda wanted=step: len(support.family()) > min(wanted, 4), what=f"{step} processes run"
+        )
         run.process.kill()
         run.status()
-        support.wait_until(lambda: not _family(), what="all processes are gone")
+        support.wait_until(lambda: not support.family(), what="all processes are gone")
 
 
 def test_user_signals_are_forwarded(launch):

@@ -38,10 +38,6 @@ def run(tmp_path):
         launched.stop()
 
 
-def _family():
-    return support.processes_marked(support.TEST_MARK, os.environ[support.TEST_MARK])
-
-
 def test_all_see_the_same_memory(run):
     job = run("-n", 4, "--nodes", 2, program=HELLO)
     assert job.status() == 0
@@ -75,7 +71,7 @@ def test_ctrl_c_in_a_barrier(run):
     job.wait_printed("[0, 11, 22]", 3)
     job.process.send_signal(signal.SIGINT)
     assert job.status() == 130
-    assert _family() == []
+    assert support.family() == []
     job.process.stdin.close()
 
 
@@ -84,7 +80,7 @@ def test_nothing_survives_the_death_of_the_launcher(run):
     job.wait_printed("[0, 10, 21, 31]", 4)
     job.process.kill()
     job.status()
-    support.wait_until(lambda: not _family(), what="all processes are gone")
+    support.wait_until(lambda: not support.family(), what="all processes are gone")
 
 
 def test_a_lost_manager_ends_the_run(run):

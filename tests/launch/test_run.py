@@ -53,7 +53,7 @@ def test_the_secret_reaches_no_worker_and_no_command_line(launch):
         """,
     )
     run.wait_printed("False", 2)
-    marked = support.processes_marked(support.TEST_MARK, os.environ[support.TEST_MARK])
+    marked = support.family()
     environments = [Path(f"/proc/{pid}/environ").read_text().split("\0") for pid in marked]
     secrets = {entry for environment in environments for entry in environment if "DSM_SECRET" in entry}
     assert len(secrets) == 1
@@ -181,7 +181,7 @@ def test_what_workers_leave_behind_is_ended(launch):
     """
     run = launch("-n", 2, program=program)
     assert run.status() == 0
-    assert support.processes_marked(support.TEST_MARK, os.environ[support.TEST_MARK]) == []
+    assert support.family() == []
 
 
 def test_node_runs_until_it_is_told_to_end(launch, tmp_path):

@@ -49,10 +49,6 @@ def run(tmp_path):
         launched.stop()
 
 
-def _family():
-    return support.processes_marked(support.TEST_MARK, os.environ[support.TEST_MARK])
-
-
 def _pass_the_deadline():
     """Let more time pass than a page may take: that it passes is what is tested."""
     time.sleep(1.5 * DEADLINE_S)
@@ -68,7 +64,7 @@ def _ends_well(job, directory, ranks):
 def test_after_ctrl_z_for_longer_than_the_deadline_nobody_sees_an_error(run, tmp_path):
     job = run("-n", 4, "--nodes", 2, program=EXCHANGE, process_group=0)
     job.wait_printed("here", 4)
-    family = _family()
+    family = support.family()
     job.process.send_signal(signal.SIGTSTP)
     support.wait_until(lambda: all(support.state(pid) == "T" for pid in family), what="all are stopped")
     _pass_the_deadline()
@@ -82,7 +78,7 @@ def test_a_launcher_that_is_stopped_for_a_while_does_not_matter(run, tmp_path):
     job.process.send_signal(signal.SIGSTOP)
     support.wait_until(lambda: support.state(job.pid) == "T")
     _pass_the_deadline()
-    assert len(_family()) == 7
+    assert len(support.family()) == 7
     job.process.send_signal(signal.SIGCONT)
     _ends_well(job, tmp_path, 4)
 
@@ -96,16 +92,16 @@ def test_the_death_of_the_launcher_ends_also_what_is_stopped(run, what):
     job = run("-n", 4, "--nodes", 2, program=EXCHANGE)
     job.wait_printed("here", 4)
     chosen = {
-        "worker": [pid for pid in _family() if _is_worker(pid)][:1],
+        "worker": [pid for pid in support.family() if _is_worker(pid)][:1],
         "manager": support.managers()[:1],
-        "everything": [pid for pid in _family() if pid != job.pid],
+        "everything": [pid for pid in support.family() if pid != job.pid],
     }[what]
     for pid in chosen:
         os.kill(pid, signal.SIGSTOP)
         support.wait_until(lambda pid=pid: support.state(pid) == "T")
     job.process.kill()
     job.status()
-    support.wait_until(lambda: not _family(), what="all processes are gone")
+    support.wait_until(lambda: not support.family(), what="all processes are gone")
 
 
 GO_ON = """
@@ -178,7 +174,7 @@ print("counted", flush=True)
 def test_a_stopped_worker_costs_a_patient_program_nothing_but_time(run, tmp_path):
     job = run("-n", 4, "--nodes", 2, program=PATIENT)
     job.wait_printed("here", 4)
-    worker = next(pid for pid in _family() if _is_worker(pid))
+    worker = next(pid for pid in support.family() if _is_worker(pid))
     os.kill(worker, signal.SIGSTOP)
     support.wait_until(lambda: support.state(worker) == "T")
     _pass_the_deadline()

@@ -124,7 +124,7 @@ def test_ctrl_z_stops_everything(launch):
     """In the session of the tests, whose shell has another group: SIGTSTP works as from the keyboard."""
     run = launch("-n", 2, program="print('here'); wait()", process_group=0)
     run.wait_printed("here", 2)
-    family = support.processes_marked(support.TEST_MARK, os.environ[support.TEST_MARK])
+    family = support.family()
     run.process.send_signal(signal.SIGTSTP)
     support.wait_until(lambda: all(support.state(pid) == "T" for pid in family), what="all are stopped")
     run.process.send_signal(signal.SIGCONT)

@@ -19,7 +19,7 @@ import msgspec
 
 from dsm.errors import AuthenticationError, DSMError, NodeLostError, PageTimeoutError, error_for
 from dsm.limits import MAX_CONTROL_BYTES
-from dsm.proc import process_state
+from dsm.proc import descriptors, manager_sockets, process_state
 from dsm.wire import control
 from dsm.wire.status import STOPPED, ClusterStatus, SilentNode
 
@@ -48,13 +48,6 @@ class Found:
     silent: list[Silent] = field(default_factory=list)
 
 
-def sockets() -> list[str]:
-    """Return the local sockets of all managers of this machine, ``@dsm-…``."""
-    with open("/proc/net/unix", encoding="utf-8", errors="replace") as file:
-        names = {line.split()[-1] for line in file if "@dsm-" in line}
-    return sorted(name for name in names if name.startswith("@dsm-"))
-
-
 def look(address: str | None) -> Found:
     """Return the clusters that have a manager here; with `address`, only that one's.
 
@@ -66,7 +59,7 @@ def look(address: str | None) -> Found:
     found = Found()
     covered: set[str] = set()
     first = [address] if address else []
-    for name in itertools.chain(first, (each for each in sockets() if each != address)):
+    for name in itertools.chain(first, (each for each in sorted(manager_sockets()) if each != address)):
         if name in covered:
             continue
         if address and _complete(found, address):
@@ -162,27 +155,27 @@ def ask(address: str) -> ClusterStatus | Silent:
 
 
 def _receive(connection: socket.socket, address: str) -> ClusterStatus:
-    descriptors = array.array("i")
+    received = array.array("i")
     data, ancillary, _, _ = connection.recvmsg(
-        MAX_CONTROL_BYTES, socket.CMSG_SPACE(descriptors.itemsize), socket.MSG_CMSG_CLOEXEC
+        MAX_CONTROL_BYTES, socket.CMSG_SPACE(received.itemsize), socket.MSG_CMSG_CLOEXEC
     )
     for level, kind, carried in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            descriptors.frombytes(carried[: len(carried) - len(carried) % descriptors.itemsize])
+            received.frombytes(carried[: len(carried) - len(carried) % received.itemsize])
     try:
         if not data:
             raise NodeLostError(f"the manager at {address} ended")
         try:
             body = control.decode_answer(data).body
-            if isinstance(body, control.Status) and descriptors:
-                return _decode(os.pread(descriptors[0], body.nbytes, 0))
+            if isinstance(body, control.Status) and received:
+                return _decode(os.pread(received[0], body.nbytes, 0))
         except (msgspec.MsgspecError, OSError) as error:
             raise NodeLostError(f"the manager at {address} sent what is no status: {error}") from None
         if isinstance(body, control.Failed):
             raise error_for(body.status, f"the manager at {address}: {body.message}")
         raise NodeLostError(f"the manager at {address} answered {type(body).__name__}")
     finally:
-        for fd in descriptors:
+        for fd in received:
             os.close(fd)
 
 
@@ -201,7 +194,7 @@ def _recognize(found: Found) -> None:
 def _with_process(node: SilentNode, candidates: Sequence[Silent]) -> SilentNode:
     for silent in candidates:
         inode = _inode(silent.pid, node.remote, node.local)
-        if inode and f"socket:[{inode}]" in _descriptors(silent.pid):
+        if inode and f"socket:[{inode}]" in descriptors(silent.pid):
             return SilentNode(node.node, node.remote, node.local, silent.pid, silent.state, silent.socket)
     return node
 
@@ -234,17 +227,3 @@ def _hexadecimal(address: str) -> str:
     packed = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
     words = struct.unpack(f"={len(packed) // 4}I", packed)
     return "".join(f"{word:08X}" for word in words) + f":{int(port):04X}"
-
-
-def _descriptors(pid: int) -> set[str]:
-    """Return what the descriptors of a process refer to."""
-    found = set()
-    try:
-        for fd in os.listdir(f"/proc/{pid}/fd"):
-            try:
-                found.add(os.readlink(f"/proc/{pid}/fd/{fd}"))
-            except OSError:
-                continue
-    except OSError:
-        pass
-    return found

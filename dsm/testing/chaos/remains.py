@@ -9,40 +9,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from dsm import proc
+
 #: Every process of a job carries it in its environment, and so do theirs.
 MARK = "DSM_CHAOS_MARK"
 
 
-def is_alive(pid: int) -> bool:
-    """Return whether a process exists and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except OSError:
-        return False
-
-
 def marked(mark: str) -> list[int]:
     """Return the living processes that carry that mark."""
-    wanted = f"{MARK}={mark}".encode()
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                if wanted in Path(f"/proc/{entry}/environ").read_bytes().split(b"\0") and is_alive(
-                    int(entry)
-                ):
-                    found.append(int(entry))
-            except OSError:
-                continue  # ended meanwhile, or somebody else's
-    return found
+    return proc.processes_marked(MARK, mark)
 
 
 def command_line(pid: int) -> str:
     """Return what a process was started as."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace").replace("\0", " ").strip()
-    except OSError:
-        return "(gone)"
+    return " ".join(proc.command_line(pid)) or "(gone)"
 
 
 def shared_files() -> set[str]:
@@ -63,5 +43,4 @@ def listening(ports: set[int]) -> list[int]:
 
 def sockets(names: set[str]) -> list[str]:
     """Return which of these local sockets exist."""
-    lines = Path("/proc/net/unix").read_text(errors="replace").splitlines()
-    return sorted(names & {line.split()[-1] for line in lines})
+    return sorted(names & proc.manager_sockets().keys())
