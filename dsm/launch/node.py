@@ -14,12 +14,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dsm import limits, log
+from dsm import log
 from dsm.errors import UsageError
 from dsm.launch.cluster import END_S
 from dsm.launch.job import READY_S
 from dsm.launch.loop import Loop, Signals
 from dsm.launch.managers import Manager
+from dsm.launch.options import add_page_timeout, take_page_timeout
 from dsm.manager_process import manager_command, manager_environment
 from dsm.wire.secret import load_secret, make_secret
 
@@ -62,15 +63,10 @@ def _parser() -> argparse.ArgumentParser:
         "--join",
         type=_address,
         metavar="HOST:PORT",
-        help="a node of the cluster to join (default: a new cluster)",
+        help="the first node of the cluster to join (default: be the first of a new one)",
     )
     parser.add_argument("--secret-file", type=Path, metavar="F", help="the file with the cluster's secret")
-    parser.add_argument(
-        "--page-timeout",
-        type=float,
-        metavar="S",
-        help=f"seconds that a thread waits for a page, 0 without end ({limits.PAGE_TIMEOUT_S:g})",
-    )
+    add_page_timeout(parser)
     parser.add_argument("--name", metavar="HEX", help="fix the name of the local socket: DSM_NODE=@dsm-HEX")
     return parser
 
@@ -181,10 +177,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the verb; return the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if options.page_timeout is not None:
-        if not options.page_timeout >= 0:
-            parser.error(f"--page-timeout {options.page_timeout}: seconds are needed, 0 for no end")
-        os.environ["DSM_PAGE_TIMEOUT"] = str(options.page_timeout)
+    take_page_timeout(parser, options)
     try:
         log.configure(os.environ)
         secret = _secret_file(options.secret_file, options.join is not None)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dsm import limits, log
 from dsm.errors import UsageError
 from dsm.launch import job
+from dsm.launch.options import add_page_timeout, take_page_timeout
 
 _EPILOG = """\
 examples:
@@ -49,12 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--timeout", type=float, metavar="S", help="end everything after S seconds, status 124"
     )
-    parser.add_argument(
-        "--page-timeout",
-        type=float,
-        metavar="S",
-        help=f"seconds that a thread waits for a page, 0 without end ({limits.PAGE_TIMEOUT_S:g})",
-    )
+    add_page_timeout(parser)
     parser.add_argument(
         "--on-failure",
         choices=("stop", "continue"),
@@ -87,10 +83,7 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         )
     if options.timeout is not None and not 0 < options.timeout < float("inf"):
         parser.error(f"--timeout {options.timeout}: a positive number of seconds is needed")
-    if options.page_timeout is not None:
-        if not options.page_timeout >= 0:
-            parser.error(f"--page-timeout {options.page_timeout}: seconds are needed, 0 for no end")
-        os.environ["DSM_PAGE_TIMEOUT"] = str(options.page_timeout)
+    take_page_timeout(parser, options)
     if not options.program:
         parser.error("no program: give a script, or -m and a module")
     if not options.module:

@@ -130,6 +130,8 @@ def test_a_slow_reader_loses_nothing(launch):
         (["-n", "2"], "no program"),
         (["-n", "2", "absent.py"], "cannot find the program absent.py"),
         (["--timeout", "-1", "x.py"], "a positive number of seconds"),
+        (["--page-timeout", "-1", "x.py"], "--page-timeout -1.0: seconds are needed"),
+        (["--page-timeout", "nan", "x.py"], "--page-timeout nan: seconds are needed"),
         (["--on-failure", "ignore", "x.py"], "invalid choice"),
     ],
 )
@@ -209,6 +211,7 @@ def test_node_ends_when_it_is_killed(launch, tmp_path):
     [
         (["--listen", "nowhere"], "is not HOST:PORT"),
         (["--listen", "127.0.0.1:0"], "nodes need a secret"),
+        (["--listen", "127.0.0.1:0", "--page-timeout", "-1"], "--page-timeout -1.0: seconds are needed"),
         (["--listen", "127.0.0.1:0", "--join", "h:1", "--secret-file", "absent"], "copy it from the node"),
     ],
 )
