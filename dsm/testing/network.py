@@ -48,7 +48,18 @@ def _remove_left_behind() -> None:
 
 
 class Network:
-    """A switch and `nodes` hosts, each with one address."""
+    """A switch and hosts, each with one address; also a context manager.
+
+    Parameters
+    ----------
+    nodes : int
+        How many hosts.
+
+    Raises
+    ------
+    LimitError
+        When this process cannot make network namespaces; `why_not` says so beforehand.
+    """
 
     def __init__(self, nodes: int) -> None:
         _remove_left_behind()
@@ -88,7 +99,7 @@ class Network:
         return ["ip", "netns", "exec", self.hosts[node]]
 
     def cut(self, one: int, other: int) -> None:
-        """Let nothing through between two hosts."""
+        """Let nothing through between two hosts.  One link at a time: two cuts isolate all four hosts."""
         self._isolate(one, True)
         self._isolate(other, True)
 
@@ -98,17 +109,8 @@ class Network:
             self._isolate(node, False)
 
     def _isolate(self, node: int, on: bool) -> None:
-        _ip(
-            "-n",
-            self._switch,
-            "link",
-            "set",
-            f"port{node}",
-            "type",
-            "bridge_slave",
-            "isolated",
-            "on" if on else "off",
-        )
+        port = (f"port{node}", "type", "bridge_slave", "isolated", "on" if on else "off")
+        _ip("-n", self._switch, "link", "set", *port)
         (self._isolated.add if on else self._isolated.discard)(node)
 
     def close(self) -> None:

@@ -1,10 +1,9 @@
-"""Two hosts: network namespaces of the test's own, joined by a cable that can be pulled."""
+"""Two hosts, in network namespaces, joined by a network whose cable can be pulled."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import uuid
@@ -12,11 +11,10 @@ import uuid
 import pytest
 
 from dsm.limits import PEER_SILENCE_S
+from dsm.testing import Network
+from dsm.testing.network import why_not
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("ip") is None,
-    reason="makes network namespaces: needs root and iproute2",
-)
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 WRITE = """
 import dsm
@@ -37,44 +35,16 @@ except dsm.PageLostError as error:
 """
 
 
-def ip(*arguments):
-    subprocess.run(["ip", *arguments], check=True, capture_output=True)
-
-
 @pytest.fixture
-def hosts():
-    names = [f"dsm-{uuid.uuid4().hex[:6]}-{i}" for i in range(2)]
-    try:
-        for name in names:
-            ip("netns", "add", name)
-            ip("-n", name, "link", "set", "lo", "up")
-        ip(
-            "link",
-            "add",
-            "cable",
-            "netns",
-            names[0],
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "cable",
-            "netns",
-            names[1],
-        )
-        for i, name in enumerate(names):
-            ip("-n", name, "addr", "add", f"10.213.7.{i + 1}/24", "dev", "cable")
-            ip("-n", name, "link", "set", "cable", "up")
-        yield names
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+def network():
+    with Network(2) as network:
+        yield network
 
 
 def run(host, *command, **options):
-    """Start a Python process on a host."""
+    """Start a Python process on a host: the words of `Network.command`."""
     return subprocess.Popen(
-        ["ip", "netns", "exec", host, sys.executable, *command],
+        [*host, sys.executable, *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -99,17 +69,20 @@ def manager(host, address, secret, *options):
     return process, ours, said["socket"]
 
 
-def test_pages_cross_a_network_and_are_lost_when_the_cable_is_pulled(hosts):
+def test_pages_cross_a_network_and_are_lost_when_the_cable_is_pulled(network):
     secret = uuid.uuid4().hex
-    first, first_guard, first_socket = manager(hosts[0], "10.213.7.1", secret)
-    second, second_guard, second_socket = manager(hosts[1], "10.213.7.2", secret, "--join", "10.213.7.1:7000")
+    hosts, addresses = [network.command(node) for node in (0, 1)], [network.address(node) for node in (0, 1)]
+    first, first_guard, first_socket = manager(hosts[0], addresses[0], secret)
+    join = ("--join", f"{addresses[0]}:7000")
+    second, second_guard, second_socket = manager(hosts[1], addresses[1], secret, *join)
     writer = run(hosts[1], "-c", WRITE, env={**os.environ, "DSM_NODE": second_socket})
     reader = None
     try:
         assert writer.stdout.readline() == "written\n"
         reader = run(hosts[0], "-c", READ, env={**os.environ, "DSM_NODE": first_socket})
         assert reader.stdout.readline() == "2000.0\n"
-        ip("-n", hosts[0], "link", "set", "cable", "down")
+        pull = ["ip", "-n", network.hosts[0], "link", "set", "net0", "down"]
+        subprocess.run(pull, check=True)
         said, _ = reader.communicate("\n", timeout=3 * PEER_SILENCE_S)
         assert said.startswith("lost") and "page" in said
     finally:
