@@ -20,7 +20,7 @@ NODE_LOST_STATUS = 3
 
 
 class Kind(IntEnum):
-    """What is done; `which` is a cell for READ, LOOK, WRITE and ABANDON, a lock for ACQUIRE and RELEASE."""
+    """What is done; `which` is a lock for ACQUIRE and RELEASE, a round for BARRIER, else a cell, or 0."""
 
     ATTACH = 1
     ACQUIRE = 2

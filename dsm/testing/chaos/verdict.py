@@ -22,10 +22,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from dsm.limits import PEER_SILENCE_S
 from dsm.testing.chaos import cells
 from dsm.testing.chaos.cells import Value
 from dsm.testing.chaos.journal import NODE_LOST_STATUS, Kind, Outcome, Record
-from dsm.testing.chaos.plan import Action, JobPlan
+from dsm.testing.chaos.plan import JobPlan
 from dsm.testing.chaos.timing import MARGIN_S, NODE_LOST_S, Disturbance, bound_s, others_s, own_s
 
 #: What one check says at most.
@@ -33,6 +34,8 @@ _MOST = 5
 #: What a holder did within this time before its end may not have left its node.
 _LATE_NS = 1_000_000_000
 _S = 1_000_000_000
+#: A cut that lasts longer than this may make the coordinator declare a side dead; than that, it must.
+_MAY_FENCE_NS, _MUST_FENCE_NS = (PEER_SILENCE_S - 5) * _S, (PEER_SILENCE_S + 5) * _S
 
 
 @dataclass
@@ -54,11 +57,13 @@ class Evidence:
         """Return the cuts."""
         return [each for each in self.disturbances if each.is_cut]
 
+    def fencing_cuts(self) -> list[Disturbance]:
+        """Return the cuts after which one side may have been declared dead."""
+        return [cut for cut in self.cuts() if cut.end_ns - cut.begin_ns > _MAY_FENCE_NS]
+
     def may_end(self, node: int) -> bool:
         """Whether a node may end without being killed: the first one did, or it was cut off for too long."""
-        return 0 in self.ended_nodes or any(
-            node in cut.nodes and cut.end_ns - cut.begin_ns > 10 * _S for cut in self.cuts()
-        )
+        return 0 in self.ended_nodes or any(node in cut.nodes for cut in self.fencing_cuts())
 
     def died_ns(self, rank: int) -> int | None:
         """Return when a worker died, or began to die with its node; None when it did neither."""
@@ -162,7 +167,7 @@ def check_ends(evidence: Evidence, steps: list[list[Step]]) -> Iterator[str]:
         if node not in evidence.killed_nodes and not evidence.may_end(node):
             yield f"the manager of node {node} ended without a cause"
     for cut in evidence.cuts():
-        if cut.end_ns - cut.begin_ns > 20 * _S and not set(cut.nodes) & set(evidence.ended_nodes):
+        if cut.end_ns - cut.begin_ns > _MUST_FENCE_NS and not set(cut.nodes) & set(evidence.ended_nodes):
             yield f"the link between nodes {cut.nodes} was cut for long, and neither was declared dead"
     for rank in range(plan.nodes * plan.workers):
         node = plan.node_of(rank)
@@ -189,7 +194,7 @@ def _died_before(evidence: Evidence, ns: int) -> list[int]:
 def check_causes(evidence: Evidence, steps: list[list[Step]]) -> Iterator[str]:
     """Every error has a cause that began before it."""
     nodes_ended = {**evidence.ended_nodes, **evidence.killed_nodes}
-    fenced = [cut for cut in evidence.cuts() if cut.end_ns - cut.begin_ns > 10 * _S]
+    fenced = evidence.fencing_cuts()
     first_node_end = min([*nodes_ended.values(), *(cut.begin_ns for cut in fenced)], default=None)
     for step in (step for each in steps for step in each):
         end = step.end_ns
@@ -375,5 +380,4 @@ def summary(evidence: Evidence) -> str:
         if step.outcome not in (Outcome.OK, Outcome.BEGIN) and step.kind != Kind.ABANDON:
             errors[Outcome(step.outcome).name.lower()] += 1
     told = ", ".join(f"{count} {name}" for name, count in sorted(errors.items())) or "no error"
-    events = sum(event.action in Action for event in evidence.plan.events)
-    return f"{events} events, {len(steps):,} steps, {told}"
+    return f"{len(evidence.plan.events)} events, {len(steps):,} steps, {told}"
