@@ -26,7 +26,9 @@ class Bulk:
 
     __slots__ = ("age", "asked", "cursor", "end", "page", "pin", "since", "waiter", "write")
 
-    def __init__(self, page: int, count: int, write: bool, waiter: int, pin: bool) -> None:
+    def __init__(
+        self, page: int, count: int, write: bool, waiter: int, pin: bool, age: int, since: int
+    ) -> None:
         self.page = page
         self.end = page + count
         self.write = write
@@ -36,9 +38,10 @@ class Bulk:
         self.cursor = page
         #: Pages before it have been asked for.
         self.asked = page
-        #: `Engine.age` when it began or last came forward; time when it began.
-        self.age = 0
-        self.since = 0
+        #: `Engine.ages` when it began or last came forward.
+        self.age = age
+        #: Nanoseconds, as the engine has them, when it began; for status.
+        self.since = since
 
 
 class Bulks:
@@ -54,8 +57,7 @@ class Bulks:
         """Bring pages here, and hold them with `pin`; `waiter` is woken when all have been, or are, here."""
         engine = self.region.engine
         engine.hold.applied(waiter, engine.now)
-        bulk = Bulk(page, count, write, waiter, pin)
-        bulk.age, bulk.since = engine.ages, engine.now
+        bulk = Bulk(page, count, write, waiter, pin, engine.ages, engine.now)
         self.under_way.append(bulk)
         self._ask_ahead(bulk)
         self._advance(bulk)

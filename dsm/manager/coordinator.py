@@ -190,6 +190,10 @@ class Coordinator:
                 self._destroy(number, lambda: None)
         self._ranks_lost(lambda holder: holder == (node, worker))
 
+    def unready(self) -> list[tuple[Region, tuple[int, int] | None]]:
+        """Return the regions that cannot be opened yet, with the worker that has yet to fill each."""
+        return [(self._store.find_region(number), self._creators.get(number)) for number in self._unready]
+
     # -- ranks -------------------------------------------------------------------------------------------
 
     def _take_rank(self, rank: int, holder: tuple[int, int], forked: bool, taken: Callable[[], None]) -> None:
@@ -214,10 +218,6 @@ class Coordinator:
     def _tell_ranks(self, told: Callable[[], None]) -> None:
         self._local.ranks_missing(self._missing)
         self._tell_all(MetaKind.RANKS, meta.encode(meta.Ranks(self._missing)), 0, self._members.links, told)
-
-    def unready(self) -> list[tuple[Region, tuple[int, int] | None]]:
-        """Return the regions that cannot be opened yet, with the worker that has yet to fill each."""
-        return [(self._store.find_region(number), self._creators.get(number)) for number in self._unready]
 
     # -- members -----------------------------------------------------------------------------------------
 

@@ -67,12 +67,11 @@ def node() -> Iterator[Finding]:
     said = os.environ.get("DSM_NODE")
     if not said:
         return
-    address = said[said.index("@") :] if "@" in said else said
     try:
-        answer = ask.ask(address)
+        answer = ask.ask(ask.local_name(said))
     except (OSError, DSMError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else error
-        yield Finding(NOTE, f"DSM_NODE names {said}, where no manager answers: {why}", "unset DSM_NODE")
+        what = f"DSM_NODE names {said}, where no manager answers: {ask.reason(error)}"
+        yield Finding(NOTE, what, "unset DSM_NODE")
         return
     if isinstance(answer, ask.Silent):
         yield Finding(

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from dsm.cli.status.ask import Found, Silent, look
+from dsm.cli.status.ask import Found, Silent, local_name, look, reason
 from dsm.cli.status.tables import render
 from dsm.cli.status.verdict import verdict
 from dsm.errors import DSMError
@@ -45,7 +45,8 @@ def run(options: argparse.Namespace) -> int:
     if options.watch is not None and not 0 < options.watch < float("inf"):
         print(f"dsm status: --watch {options.watch}: a positive number of seconds is needed", file=sys.stderr)
         return 2
-    address = options.address or _own_node()
+    said = os.environ.get("DSM_NODE", "")
+    address = options.address or (local_name(said) if "@" in said else None)
     try:
         while True:
             status = _once(address, options.json, options.watch is not None)
@@ -56,18 +57,11 @@ def run(options: argparse.Namespace) -> int:
         return 0
 
 
-def _own_node() -> str | None:
-    """Return the node of this process's job; a private one's name follows ``private:``."""
-    said = os.environ.get("DSM_NODE")
-    return said[said.index("@") :] if said and "@" in said else None
-
-
 def _once(address: str | None, as_json: bool, again: bool) -> int:
     try:
         found = look(address)
     except (OSError, DSMError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else error
-        print(f"dsm status: no manager answers at {address}: {why}", file=sys.stderr)
+        print(f"dsm status: no manager answers at {address}: {reason(error)}", file=sys.stderr)
         return 1
     if not found.clusters and not found.silent:
         print(f"dsm status: {_NOBODY}", file=sys.stderr)

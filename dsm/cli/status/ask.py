@@ -48,6 +48,16 @@ class Found:
     silent: list[Silent] = field(default_factory=list)
 
 
+def local_name(said: str) -> str:
+    """Return the local socket that a value of DSM_NODE names: that of a private node follows ``private:``."""
+    return said[said.index("@") :] if "@" in said else said
+
+
+def reason(error: Exception) -> str:
+    """Return why a manager could not be asked."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
 def look(address: str | None) -> Found:
     """Return the clusters that have a manager here; with `address`, only that one's.
 
@@ -66,12 +76,10 @@ def look(address: str | None) -> Found:
             break
         try:
             answer = ask(name)
-        except (OSError, DSMError) as error:
+        except (OSError, DSMError):
             if name == address:
                 raise
-            # Gone meanwhile, or another user's.
-            del error
-            continue
+            continue  # gone meanwhile, or another user's
         if isinstance(answer, Silent):
             found.silent.append(answer)
         else:

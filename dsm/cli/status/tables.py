@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from dsm.cli.status.verdict import JOB_BARRIER, PAGES, verdict
+from dsm.cli.status.verdict import PAGES, verdict
 from dsm.cli.status.words import enumerate_words, plural, seconds
+from dsm.types import JOB_BARRIER
 from dsm.wire.status import (
     STOPPED,
     ClusterStatus,

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from dsm.cli.status.circles import circles
 from dsm.cli.status.words import enumerate_words, seconds
+from dsm.types import JOB_BARRIER
 from dsm.wire.status import (
     STOPPED,
     ClusterStatus,
@@ -27,8 +28,6 @@ from dsm.wire.status import (
 
 #: Waits that are shorter are no reason to worry.
 PATIENCE_S = 1.0
-#: Name of the barrier of all workers of a job.
-JOB_BARRIER = "dsm.job"
 #: Kinds of waits for pages.
 PAGES = frozenset({"read", "write", "prefetch", "pin"})
 
