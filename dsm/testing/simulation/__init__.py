@@ -21,8 +21,9 @@ sockets, threads, clocks or cffi.
 `cluster`       one simulation from a seed, in rounds, checked at every rest
 `litmus`        the litmus tests of memory models over all placements of their threads
 `sync`          threads that use locks, barriers and atomic cells, and their checkers
-`mutants`       deliberate bugs, each of which the checkers must find; those of the manager, the shim and
-                the network are in `driver_mutants`
+`deaths`        the same while workers die
+`mutants`       deliberate bugs, each of which the checkers must find; they are in `engine_mutants`,
+                `recovery_mutants` (nodes that die) and `driver_mutants` (manager, shim, network)
 `script`        scripted traces: engines driven step by step from a text file
 `runner`        one seed with its report, or many over several processes
 ==============  =================================================================================

@@ -1,7 +1,7 @@
 """Deliberate bugs of the manager, the shim and the network, put into their models.
 
-Owns the classes; `mutants` names them and says what is wrong.  Two bugs need slow payloads and many
-windows to show: the shape, timing and style for them are here too.
+Owns the classes; `mutants` names them and says what is wrong.  Some bugs, also of the engine, need slow
+payloads, many windows or many faults of one kind to show: shape, timing, style and faults for them are here.
 """
 
 from __future__ import annotations
