@@ -50,9 +50,7 @@ def main():
     keys = node.array("keys", options.keys, "i4", page_size=options.page_size)
     result = node.array("result", options.keys, "i4", page_size=options.page_size)
     sample = node.array("sample", (size, SAMPLE), "i8")
-    begins = node.array(
-        "begins", (size, size + 1), "i8"
-    )  # begins[i, j]: where in block i the keys of worker j are
+    begins = node.array("begins", (size, size + 1), "i8")  # [i, j]: where in block i worker j's keys begin
     counts = node.array("counts", (size, 3), "i8")
 
     block = keys[edges[rank] : edges[rank + 1]]
