@@ -1,7 +1,7 @@
-"""Log lines of managers and launchers: `DSM_LOG`, and lines that may come too often.
+"""Log lines of managers and launchers, as `DSM_LOG` says.
 
-Owns the handler of Python's `logging` below the logger ``dsm``, and the counts of `limited`.  Nothing is
-configured when this is imported: a program that uses dsm has a logging of its own.
+Owns the handler of Python's `logging` below the logger ``dsm``.  Nothing is configured when this is imported:
+a program that uses dsm has a logging of its own.
 
 ``DSM_LOG=level`` or ``DSM_LOG=level:/path/file``; ``{pid}`` in the path stands for the process's number.
 Without a path, lines go to standard error; without the variable, warnings do.  Each line is written with one
@@ -15,16 +15,10 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 
 from dsm.config import log_options
 from dsm.errors import UsageError
-
-#: Lines of one key that are written before the rest is only counted, and for how long.
-FIRST_LINES = 5
-PERIOD_S = 10.0
-#: Keys that are counted at the same time.
-MAX_KEYS = 256
 
 logger = logging.getLogger("dsm")
 
@@ -138,68 +132,3 @@ def identify(who: str) -> None:
     """Let every line say who writes it."""
     global _identity
     _identity = who
-
-
-# -- lines that may come too often -----------------------------------------------------------------------
-
-
-class _Count:
-    """Lines of one key since `began`."""
-
-    __slots__ = ("began", "level", "lines", "name")
-
-    def __init__(self, began: float, key: Hashable, level: int) -> None:
-        self.began = began
-        self.level = level
-        self.lines = 0
-        #: What the summary calls them.
-        self.name = key[0] if isinstance(key, tuple) and key else key
-
-
-_counts: dict[Hashable, _Count] = {}
-
-
-def limited(key: Hashable, message: str, *arguments: object, level: int = logging.WARNING) -> None:
-    """Log a line that a stranger can provoke: the first few of a key, then only how many there were.
-
-    Parameters
-    ----------
-    key
-        What belongs together: a short text, or a tuple that begins with one, which the summary shows.
-    message, arguments
-        As of `logging.Logger.log`.
-    level
-        Level of the line and of the summary.
-
-    Notes
-    -----
-    The summary comes with the next line of that key after `PERIOD_S`, or from `flush_limited`, which whoever
-    has a timer calls now and then and at the end.
-    """
-    now = time.monotonic()
-    count = _counts.get(key)
-    if count is not None and now - count.began >= PERIOD_S:
-        _summarize(count, now)
-        count = None
-    if count is None:
-        if len(_counts) >= MAX_KEYS:
-            flush_limited(everything=True)
-        count = _counts[key] = _Count(now, key, level)
-    count.lines += 1
-    if count.lines <= FIRST_LINES:
-        logger.log(level, message, *arguments)
-
-
-def flush_limited(everything: bool = False) -> None:
-    """Write the summaries that are due, or all; keys that were quiet since are forgotten."""
-    now = time.monotonic()
-    for key, count in list(_counts.items()):
-        if everything or now - count.began >= PERIOD_S:
-            del _counts[key]
-            _summarize(count, now)
-
-
-def _summarize(count: _Count, now: float) -> None:
-    if count.lines > FIRST_LINES:
-        more = count.lines - FIRST_LINES
-        logger.log(count.level, "%s: %d more like these in %.0f s", count.name, more, now - count.began)

@@ -1,4 +1,4 @@
-"""DSM_LOG: levels, files, lines that come too often, and what managers and launchers say."""
+"""DSM_LOG: levels, files, and what managers and launchers say."""
 
 from __future__ import annotations
 
@@ -34,20 +34,14 @@ def _as_it_was():
     log.logger.setLevel(level)
     log.logger.propagate = propagate
     log.identify("")
-    log._counts.clear()
 
 
 @pytest.fixture
-def lines(monkeypatch):
-    """Lines that the log would write to standard error, and a clock that stands still: `lines.now`."""
-
-    class Lines(list):
-        now = 1000.0
-
-    written = Lines()
+def lines():
+    """Lines that the log would write to standard error."""
+    written = []
     log.configure({"DSM_LOG": ""})
     log.redirect(written.append)
-    monkeypatch.setattr(log.time, "monotonic", lambda: written.now)
     return written
 
 
@@ -106,37 +100,6 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
 def test_a_full_disk_does_not_stop_the_writer():
     log.configure({"DSM_LOG": "info:/dev/full"})
     log.logger.warning("lost")
-
-
-def test_lines_that_strangers_provoke_are_counted(lines):
-    for number in range(100):
-        log.limited("refused", "refused %d", number)
-    assert lines == [f"dsm: refused {number}\n" for number in range(log.FIRST_LINES)]
-    log.limited("another", "something else")
-    assert lines.pop() == "dsm: something else\n"
-    del lines[:]
-    lines.now += log.PERIOD_S
-    log.limited("refused", "refused %d", 100)
-    assert lines == ["dsm: refused: 95 more like these in 10 s\n", "dsm: refused 100\n"]
-
-
-def test_the_summary_comes_also_when_they_have_ended(lines):
-    for number in range(7):
-        log.limited(("refused", "10.0.0.1"), "refused %d", number)
-    log.limited("rare", "rare")
-    del lines[:]
-    log.flush_limited()
-    assert lines == []
-    lines.now += log.PERIOD_S
-    log.flush_limited()
-    log.flush_limited()
-    assert lines == ["dsm: refused: 2 more like these in 10 s\n"]
-
-
-def test_counting_takes_bounded_memory(lines):
-    for number in range(10 * log.MAX_KEYS):
-        log.limited(number, "x")
-    assert len(log._counts) <= log.MAX_KEYS
 
 
 def test_a_wrong_value_is_refused_at_the_start(tmp_path, monkeypatch):

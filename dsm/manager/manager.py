@@ -74,9 +74,7 @@ class Manager:
         self.loop = Loop(self.board)
         self.ranks = ranks
         self.members = Membership(self.loop, secret or os.urandom(32), self._make_link, self.log)
-        self.sessions = Sessions(
-            self.loop, self.board, name, self._handle, self._worker_gone, self._log_worker
-        )
+        self.sessions = Sessions(self.loop, self.board, name, self._handle, self._worker_gone, self.log)
         self.coordinator: Coordinator | None = None
         self.coherence: Coherence
         self.sync: Sync
@@ -91,10 +89,6 @@ class Manager:
     def log(self, line: str) -> None:
         """Say something to whoever runs this node."""
         log.logger.warning("%s", line)
-
-    def _log_worker(self, line: str) -> None:
-        """Say something about a process of this machine, which may repeat what it did."""
-        log.limited("local socket", "%s", line)
 
     # -- start and end -----------------------------------------------------------------------------------
 
@@ -162,7 +156,6 @@ class Manager:
             self.sessions.close()
             if self.coordinator is not None:
                 self.coordinator.close()
-            log.flush_limited(everything=True)
             log.logger.info("ended")
 
     def stop(self) -> None:
@@ -389,7 +382,6 @@ class Manager:
     def _look_for_silence(self) -> None:
         for link in list(self.members.links.values()):
             link.check_silence()
-        log.flush_limited()
         self.loop.after(PEER_SILENCE_S / 3, self._look_for_silence)
 
     def _age(self) -> None:
