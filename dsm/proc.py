@@ -1,7 +1,7 @@
-"""What ``/proc`` says about processes, their descriptors and their local sockets.
+"""What ``/proc`` says about processes, their descriptors and local sockets, and about memory.
 
-Owns the one place that takes ``/proc/<pid>/stat`` and ``/proc/net/unix`` apart.  It follows no process and
-starts none: what it says was true at one moment.
+Owns the one place that takes these files apart.  It follows no process and starts none: what it says was
+true at one moment.
 """
 
 from __future__ import annotations
@@ -77,6 +77,28 @@ def manager_sockets() -> dict[str, str]:
             if len(fields) >= 8 and fields[7].startswith("@dsm-"):
                 found[fields[7]] = fields[6]
     return found
+
+
+def mappings() -> Iterator[tuple[int, int, str]]:
+    """Yield what lies in this process's addresses: first address, end, name (empty: it has none)."""
+    with open("/proc/self/maps", errors="replace") as lines:
+        for line in lines:
+            span, _, _, _, _, *name = line.split(None, 5)
+            low, high = span.split("-")
+            yield int(low, 16), int(high, 16), name[0].strip() if name else ""
+
+
+def memory() -> dict[str, int]:
+    """Return the bytes of ``/proc/meminfo`` by name: MemTotal, MemAvailable, SwapTotal, …"""
+    with open("/proc/meminfo") as lines:
+        words = (line.split() for line in lines)
+        return {name.rstrip(":"): int(count) * 1024 for name, count, *unit in words if unit}
+
+
+def max_map_count() -> int:
+    """Return how many memory maps a process may have."""
+    with open("/proc/sys/vm/max_map_count") as file:
+        return int(file.read())
 
 
 def _read(pid: int, name: str) -> bytes:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from dsm import proc
 from dsm._native import Board
 from dsm.coherence.engine import Engine
 from dsm.coherence.messages import Discard, Fill, Kind, Lower, Message, Raise, Send, SendPages, Wake
@@ -37,9 +38,7 @@ _DATA, _CONFIRM = int(Kind.DATA), int(Kind.CONFIRM)
 
 def _available_bytes() -> int:
     """Return what the system says that it can still give."""
-    with open("/proc/meminfo") as lines:
-        found = next(line for line in lines if line.startswith("MemAvailable"))
-    return int(found.split()[1]) * 1024
+    return proc.memory()["MemAvailable"]
 
 
 class _Payload:

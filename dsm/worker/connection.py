@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from dsm import _native, limits
+from dsm import _native, limits, proc
 from dsm.errors import ClosedError, NodeLostError, Status
 from dsm.wire import control
 from dsm.worker import session
@@ -118,6 +118,5 @@ class Connection:
 
 def _map_limit() -> int:
     """Return how many memory maps the shim may let this process have."""
-    with open("/proc/sys/vm/max_map_count") as file:
-        allowed = int(file.read())
+    allowed = proc.max_map_count()
     return max(allowed - limits.VMA_RESERVE, allowed // 2)

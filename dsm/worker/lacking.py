@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import resource
 
+from dsm import proc
+
 #: Maps below the bound at which the bound is taken to be the reason.
 _NEAR = 64
 #: A thread's stack where RLIMIT_STACK does not say.
@@ -27,7 +29,7 @@ def descriptors() -> str:
 
 def memory(needed: int) -> str:
     """Say why `needed` more bytes cannot be mapped, and what to do."""
-    maps, most = _lines("/proc/self/maps"), _number("/proc/sys/vm/max_map_count")
+    maps, most = sum(1 for _ in proc.mappings()), proc.max_map_count()
     if maps > most - _NEAR:
         return (
             f"this process has {maps} memory maps, of {most} that vm.max_map_count allows; give some back, "
@@ -47,13 +49,13 @@ def memory(needed: int) -> str:
             f"this process uses {used} bytes of private memory, of {data} that RLIMIT_DATA allows; "
             "raise `ulimit -d`"
         )
-    available = _available()
+    available = proc.memory()["MemAvailable"]
     return f"the system gives no {needed} bytes more (MemAvailable is {available}); make it smaller"
 
 
 def memory_of_machine() -> int:
     """Return the bytes of memory and swap that this machine has."""
-    found = _meminfo()
+    found = proc.memory()
     return found["MemTotal"] + found["SwapTotal"]
 
 
@@ -72,25 +74,6 @@ def reason(error: OSError | MemoryError | RuntimeError, needed: int = 0) -> str:
         stack, _ = resource.getrlimit(resource.RLIMIT_STACK)
         needed = _STACK_BYTES if stack == resource.RLIM_INFINITY else stack
     return memory(needed)
-
-
-def _available() -> int:
-    return _meminfo()["MemAvailable"]
-
-
-def _meminfo() -> dict[str, int]:
-    with open("/proc/meminfo") as lines:
-        words = (line.split() for line in lines)
-        return {key.rstrip(":"): int(value) * 1024 for key, value, *_ in words}
-
-
-def _lines(path: str) -> int:
-    with open(path, "rb") as file:
-        return sum(1 for _ in file)
-
-
-def _number(path: str) -> int:
-    return _field(path, 0)
 
 
 def _field(path: str, index: int) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dsm import _native, types
+from dsm import _native, proc, types
 from dsm.errors import AddressRangeError, ClosedError, InternalError, LimitError, UsageError
 from dsm.types import RegionOptions
 from dsm.wire import control
@@ -290,12 +290,9 @@ class RegionTable:
 def _who_is_there(described: types.Region) -> str:
     """Return the line of this process's map that stands in the way of a region."""
     try:
-        with open("/proc/self/maps") as lines:
-            for line in lines:
-                span, *_, name = [*line.split(None, 5), "memory without a name"][:6]
-                low, high = (int(part, 16) for part in span.split("-"))
-                if low < described.address + described.size and high > described.address:
-                    return f"{name.strip()} at {low:#x} to {high:#x}"
+        for low, high, name in proc.mappings():
+            if low < described.address + described.size and high > described.address:
+                return f"{name or 'memory without a name'} at {low:#x} to {high:#x}"
     except (OSError, ValueError):
         pass
     return "somebody else"

@@ -177,7 +177,7 @@ def test_what_lies_among_our_addresses():
     finally:
         libc.munmap(address, 4096)
     [taken] = found
-    assert f"{address:x}-" in taken.text
+    assert f"{address:#x} to " in taken.text
     low = int(taken.mend.removeprefix("export DSM_ADDRESS_LOW="), 16)
     assert low == address + limits.ADDRESS_ALIGNMENT
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dsm import config, limits
+from dsm import config, limits, proc
 from dsm.cli.doctor.finding import BAD, NOTE, OK, Finding, mib, read
 
 #: With this many maps no program was seen to come near the limit.
@@ -64,30 +64,23 @@ def addresses() -> Iterator[Finding]:
     yield Finding(
         OK, f"regions lie between {low:#x} and {high:#x} ({(high - low) / 2**40:g} TiB of addresses)"
     )
-    lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
-    taken = [line for line in lines if _overlaps(line, low, high)]
+    mapped = list(proc.mappings())
+    taken = [each for each in mapped if each[0] < high and each[1] > low]
     if taken:
-        what = taken[0].split(None, 5)
+        first, last, name = taken[0]
+        what = f"{name or 'memory without a name'} at {first:#x} to {last:#x}"
         yield Finding(
             BAD,
-            f"something lies in that range already: {what[0]} {what[5] if len(what) > 5 else ''}",
-            f"export DSM_ADDRESS_LOW={free:#x}" if (free := _free(lines)) < high else "",
+            f"something lies in that range already: {what}",
+            f"export DSM_ADDRESS_LOW={free:#x}" if (free := _free(mapped)) < high else "",
         )
 
 
-def _overlaps(line: str, low: int, high: int) -> bool:
-    first, last = (int(word, 16) for word in line.split(None, 1)[0].split("-"))
-    return first < high and last > low
-
-
-def _free(lines: list[str]) -> int:
+def _free(mapped: Iterable[tuple[int, int, str]]) -> int:
     """Return a start below the end of the usual range from which on nothing lies there; else a guess."""
-    last = max(
-        (int(line.split("-")[1].split()[0], 16) for line in lines if _overlaps(line, 0, limits.ADDRESS_HIGH)),
-        default=limits.ADDRESS_LOW,
-    )
+    ends = (last for first, last, _ in mapped if first < limits.ADDRESS_HIGH)
     unit = limits.ADDRESS_ALIGNMENT
-    return (last + unit - 1) // unit * unit
+    return (max(ends, default=limits.ADDRESS_LOW) + unit - 1) // unit * unit
 
 
 def memory() -> Iterator[Finding]:
