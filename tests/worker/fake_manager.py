@@ -156,8 +156,8 @@ class Manager:
             del self.workers[session.worker]
             self.replies(self.home.worker_gone(0, session.worker, died=not session.left, rank=session.rank))
             self.finish_destroying(session.worker, 1 << 63)
-        if self.options.private and not self.workers:
-            self.running = False
+            if self.options.private and not self.workers:
+                self.running = False
 
     def answer(self, session, number, body, fds=()):
         data = control.encode(control.Answer(number, body))
@@ -289,6 +289,10 @@ class Manager:
         self.answer(
             session, number, control.Statistics(counters | {"unknown_to_users": 1, "pages_in": 0}, latency)
         )
+
+    def GetStatus(self, session, number, body):
+        """`dsm status` asks every manager of the machine, also those of tests that run beside it."""
+        self.answer(session, number, control.Failed(Status.USAGE, "this manager is a test's stand-in"))
 
     # ---- slots ------------------------------------------------------------------------------------
 

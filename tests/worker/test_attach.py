@@ -1,5 +1,6 @@
 """Attaching: which node, once a process, ended and begun again."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 import dsm
 import support
+from dsm.cli.status.ask import ask
 from dsm.worker import startup
 
 
@@ -174,3 +176,9 @@ def test_every_public_name_is_there():
         assert getattr(dsm, name) is not None
     with pytest.raises(AttributeError):
         dsm.nothing  # noqa: B018
+
+
+def test_whoever_asks_for_the_status_does_the_node_no_harm(node, manager):
+    with contextlib.suppress(dsm.UsageError):  # the fake one has none
+        ask(manager)
+    assert node.nodes == (0,)

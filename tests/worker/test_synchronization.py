@@ -339,6 +339,7 @@ def ends_of_a_member(run_worker, node, name, end):
     program = f"import dsm, os, sys\nnode = dsm.attach()\nnode.barrier({name!r}, parties=2)\n{end}"
     ended, _ = in_threads(lambda: run_worker(program), lambda: node.barrier(name, parties=2))
     assert isinstance(ended, subprocess.CompletedProcess)
+    node.arrays()  # the manager hears its sockets in order: when it answers this, it knows of the end
     outcomes = in_threads(*[lambda: node.barrier(name, parties=2, timeout=10)] * 2)
     return {type(outcome) for outcome in outcomes}
 
@@ -384,6 +385,7 @@ if __name__ == "__main__":
         lambda: node.barrier(name, parties=2),
     )
     assert ended.returncode == 0, ended.stderr
+    node.arrays()  # as above
     outcomes = in_threads(*[lambda: node.barrier(name, parties=2, timeout=10)] * 2)
     assert {type(outcome) for outcome in outcomes} == {dsm.BrokenBarrierError if fails else int}
 
