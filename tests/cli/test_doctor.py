@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import ctypes
 import itertools
 import json
 import os
@@ -14,7 +13,7 @@ import sys
 
 import pytest
 
-from dsm import limits
+from dsm import limits, proc
 from dsm.cli import doctor
 from dsm.cli.doctor import bounds, machine, settings
 from dsm.cli.doctor.finding import BAD, NOTE, OK, command_in, mib
@@ -164,20 +163,12 @@ def test_control_groups_of_version_1(tmp_path):
     assert bounds.cgroup_memory(str(tmp_path), str(of)) == (5 << 20, 6)
 
 
-def test_what_lies_among_our_addresses():
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    private, anonymous, fixed = 0x02, 0x20, 0x100000
+def test_what_lies_among_our_addresses(monkeypatch):
     address = limits.ADDRESS_LOW + (5 << 30)
-    assert libc.mmap(address, 4096, 0, private | anonymous | fixed, -1, 0) == address
-    try:
-        found = [finding for finding in bounds.addresses() if finding.verdict == BAD]
-    finally:
-        libc.munmap(address, 4096)
-    [taken] = found
-    assert f"{address:#x} to " in taken.text
+    mapped = [(1 << 22, 1 << 23, "/usr/bin/python"), (address, address + 4096, ""), (1 << 47, 1 << 48, "")]
+    monkeypatch.setattr(proc, "mappings", lambda: iter(mapped))
+    [taken] = [finding for finding in bounds.addresses() if finding.verdict == BAD]
+    assert f"memory without a name at {address:#x} to {address + 4096:#x}" in taken.text
     low = int(taken.mend.removeprefix("export DSM_ADDRESS_LOW="), 16)
     assert low == address + limits.ADDRESS_ALIGNMENT
 
