@@ -115,7 +115,7 @@ class _Text:
                 holder, since = (
                     (self._party(it.holder), seconds(it.holder.since_s)) if it.holder else ("-", "")
                 )
-                died = "a holder died" if it.damaged else ""
+                died = "its owner died" if it.damaged else ""
                 rows.append((it.name, str(it.home), holder, since, self._waiting(it), died))
         return _table(("lock", "home", "held by", "since", "waiting, in order", ""), rows)
 
