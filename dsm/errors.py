@@ -55,8 +55,8 @@ class PeerError(DSMError):
     Attributes
     ----------
     region, page, peer
-        What an access to a page needed: the region as messages call it (``"region 'grid'"``), the number of
-        the page in it, and the node that is to blame; None where that is not known.
+        What an access to a page needed: name of the region, number of the page in it, and the node that
+        is to blame; None where there is none, or it is not known.
     """
 
     region: str | None = None

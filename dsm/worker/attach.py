@@ -108,7 +108,7 @@ def _prepare() -> None:
 def _current_raiser() -> Raiser:
     global _raiser
     if _raiser is None:
-        _raiser = Raiser(regions.label)
+        _raiser = Raiser(regions.label, regions.name_of)
     return _raiser
 
 

@@ -99,12 +99,13 @@ class Raiser:
 
     Parameters
     ----------
-    label
-        Returns how messages call a region, by its number.
+    label, name_of
+        Return how messages call a region, and its name, by its number.
     """
 
-    def __init__(self, label: Callable[[int], str]) -> None:
+    def __init__(self, label: Callable[[int], str], name_of: Callable[[int], str | None]) -> None:
         self._label = label
+        self._name_of = name_of
         #: Held from taking an error until it is handed over.  Reentrant: an exception may become raised in
         #: a thread that holds it.
         self._mutex = threading.RLock()
@@ -203,7 +204,11 @@ class Raiser:
             error.status, f"page {error.page} of {region} (at {error.address:#x}): {happened}"
         )
         if isinstance(exception, PeerError):
-            exception.region, exception.page, exception.peer = region, error.page, peer
+            exception.region, exception.page, exception.peer = (
+                self._name_of(error.region),
+                error.page,
+                peer,
+            )
         return exception
 
 

@@ -17,7 +17,7 @@ from dsm import _native
 from dsm.errors import LimitError, PeerError, Status, UsageError
 from dsm.wire.calls import Op
 from dsm.worker import calls, lacking
-from dsm.worker.regions import Region, RegionTable, label
+from dsm.worker.regions import Region, RegionTable, label, name_of
 
 try:
     from numpy.lib.array_utils import byte_bounds
@@ -116,7 +116,7 @@ def _bring(
     try:
         calls.ask(op, *pages, int(write), what=what, undo=undo, meaning=meaning)
     except PeerError as error:
-        error.region, error.peer = label(pages.region), peer
+        error.region, error.peer = name_of(pages.region), peer
         raise
 
 

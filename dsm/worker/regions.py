@@ -164,13 +164,21 @@ def _open_region(number: int) -> Region:
     return attach()._regions.open(number)
 
 
-#: How messages call regions that this process has seen, also after they were closed.
-_labels: dict[int, str] = {}
+#: Names of the regions that this process has seen, also after they were closed; None: anonymous.
+_names: dict[int, str | None] = {}
+
+
+def name_of(number: int) -> str | None:
+    """Return the name of a region; None when it has none, or is not known here."""
+    return _names.get(number)
 
 
 def label(number: int) -> str:
     """Return how messages call a region."""
-    return _labels.get(number, f"region {number}")
+    name = name_of(number)
+    if name is not None:
+        return f"region {name!r}"
+    return f"anonymous region {number}" if number in _names else f"region {number}"
 
 
 class RegionTable:
@@ -242,9 +250,7 @@ class RegionTable:
                         f"the manager gave a second applied table for {label(described.region)}"
                     )
                 return
-            name = described.options.name
-            anonymous = f"anonymous region {described.region}"
-            _labels[described.region] = anonymous if name is None else f"region {name!r}"
+            _names[described.region] = described.options.name
             try:
                 map_region(described, received)
             except BaseException:
