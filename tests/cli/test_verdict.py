@@ -267,6 +267,15 @@ def test_a_region_that_its_creator_has_not_filled():
     assert "it has to hear of opening region 'grid': rank 0 waits for it" in sentence
 
 
+def test_a_creator_does_not_wait_for_itself():
+    """Other nodes have to hear of its region before it may fill it."""
+    opening = Wait("open", 0, "grid", OLD, pid(0), asked=(0,))
+    sentence = one(
+        node(0, [worker(0, opening)], unready=(Unready(4, "grid", 0, 0),)), silent=(SilentNode(1, "h:1"),)
+    )
+    assert "it has to hear of opening region 'grid': rank 0 waits for it" in sentence
+
+
 def test_short_waits_and_idle_stops():
     workers = [worker(0, lock_wait(0, "a", 1, since_s=0.01)), worker(1, state="R")]
     objects = (lock(1, "a", party(0, 1, since_s=0.02)),)

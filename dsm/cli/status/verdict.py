@@ -215,7 +215,7 @@ class _Reasoning:
         if wait.kind in PAGES:
             return self._merged(self._page_blockers(vertex))
         if wait.kind in ("open", "destroy"):
-            return self._merged(self._question_blockers(wait))
+            return self._merged(self._question_blockers(vertex))
         it = self._objects.get(wait.object)
         if it is None or it.kind != wait.kind:
             return [
@@ -253,12 +253,15 @@ class _Reasoning:
         here = {worker.rank for worker in self._workers.values()}
         return found + [Blocker(Absent(rank), deed) for rank in range(it.value) if rank not in here]
 
-    def _question_blockers(self, wait: Wait) -> Iterator[Blocker]:
+    def _question_blockers(self, vertex: Vertex) -> Iterator[Blocker]:
         """Who keeps a question from being answered: its creator fills a region, or nodes must hear of it."""
+        wait = vertex.wait
         for node in self._silent:
             yield Blocker(Manager(node), f"has to hear of {self._what(wait)}")
         for part in self._cluster.nodes:
             for each in part.unready:
+                if (each.node, each.worker) == (vertex.node, vertex.worker):
+                    continue  # a creator fills its region when this question is answered
                 if each.worker >= 0 and (each.region == wait.object or each.name == wait.name is not None):
                     name = repr(each.name) if each.name is not None else each.region
                     deed = f"has created region {name} and not filled it yet"
