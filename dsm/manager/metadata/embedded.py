@@ -22,7 +22,7 @@ from dsm.errors import (
     UsageError,
 )
 from dsm.limits import ADDRESS_HIGH, ADDRESS_LOW, MAX_NODES
-from dsm.manager.metadata.options import check_options, check_rank, check_same, check_sync
+from dsm.manager.metadata.options import check_name, check_options, check_rank, check_same, check_sync
 from dsm.manager.metadata.store import MemberRecord
 from dsm.memory.addresses import AddressRange
 from dsm.types import JOB_BARRIER, Region, RegionOptions, SyncObject
@@ -108,13 +108,14 @@ class EmbeddedStore:
         self, options: RegionOptions, members: tuple[int, ...], ready: bool = True
     ) -> tuple[Region, bool]:
         """Create a region, or find the one of that name; see `MetadataStore.create_region`."""
-        options = check_options(options, members)
+        if options.name is not None:
+            check_name("region", options.name)
         with self._transaction() as database:
-            if options.name is not None:
-                existing = self._region("name = ?", options.name)
-                if existing is not None:
-                    check_same(existing.options, options)
-                    return existing, False
+            existing = None if options.name is None else self._region("name = ?", options.name)
+            if existing is not None:  # its home may have died since
+                check_same(existing.options, check_options(options, (*members, *existing.members)))
+                return existing, False
+            options = check_options(options, members)
             if not members:
                 raise InternalError("a region needs at least one live node")
             address = self._addresses.allocate(Region(0, options, 0, members).size)

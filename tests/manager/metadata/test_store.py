@@ -55,6 +55,16 @@ class TestMembers:
 
 
 class TestRegions:
+    def test_what_exists_is_found_when_its_home_is_dead(self, store):
+        options = RegionOptions(128, "grid", home=1)
+        region, _ = store.create_region(options, MEMBERS)
+        store.remove_member(1)
+        assert store.create_region(options, (0,)) == (region, False)
+        with pytest.raises(UsageError, match="home is 1, asked for was 0"):
+            store.create_region(RegionOptions(128, "grid", home=0), (0,))
+        with pytest.raises(UsageError, match="home=1 is not a live node"):
+            store.create_region(RegionOptions(128, "other", home=1), (0,))
+
     def test_create_then_get(self, store):
         region, created = store.create_region(GRID, MEMBERS)
         assert created
