@@ -8,7 +8,11 @@ nothing of each other, and starting costs what the verb needs.  Such a module ha
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
+import io
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -22,6 +26,9 @@ VERBS = {
     "report": ("dsm.cli.report", "print what a report of an error needs, without secrets"),
     "version": ("dsm.cli.version", "print the versions of dsm and of what it runs on"),
 }
+
+#: What writing to standard output may end with.
+_UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EIO)
 
 
 def _help() -> str:
@@ -54,4 +61,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(module.main(given) or 0)
     parser = argparse.ArgumentParser(prog=f"dsm {verb}", description=VERBS[verb][1])
     module.add_arguments(parser)
-    return int(module.run(parser.parse_args(given)) or 0)
+    options = parser.parse_args(given)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name need not fit the terminal's encoding
+    try:
+        status = int(module.run(options) or 0)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        # What is still buffered would fail again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if error.errno == errno.EPIPE:
+            return 128 + signal.SIGPIPE
+        print(f"dsm {verb}: standard output: {error.strerror}", file=sys.stderr)
+        return 1
+    return status

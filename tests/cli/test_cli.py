@@ -1,5 +1,6 @@
 """The command `dsm` itself: its verbs, their help, and what `dsm doctor` finds."""
 
+import os
 import subprocess
 import sys
 
@@ -57,3 +58,20 @@ def test_doctor_finds_a_working_node_and_explains_pinning():
     assert "a private node starts, and a page that is touched comes" in done.stdout
     assert "with node.pin(a):" in done.stdout
     assert "vm.max_map_count" in done.stdout
+
+
+@pytest.mark.parametrize("verb", ["doctor", "report"])
+def test_output_that_nobody_reads_is_no_traceback(verb):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "dsm", verb]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_full_disk_is_named():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "dsm", "doctor"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "dsm doctor: standard output: No space left on device\n")

@@ -305,6 +305,23 @@ def test_watching_goes_on_until_it_is_interrupted():
     assert _dsm("--watch", "0").returncode == 2
 
 
+def test_a_name_that_the_terminal_cannot_show_is_escaped():
+    with Cluster() as cluster:
+        cluster.workers[0].call(_hold_lock, "naïve")
+        shown = _dsm(cluster.managers[0].socket, PYTHONIOENCODING="ascii")
+    assert "na\\xefve" in shown.stdout, shown.stderr
+
+
+def test_output_that_nobody_reads_is_no_traceback():
+    reading, writing = os.pipe()
+    os.close(reading)
+    with Cluster() as cluster:
+        command = [sys.executable, "-m", "dsm", "status", cluster.managers[0].socket]
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_the_address_of_a_connection_is_written_as_the_kernel_writes_it():
     assert ask._hexadecimal("127.0.0.1:80") == "0100007F:0050"
     assert ask._hexadecimal("[::1]:65535") == "00000000000000000000000001000000:FFFF"
