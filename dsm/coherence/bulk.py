@@ -43,6 +43,16 @@ class Bulk:
         #: Nanoseconds, as the engine has them, when it began; for status.
         self.since = since
 
+    def holds(self, page: int, end: int, takes_all: bool) -> bool:
+        """Whether this pin, which is not granted yet, forbids to take all (or write) access to the range.
+
+        Not when the range has the page that it waits for: that one cannot come before this demand is met,
+        because it is asked for with the others as one.  Then the pin begins again with the range.
+        """
+        if not self.pin or page <= self.cursor < end:
+            return False
+        return max(self.page, page) < min(self.cursor, end) and (takes_all or self.write)
+
 
 class Bulks:
     """Prefetches and pins of one node in one region."""
@@ -67,6 +77,12 @@ class Bulks:
         for bulk in list(self.under_way):
             if page < bulk.end and page + count > bulk.cursor:
                 self._advance(bulk)
+
+    def fall_back(self, page: int, count: int) -> None:
+        """Pages are being taken away: pins that grow have to bring them again."""
+        for bulk in self.under_way:
+            if bulk.pin and bulk.page < page + count and page < bulk.cursor:
+                bulk.cursor = max(bulk.page, page)
 
     def cancel(self, waiter: int) -> bool:
         """End a call with CANCELLED; False when `waiter` has none here."""
@@ -135,6 +151,10 @@ class Bulks:
             return
         if bulk.cursor > before:
             bulk.age = region.engine.ages
+            if bulk.pin:
+                region.holder.resume()  # the page that it waits for now may be in a range that is held back
+                if bulk not in self.under_way:
+                    return
         self._ask_ahead(bulk)
         if bulk not in self.under_way:  # what it asked for is lost
             return

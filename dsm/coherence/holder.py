@@ -225,6 +225,8 @@ class Holder:
             level = _LEVEL_NONE
         demand.started = True
         self.demands.append(demand)
+        if region.bulks.under_way:
+            region.bulks.fall_back(page, count)
         token = region.engine.next_token(region)
         self.lowering[token] = demand
         region.effects.append(Lower(region.number, page, count, level, token))

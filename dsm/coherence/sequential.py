@@ -176,10 +176,7 @@ class SequentialRegion:
         for low, high, write in self.pins:
             if low < end and page < high and (takes_all or write):
                 return True
-        for bulk in self.bulks.under_way:
-            if bulk.pin and max(bulk.page, page) < min(bulk.cursor, end) and (takes_all or bulk.write):
-                return True
-        return False
+        return any(bulk.holds(page, end, takes_all) for bulk in self.bulks.under_way)
 
     def unpin(self, page: int, count: int, write: bool) -> None:
         """Release a pin; what it kept waiting goes on."""

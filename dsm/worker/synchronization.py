@@ -14,7 +14,8 @@ from enum import Enum
 from types import TracebackType
 from typing import Any, SupportsIndex
 
-from dsm.errors import NotOwnerError, OwnerDiedError, Status, UsageError, WaitTimeoutError
+from dsm import _native
+from dsm.errors import NodeLostError, NotOwnerError, OwnerDiedError, Status, UsageError, WaitTimeoutError
 from dsm.types import JOB_BARRIER, MAX_PARTIES, SyncObject
 from dsm.wire import control
 from dsm.wire.calls import WORD_MASK, Op, to_signed
@@ -210,6 +211,8 @@ class Lock:
 
     def _ask(self, number: int, token: int, seconds: float | None) -> bool:
         def granted(status: int) -> None:
+            if _native.worker_lost():  # this process was stopped: another may hold the lock by now
+                raise NodeLostError(f"acquiring lock {self.name!r}: the manager of this node is gone")
             self._held.add(number, Hold.INCONSISTENT if status == Status.OWNER_DIED else Hold.NORMAL)
 
         def undo(status: int) -> calls.Request:

@@ -430,3 +430,22 @@ LAST_BARRIER = """
         for pid in children:
             os.waitpid(pid, 0)
 """
+
+
+def test_who_was_stopped_while_its_manager_died_does_not_get_a_lock():
+    """The grant stands in its memory: it came before the death, and by now the lock may be another's."""
+    with Cluster(nodes=2, workers=2) as cluster:
+        first, _, waiter, beside = cluster.workers
+        name, counter = (first.call(name_at, kind, 0) for kind in ("lock", "atomic"))
+        waiter.call(acquire_and_release, name)
+        beside.call(count, counter)
+        first.call(acquire, name)
+        acquiring = waiter.start(acquire, name)
+        wait_until(lambda: waits(waiter))
+        os.kill(waiter.pid, signal.SIGSTOP)
+        first.call(release, name)
+        beside.call(count, counter)  # behind the grant, from the same home
+        kill(cluster.managers[1])
+        os.kill(waiter.pid, signal.SIGCONT)
+        with pytest.raises(dsm.NodeLostError):
+            acquiring.result(SOON_S)

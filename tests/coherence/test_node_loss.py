@@ -391,3 +391,24 @@ def test_a_range_of_which_dead_readers_had_read_a_part():
     it.collect(3), it.settle()
     assert (3, 5, OK, -1) in it.wakes
     assert it.access(3, 1, write=True) == it.access(1, 0, write=True) == (OK, -1)
+
+
+def test_a_pin_that_grows_gives_way_to_a_range_with_the_page_it_waits_for():
+    """Pages 2 and 3 are alike for the directory, but page 3 is only shared here: its reader died."""
+    it = Cluster()
+    it.access(1, 2, write=True), it.access(1, 3, write=True)
+    it.access(2, 3)
+    for node in (0, 1, 3):
+        it.hears(node, 2)
+    it.wakes.clear()
+    it.engines[1].pin(1, 2, 2, True, 8, 10**13)
+    it.collect(1)
+    it.engines[3].prefetch(1, 2, 2, True, 5, 10**13)
+    it.collect(3)
+    it.deliver(3, 0), it.deliver(0, 1), it.deliver(1, 0)
+    it.settle()
+    assert (3, 5, OK, -1) in it.wakes
+    it.engines[3].tick(10**14)
+    it.collect(3), it.settle()
+    assert (1, 8, OK, -1) in it.wakes
+    assert (it.state(1, 2), it.state(1, 3)) == (State.EXCLUSIVE, State.EXCLUSIVE)

@@ -277,7 +277,9 @@ def check_locks(evidence: Evidence, steps: list[list[Step]]) -> Iterator[str]:
     for own in steps:
         for section in sections_of(own):
             sections[section.group].append(section)
-    for group, those in sections.items():
+    for group, each in sections.items():
+        # What a worker believes whose node is dead (it was stopped then) concerns nobody else.
+        those = [section for section in each if not _believed(evidence, section)]
         those.sort(key=lambda section: section.acquired_ns)
         for before, after in itertools.pairwise(those):
             died = evidence.died_ns(before.rank)
@@ -292,6 +294,11 @@ def check_locks(evidence: Evidence, steps: list[list[Step]]) -> Iterator[str]:
         for count, section in enumerate(told, start=1):
             if sum(died <= section.acquired_ns for died in causes) < count:
                 yield f"worker {section.rank} got OwnerDiedError for lock {group}, but no holder had died"
+
+
+def _believed(evidence: Evidence, section: Section) -> bool:
+    killed = evidence.killed_nodes.get(evidence.plan.node_of(section.rank))
+    return killed is not None and killed <= section.acquired_ns
 
 
 def _may_have_died_with(evidence: Evidence, steps: list[list[Step]], group: int) -> list[int]:
