@@ -62,6 +62,10 @@ _MEANING = {
 }
 
 
+#: No process lives so long (30 years), and the clock's nanoseconds end at ten times that.
+_WITHOUT_END_S = 1e9
+
+
 def check_timeout(timeout: float | None) -> float | None:
     """Return `timeout` in seconds, None for no end; `UsageError` when it is neither."""
     if timeout is None:
@@ -70,9 +74,11 @@ def check_timeout(timeout: float | None) -> float | None:
         seconds = float(timeout)
     except (TypeError, ValueError):
         raise UsageError(f"timeout is {timeout!r}; pass seconds, or None to wait without end") from None
+    except OverflowError:
+        seconds = math.inf if timeout > 0 else -math.inf
     if math.isnan(seconds) or seconds < 0:
         raise UsageError(f"timeout is {timeout!r}; pass seconds from 0 up, or None to wait without end")
-    return None if math.isinf(seconds) else seconds
+    return None if seconds > _WITHOUT_END_S else seconds
 
 
 def ask(

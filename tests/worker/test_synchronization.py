@@ -106,6 +106,15 @@ def test_a_timeout_is_false_or_raises(node):
         pass
 
 
+@pytest.mark.parametrize(
+    "timeout", [1e10, 1e300, 10**400, float("inf")], ids=["1e10", "1e300", "10**400", "inf"]
+)
+def test_a_timeout_longer_than_the_clock_is_none(node, timeout):
+    with node.lock("long", timeout=timeout):
+        pass
+    node.barrier("long", parties=1, timeout=timeout)
+
+
 @pytest.mark.parametrize("timeout", [-1, float("nan"), "soon"])
 def test_a_wrong_timeout_is_named(node, timeout):
     with pytest.raises(dsm.UsageError, match="timeout"):
