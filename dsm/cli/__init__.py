@@ -44,8 +44,20 @@ def _help() -> str:
     return "\n".join(lines)
 
 
+def _open_standard_streams() -> None:
+    """Give those that are closed (``>&-``) to nobody: the next file that is opened would be written to."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            if getattr(sys, name) is None:
+                setattr(sys, name, open(descriptor, "w" if descriptor else "r", closefd=False))  # noqa: SIM115
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `dsm` with these arguments (default: those of the process); return the exit status."""
+    _open_standard_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
     verb = given.pop(0) if given else "--help"
     if verb in ("-h", "--help", "help"):
@@ -66,8 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a name need not fit the terminal's encoding
     try:
         status = int(module.run(options) or 0)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise

@@ -23,6 +23,7 @@ has gone
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -84,7 +85,7 @@ class Job:
         if os.isatty(1) and os.isatty(2):
             cursors[1] = cursors[0]
         self._stdout, self._stderr = (
-            Sink(self._loop, fd, cursor, self._reader_gone)
+            Sink(self._loop, fd, cursor, self._output_broken)
             for fd, cursor in zip((1, 2), cursors, strict=True)
         )
         self._signals = Signals(self._loop, _HANDLED, self._signalled)
@@ -232,10 +233,14 @@ class Job:
             self._status = 124
             self._stop(signal.SIGTERM)
 
-    def _reader_gone(self) -> None:
-        if not self._ending:
-            self._status = 128 + signal.SIGPIPE
-            self._stop(signal.SIGTERM)
+    def _output_broken(self, error: OSError) -> None:
+        if self._ending:
+            return
+        if error.errno != errno.EPIPE:
+            self._fail(f"cannot write what the program prints: {error.strerror}; all is stopped")
+            return
+        self._status = 128 + signal.SIGPIPE
+        self._stop(signal.SIGTERM)
 
     def _fail(self, message: str) -> None:
         self._say(message)

@@ -40,9 +40,9 @@ class Cursor:
 
 
 class Sink:
-    """One output of the launcher; `on_broken` is called once when its reader has gone."""
+    """One output of the launcher; `on_broken` is called once, with the error, when it takes no more."""
 
-    def __init__(self, loop: Loop, fd: int, cursor: Cursor, on_broken: Callable[[], None]) -> None:
+    def __init__(self, loop: Loop, fd: int, cursor: Cursor, on_broken: Callable[[OSError], None]) -> None:
         self.fd = fd
         self.is_terminal = os.isatty(fd)
         self._broken = False
@@ -88,11 +88,11 @@ class Sink:
             except BlockingIOError:
                 self._wait(True)
                 return
-            except OSError:
+            except OSError as error:
                 self._broken = True
                 self._queue.clear()
                 self._queued = 0
-                self._on_broken()
+                self._on_broken(error)
                 break
             self._queued -= written
             if written == len(self._queue[0]):

@@ -75,3 +75,26 @@ def test_a_full_disk_is_named():
         command = [sys.executable, "-m", "dsm", "doctor"]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (1, "dsm doctor: standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("verb", ["run", "version", "doctor"])
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_nobody(verb, closed, tmp_path):
+    """What is opened first would take their numbers, and be written to."""
+    (tmp_path / "program.py").write_text(
+        "import os\n"
+        "links = [os.readlink(f'/proc/{os.getppid()}/fd/{fd}') for fd in range(3)]\n"
+        "open('seen', 'w').write(' '.join(links))\n"
+    )
+    words = "-n 1 program.py" if verb == "run" else ""
+    shell = f"exec {sys.executable} -m dsm {verb} {words} {closed}"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        shell, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    if verb == "run":
+        seen = (tmp_path / "seen").read_text().split(" ")
+        assert [seen[fd] for fd, sign in enumerate(("<&-", " >&-", "2>&-")) if sign in f" {closed}"] == [
+            "/dev/null"
+        ] * closed.count("&-")

@@ -114,6 +114,13 @@ def test_a_reader_that_goes_away_ends_the_run(launch):
     assert run.status() == 128 + signal.SIGPIPE
 
 
+def test_a_full_disk_ends_the_run_and_is_named(launch):
+    with open("/dev/full", "wb") as full:
+        run = launch("-n", 1, program="print('x', flush=True)\nwait()", stdout=full)
+        assert run.status() == 1
+    assert "cannot write what the program prints: No space left on device" in run.stderr
+
+
 def test_a_slow_reader_loses_nothing(launch):
     run = launch("-n", 2, program="print('z' * 3_000_000)", stdout=subprocess.PIPE)
     assert run.process.stdout.read().count(b"z") == 6_000_000
