@@ -135,7 +135,7 @@ class Coordinator:
                 answer(meta.Found(region, True))
                 self._settle(number)
             else:
-                answer(_destroyed(number))
+                answer(_destroyed(region))
 
         self._tell_all(MetaKind.REGION_ADD, meta.encode(region), number, self._members.links, announced)
 
@@ -155,11 +155,11 @@ class Coordinator:
             answer(meta.Found(region, False))
 
     def _destroy(self, number: int, done: Callable[[], None]) -> None:
-        self._store.destroy_region(number)
+        region = self._store.destroy_region(number)
         self._creators.pop(number, None)
         self._announcing.discard(number)
         for answer in self._unready.pop(number, ()):
-            answer(_destroyed(number))
+            answer(_destroyed(region))
         left = 2
 
         def part() -> None:
@@ -333,7 +333,9 @@ class Coordinator:
                 awaiting[1]()
 
 
-def _destroyed(number: int) -> control.Failed:
+def _destroyed(region: Region) -> control.Failed:
+    name = region.region if region.options.name is None else repr(region.options.name)
+    why = "its creator died, or somebody destroyed it"
     return control.Failed(
-        Status.CLOSED, f"region {number} was destroyed before it was ready; create it again"
+        Status.CLOSED, f"region {name} went away before it was filled: {why}; create it again"
     )

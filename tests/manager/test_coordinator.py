@@ -91,6 +91,7 @@ def test_a_region_may_be_destroyed_while_it_is_announced(coordinator, members):
     for _, request, _ in list(members.links[1].sent):
         coordinator.acknowledged(1, request)
     assert [each.status for each in creator + opener] == [Status.CLOSED] * 2
+    assert all("region 'x' went away" in each.message for each in creator + opener)
     assert isinstance(destroyer[0], meta.Finished)
     members.links[1].sent.clear()
     again = ask(coordinator, CREATE)
