@@ -15,7 +15,15 @@ from types import TracebackType
 from typing import Any, SupportsIndex
 
 from dsm import _native
-from dsm.errors import NodeLostError, NotOwnerError, OwnerDiedError, Status, UsageError, WaitTimeoutError
+from dsm.errors import (
+    ClosedError,
+    NodeLostError,
+    NotOwnerError,
+    OwnerDiedError,
+    Status,
+    UsageError,
+    WaitTimeoutError,
+)
 from dsm.types import JOB_BARRIER, MAX_PARTIES, SyncObject
 from dsm.wire import control
 from dsm.wire.calls import WORD_MASK, Op, to_signed
@@ -132,6 +140,10 @@ class HeldLocks:
     def add(self, number: int, hold: Hold) -> None:
         """Note that the calling thread has it now, in that way."""
         self._owners[number] = owner_token(), hold
+
+    def restore(self, number: int, hold: Hold) -> None:
+        """Note that the calling thread still has it in that way, unless another one has it by now."""
+        self._owners.setdefault(number, (owner_token(), hold))
 
     def remove(self, number: int) -> None:
         """Note that nobody of this process has it any more."""
@@ -270,10 +282,16 @@ class Lock:
         hold = self._held.mine(number)
         if hold is None:
             raise self._not_owner("the thread that acquired a lock releases it")
-        self._held.remove(number)
         inconsistent = int(hold is Hold.INCONSISTENT)
         what = f"releasing lock {self.name!r}"
-        calls.tell(Op.LOCK_RELEASE, number, owner_token(), inconsistent, what=what)
+        self._held.remove(number)
+        try:
+            calls.tell(Op.LOCK_RELEASE, number, owner_token(), inconsistent, what=what)
+        except ClosedError:
+            raise
+        except BaseException:  # interrupted: told or not, its home ignores a second release
+            self._held.restore(number, hold)
+            raise
 
     def _not_owner(self, rule: str) -> NotOwnerError:
         thread = threading.current_thread().name

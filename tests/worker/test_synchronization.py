@@ -542,3 +542,22 @@ def test_the_loss_of_the_manager_ends_what_waits(private):
         wait_until(lambda: node.lost)
         with pytest.raises(dsm.NodeLostError):
             node.statistics()
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_an_interrupted_release_can_be_done_again(node, monkeypatch, told):
+    lock, tell = node.lock("interrupted release"), calls.tell
+
+    def interrupted(*request, **what):
+        if told:
+            tell(*request, **what)
+        raise KeyboardInterrupt
+
+    lock.acquire()
+    with monkeypatch.context() as patch:
+        patch.setattr(calls, "tell", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            lock.release()
+    lock.release()
+    assert lock.acquire(timeout=5)
+    lock.release()
