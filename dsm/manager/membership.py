@@ -250,7 +250,7 @@ class Membership:
 
     def outsider_lost(self, link: Link, reason: str) -> None:
         """Say that a connection ended that was no member's."""
-        who = f"node {link.node}, which was joining," if link.node >= 0 else link.name
+        who = f"node {link.node} (it was joining)" if link.node >= 0 else link.name
         self._notices.say("lost connections", f"closed the connection of {who}: {reason}")
 
     def _late(self, half: HalfOpen) -> None:
