@@ -116,7 +116,7 @@ class Bulks:
             return False
         self.under_way = [bulk for bulk in self.under_way if bulk not in ended]
         self._wake(ended, status, peer)
-        self.region.holder.resume()  # a pin that was growing holds nothing any more
+        self.region.engine.resume_later(self.region)  # a pin that was growing holds nothing any more
         return True
 
     def _wake(self, ended: list[Bulk], status: Status, peer: int = -1) -> None:
@@ -152,9 +152,7 @@ class Bulks:
         if bulk.cursor > before:
             bulk.age = region.engine.ages
             if bulk.pin:
-                region.holder.resume()  # the page that it waits for now may be in a range that is held back
-                if bulk not in self.under_way:
-                    return
+                region.engine.resume_later(region)  # the page it waits for now may be in a range held back
         self._ask_ahead(bulk)
         if bulk not in self.under_way:  # what it asked for is lost
             return

@@ -49,6 +49,8 @@ class Engine:
         #: Nanoseconds, as the driver last said.
         self.now = 0
         self.hold = Hold()
+        #: Regions whose holder may go on with what it held back, once the step under way is complete.
+        self._to_resume: list[SequentialRegion] = []
         self._requests = 0
         self._tokens = 0
         self._lowering: dict[int, SequentialRegion] = {}
@@ -102,7 +104,7 @@ class Engine:
         """A worker's thread touched a page without the access it needs; ends with `Wake`."""
         self.now = now
         self.regions[region].requester.fault(page, write, waiter, worker, ip)
-        if self.inbox:
+        if self.inbox or self._to_resume:
             self._drain()
 
     def prefetch(self, region: int, page: int, count: int, write: bool, waiter: int, now: int) -> None:
@@ -189,7 +191,7 @@ class Engine:
         region = self.regions.get(message.region)
         if region is not None:
             region.requester.install(message)
-            if self.inbox:
+            if self.inbox or self._to_resume:
                 self._drain()
 
     def check(self, message: Message) -> str | None:
@@ -205,7 +207,7 @@ class Engine:
         region = self._lowering.pop(token, None)
         if region is not None and region.number in self.regions:
             region.holder.lowered(token)
-            if self.inbox:
+            if self.inbox or self._to_resume:
                 self._drain()
 
     def look_soon(self) -> None:
@@ -263,11 +265,21 @@ class Engine:
         self._lowering[self._tokens] = region
         return self._tokens
 
+    def resume_later(self, region: SequentialRegion) -> None:
+        """Let the holder go on with what was held back: not in the middle of what a role is doing."""
+        if region not in self._to_resume:
+            self._to_resume.append(region)
+
     def _drain(self) -> None:
         inbox = self.inbox
         regions = self.regions
         recent = self._recent.append
-        while inbox:
+        while inbox or self._to_resume:
+            if not inbox:
+                resumed = self._to_resume.pop(0)
+                if resumed.number in regions:
+                    resumed.holder.resume()
+                continue
             message = inbox.popleft()
             region = regions.get(message.region)
             if region is None:
@@ -277,6 +289,7 @@ class Engine:
                 region.message(message)
             except InternalError:
                 inbox.clear()
+                self._to_resume.clear()
                 raise
 
 

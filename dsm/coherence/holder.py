@@ -99,7 +99,7 @@ class Holder:
         kept = [demand for demand in self.demands if demand.started or directory(demand.page) != node]
         if len(kept) != len(self.demands):
             self.demands = kept
-            self.resume()
+            self.region.engine.resume_later(self.region)
 
     def locate(self, message: Message) -> None:
         """The directory asks which of these pages are here: their owner, or who was to get them, died."""
@@ -134,7 +134,7 @@ class Holder:
         if len(kept) == len(self.demands):
             return False
         self.demands = kept
-        self.resume()
+        self.region.engine.resume_later(self.region)
         return True
 
     def _forget_ahead(self, page: int, end: int) -> None:
