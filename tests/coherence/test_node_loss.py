@@ -23,8 +23,9 @@ OK, PAGE_LOST, PAGE_TIMEOUT = Status.OK, Status.PAGE_LOST, Status.PAGE_TIMEOUT
 class Cluster:
     """`home` keeps every page's directory; a payload arrives with its message."""
 
-    def __init__(self, nodes=4, home=0, pages=64, patience=0):
-        region = Region(1, RegionOptions(nbytes=pages * 4096, home=home), ADDRESS_LOW, tuple(range(nodes)))
+    def __init__(self, nodes=4, home=0, pages=64, patience=0, page_size=4096):
+        options = RegionOptions(nbytes=pages * page_size, page_size=page_size, home=home)
+        region = Region(1, options, ADDRESS_LOW, tuple(range(nodes)))
         self.engines = [Engine(node, patience) for node in range(nodes)]
         for engine in self.engines:
             engine.add_region(region)
@@ -412,3 +413,21 @@ def test_a_pin_that_grows_gives_way_to_a_range_with_the_page_it_waits_for():
     it.collect(3), it.settle()
     assert (1, 8, OK, -1) in it.wakes
     assert (it.state(1, 2), it.state(1, 3)) == (State.EXCLUSIVE, State.EXCLUSIVE)
+
+
+def test_a_prefetch_that_ends_over_a_lost_page_starts_nothing_in_its_middle():
+    """Its next page is held here no longer, and somebody wants it."""
+    it = Cluster(nodes=3, home="cyclic", page_size=1 << 20)  # page n: directory n % 3
+    it.access(2, 3, write=True)
+    it.access(0, 3)
+    region = it.engines[0].regions[1]
+    it.engines[0].hold.granted(99, region.base + 3, 10**12)  # a thread that has not mapped it yet
+    it.fault(2, 3, write=True, waiter=5)
+    it.deliver(2, 0)
+    assert region.holder.demands, "held back"
+    it.hears(0, 1), it.hears(2, 1)
+    it.engines[0].prefetch(1, 1, 3, True, 9, 10**13)
+    it.collect(0)
+    assert (0, 9, PAGE_LOST, 1) in it.wakes
+    it.settle()
+    assert (2, 5, OK, -1) in it.wakes
