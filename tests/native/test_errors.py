@@ -9,8 +9,8 @@ WATCH = """
             select.select([node.error_fd], [], [])
             os.eventfd_read(node.error_fd)
             while (error := _native.error_take()) is not None:
-                errors.append(error)
                 _native.error_done(error)
+                errors.append(error)  # whoever sees it here finds its page trapping again
     def watching():
         threading.Thread(target=watch, daemon=True).start()
 """
