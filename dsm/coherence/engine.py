@@ -194,11 +194,6 @@ class Engine:
             if self.inbox or self._to_resume:
                 self._drain()
 
-    def check(self, message: Message) -> str | None:
-        """Return what is wrong with a message from a peer (its region may be unknown: that is fine)."""
-        region = self.regions.get(message.region)
-        return None if region is None else region.check(message)
-
     # -- the driver --------------------------------------------------------------------------------------
 
     def lowered(self, token: int, now: int) -> None:

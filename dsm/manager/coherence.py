@@ -299,10 +299,10 @@ class Coherence:
     def _checked(self, link: Link, fields: Fields) -> Message:
         """Return the message of a header; `WireError` when no node of this version sends it."""
         message = unpack_coherence(fields)
-        wrong = self.engine.check(message)
         region = self.engine.regions.get(message.region)
-        if wrong is None and region is not None:
-            wrong = border.coherence(region, message, link.node)
+        if region is None:
+            return message
+        wrong = region.check(message) or border.coherence(region, message, link.node)
         if wrong is not None:
             raise WireError(f"a coherence message of kind {message.kind} is wrong: {wrong}")
         return message

@@ -103,10 +103,9 @@ class Link:
     def peer(self) -> str:
         """The other end's ``host:port``; a question mark when the connection is over."""
         try:
-            host, port = self.sock.getpeername()[:2]
+            return show_address(*self.sock.getpeername()[:2])
         except OSError:
             return "?"
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def send(self, header: bytes, payload: bytes | memoryview | None = None) -> None:
         """Send a message; it leaves at the end of the loop's round at the latest."""
@@ -278,6 +277,11 @@ class Link:
             self.sock.close()
             self._queue.clear()
             self._gathered.clear()
+
+
+def show_address(host: str, port: int) -> str:
+    """Return ``host:port``; an IPv6 address goes in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _cost(part: memoryview) -> int:

@@ -32,7 +32,7 @@ from dsm.errors import (
 )
 from dsm.limits import HANDSHAKE_TIMEOUT_S, JOIN_TIMEOUT_S, JOIN_WAIT_S, MAX_HALF_OPEN, MAX_JOINING
 from dsm.manager import border
-from dsm.manager.link import Link
+from dsm.manager.link import Link, show_address
 from dsm.manager.loop import Loop
 from dsm.manager.notices import Notices
 from dsm.wire import membership as meta
@@ -58,7 +58,7 @@ def announced(listening: str, outward: str) -> str:
     host, port = parse_address(listening)
     if host not in ("0.0.0.0", "::"):
         return listening
-    return f"[{outward}]:{port}" if ":" in outward else f"{outward}:{port}"
+    return show_address(outward, port)
 
 
 class HalfOpen:
@@ -73,7 +73,7 @@ class HalfOpen:
 
 def _name(sock: socket.socket) -> str:
     try:
-        return "{}:{}".format(*sock.getpeername()[:2])
+        return show_address(*sock.getpeername()[:2])
     except OSError:
         return "a peer"
 
@@ -142,8 +142,7 @@ class Membership:
                 f"cannot listen on {text}: {error.strerror}; choose an address of this host and a free port"
             ) from None
         self._listener = listener
-        shown = f"[{host}]" if ":" in host else host
-        self.address = f"{shown}:{listener.getsockname()[1]}"
+        self.address = show_address(host, listener.getsockname()[1])
 
     def accept_peers(self) -> None:
         """Begin to answer who connects."""

@@ -23,7 +23,7 @@ from dsm.coherence.states import READABLE, WRITABLE
 from dsm.coherence.table import LOST, PageTable
 from dsm.errors import Status
 from dsm.limits import MAX_NODES
-from dsm.manager.link import Link
+from dsm.manager.link import Link, show_address
 from dsm.manager.session import Session
 from dsm.proc import process_state
 from dsm.sync.reply import Description, Party
@@ -151,7 +151,11 @@ class StatusDesk:
         if link is None or link.closed:
             return SilentNode(node)
         try:
-            return SilentNode(node, _shown(link.sock.getpeername()), _shown(link.sock.getsockname()))
+            return SilentNode(
+                node,
+                show_address(*link.sock.getpeername()[:2]),
+                show_address(*link.sock.getsockname()[:2]),
+            )
         except OSError:
             return SilentNode(node)
 
@@ -371,8 +375,3 @@ def _count(table: PageTable) -> tuple[int, int, int]:
         exclusive += sum(counts[state] for state in WRITABLE)
         lost += int(np.count_nonzero(table.owners[at : at + _CHUNK] >= LOST))
     return here, exclusive, lost
-
-
-def _shown(address: tuple[str, int]) -> str:
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
