@@ -69,18 +69,23 @@ def keep_waiting_at_a_barrier(cluster):
 WAITS = [keep_waiting_in_a_fault, keep_waiting_for_a_lock, keep_waiting_at_a_barrier]
 
 
+def assert_known_soon(cluster, wait):
+    """Let the first worker wait, kill the first manager: the worker knows within two seconds."""
+    waiting = wait(cluster)
+    support.wait_until(lambda: support.waits_in_futex(cluster.workers[0].pid))
+    killed = kill(cluster.managers[0].process)
+    with pytest.raises(dsm.NodeLostError):
+        waiting.result(10)
+    assert time.monotonic() - killed < KNOWN_S
+
+
 @pytest.mark.parametrize("nodes", [1, 2])
 @pytest.mark.parametrize("wait", WAITS)
 def test_whoever_waits_when_its_manager_is_killed_knows_within_two_seconds(wait, nodes):
     if wait is keep_waiting_in_a_fault and nodes == 1:
         pytest.skip("workers of one node have each other's pages")
     with Cluster(nodes=nodes, workers=2 // nodes) as cluster:
-        waiting = wait(cluster)
-        support.wait_until(lambda: support.waits_in_futex(cluster.workers[0].pid))
-        killed = kill(cluster.managers[0].process)
-        with pytest.raises(dsm.NodeLostError):
-            waiting.result(10)
-        assert time.monotonic() - killed < KNOWN_S
+        assert_known_soon(cluster, wait)
         # It can end: nothing of the lost node keeps it.
         cluster.workers[0]._pipe.close()
         assert cluster.workers[0].process.wait(5) == 0
@@ -90,12 +95,7 @@ def test_whoever_waits_when_its_manager_is_killed_knows_within_two_seconds(wait,
 def test_when_the_first_node_dies_every_node_ends(wait):
     with Cluster(nodes=3) as cluster:
         cluster.workers.append(cluster.workers.pop(0))  # those who wait are of the other nodes
-        waiting = wait(cluster)
-        support.wait_until(lambda: support.waits_in_futex(cluster.workers[0].pid))
-        killed = kill(cluster.managers[0].process)
-        with pytest.raises(dsm.NodeLostError):
-            waiting.result(10)
-        assert time.monotonic() - killed < KNOWN_S
+        assert_known_soon(cluster, wait)
         for manager in cluster.managers[1:]:
             manager.process.wait(5)
 
