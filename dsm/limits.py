@@ -38,6 +38,8 @@ WRITE_AHEAD_MAX_BYTES = 256 * 1024
 BULK_WINDOW_BYTES = 8 * 1024 * 1024
 #: Bytes of pages in one data message.
 MAX_DATA_BYTES = MAX_PAGE_BYTES
+#: Bytes of changed pages in one message of a release.
+MAX_DIFF_BYTES = 4 * 1024 * 1024
 #: Bytes of a control message on a node's local socket.
 MAX_CONTROL_BYTES = 128 * 1024
 #: Bytes of the payload of a request to join: an address.

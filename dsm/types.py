@@ -44,6 +44,8 @@ class RegionOptions(msgspec.Struct, frozen=True):
     #: Bytes repeated from the region's start; empty means zeros.
     fill: bytes = b""
     layout: ArrayLayout | None = None
+    #: Of `bounded`: nanoseconds by which a value that is read may be old; else 0.
+    max_staleness_ns: int = 0
 
 
 class Region(msgspec.Struct, frozen=True):

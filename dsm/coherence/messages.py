@@ -8,12 +8,20 @@ simulator.  Nothing here acts.
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag
+from typing import TypeAlias
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
+
+#: Runs of pages: an array of shape (n, 2), each row (page, count), ascending, not touching.
+Runs: TypeAlias = npt.NDArray[np.int64]
+#: A vector time: at position n, how many intervals of node n; nodes beyond its end have none.
+Time: TypeAlias = tuple[int, ...]
 
 
 class Kind(IntEnum):
-    """Kinds of coherence messages.  R requester, D directory, O owner, C another holder."""
+    """Kinds of coherence messages.  R requester, D directory, O owner, C another holder, H home, W writer."""
 
     #: R to D: give me these pages.  Answered by `DATA` or `GRANT` for every page.
     GET = 1
@@ -44,6 +52,14 @@ class Kind(IntEnum):
     ABSENT = 13
     #: D to R: these pages went away with `node`.
     LOST = 14
+    #: W to H: bytes of these pages that W has changed, as payload (`release`).  Answered by `DIFFED`.
+    DIFF = 15
+    #: H to W: the bytes are in the home's frames.
+    DIFFED = 16
+    #: R to H: I have no copy of these pages any more.
+    DROP = 17
+    #: Old H or arbiter to everybody concerned: the home of these pages is `value`.
+    MOVED = 18
 
 
 class Flag(IntFlag):
@@ -59,6 +75,8 @@ class Flag(IntFlag):
     SPECULATIVE = 8
     #: Comes from another node than the directory: the requester confirms to it that it installed.
     CONFIRM = 16
+    #: Asks for the home of the pages, or (with the pages, or `FRESH`) gives it.
+    HOME = 32
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
@@ -72,6 +90,8 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     #: The requester; of an answer to a directory, who answers; of `LOST`, the node that died.
     node: int
     flags: int = 0
+    #: What else the kind says: `DATA`, `GRANT` of `release` the home, or the copyset that goes with `HOME`.
+    value: int = 0
 
 
 class Level(IntEnum):
@@ -147,4 +167,81 @@ class Discard(msgspec.Struct, frozen=True, gc=False):
     count: int
 
 
-Effect = Send | SendPages | Lower | Fill | Raise | Wake | Discard
+class LowerRuns(msgspec.Struct, frozen=True, gc=False):
+    """`Lower` for many runs of pages at once; one `Engine.lowered(token)` for all of them."""
+
+    region: int
+    runs: Runs
+    level: int
+    token: int
+
+
+class Twin(msgspec.Struct, frozen=True, gc=False):
+    """Copy these frames, which no worker may write yet, to their twins.  `Raise` to WRITE follows."""
+
+    region: int
+    page: int
+    count: int
+
+
+class Diff(msgspec.Struct, frozen=True, gc=False):
+    """Compare these frames with their twins and send what has changed to `node`, in `DIFF` messages.
+
+    One snapshot of each frame serves for the comparison, for the bytes that are sent and, if `keep`, for
+    the new twin; otherwise the twin ends.  Unless `keep`, no worker may write the pages.  The driver calls
+    `Engine.diffed(region, request, changed, messages)` before the next effect.
+    """
+
+    node: int
+    region: int
+    runs: Runs
+    request: int
+    keep: bool = False
+
+
+class Apply(msgspec.Struct, frozen=True, gc=False):
+    """Store the changed bytes of these pages, and no other byte, from the payload of a `DIFF`."""
+
+    region: int
+    runs: Runs
+    payload: object
+
+
+class Forward(msgspec.Struct, frozen=True, gc=False):
+    """Send what the payload of a `DIFF` says of these pages on to `node`, under the same header."""
+
+    node: int
+    message: Message
+    runs: Runs
+    payload: object
+
+
+class Released(msgspec.Struct, frozen=True, gc=False):
+    """The release `ticket` is done: its writes are at their homes, its notices are in the log up to `time`."""
+
+    ticket: int
+    time: Time
+
+
+class Acquired(msgspec.Struct, frozen=True, gc=False):
+    """The acquire `ticket` is done: no worker of this node can read what happened before it as it was."""
+
+    ticket: int
+
+
+Effect = (
+    Send
+    | SendPages
+    | Lower
+    | LowerRuns
+    | Fill
+    | Raise
+    | Wake
+    | Discard
+    | Twin
+    | Diff
+    | Apply
+    | Forward
+    | Released
+    | Acquired
+)

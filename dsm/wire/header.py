@@ -23,14 +23,14 @@ from typing import TypeAlias
 
 from dsm.coherence.messages import Kind, Message
 from dsm.errors import WireError
-from dsm.limits import MAX_DATA_BYTES, MAX_NODES
+from dsm.limits import MAX_DATA_BYTES, MAX_DIFF_BYTES, MAX_NODES
 from dsm.wire.calls import Op, SyncKind
 from dsm.wire.membership import PAYLOAD_LIMITS
 
 #: ``b"DS"`` read as a little-endian integer.
 MAGIC = 0x5344
 #: Changes whenever a byte on a wire between nodes changes its meaning.
-VERSION = 2
+VERSION = 3
 
 _HEADER = struct.Struct("<HBBBBHIIIII4xQQ")
 HEADER_BYTES = _HEADER.size
@@ -54,6 +54,7 @@ LOCAL_OPS = (Op.PREFETCH, Op.PIN, Op.UNPIN)
 LENGTH_LIMITS: dict[int, int] = {
     **{Family.COHERENCE << 8 | kind: 0 for kind in Kind},
     Family.COHERENCE << 8 | Kind.DATA: MAX_DATA_BYTES,
+    Family.COHERENCE << 8 | Kind.DIFF: MAX_DIFF_BYTES,
     **{Family.SYNC << 8 | kind: 0 for kind in (*SyncKind, *Op) if kind not in LOCAL_OPS},
     **{Family.METADATA << 8 | kind: limit for kind, limit in PAYLOAD_LIMITS.items()},
 }
@@ -120,13 +121,13 @@ def pack_coherence(message: Message, epoch: int, length: int = 0) -> bytes:
         message.count,
         message.request,
         message.page,
-        0,
+        message.value,
     )
 
 
 def unpack_coherence(fields: Fields) -> Message:
     """Return the coherence message of a header that passed `check`."""
-    return Message(fields[3], fields[8], fields[11], fields[9], fields[10], fields[5], fields[4])
+    return Message(fields[3], fields[8], fields[11], fields[9], fields[10], fields[5], fields[4], fields[12])
 
 
 def _reason(fields: Fields) -> str:
