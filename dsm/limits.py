@@ -36,6 +36,13 @@ READ_AHEAD_MAX_BYTES = 1024 * 1024
 WRITE_AHEAD_MAX_BYTES = 256 * 1024
 #: Bytes that a prefetch or pin asks for ahead of what it has.
 BULK_WINDOW_BYTES = 8 * 1024 * 1024
+#: Bytes of the block of pages whose home the first that touches one of them gets.
+CLAIM_BYTES = 256 * 1024
+#: Write notices that a node remembers: intervals of each node, and runs of pages of all together.
+LOG_INTERVALS = 1024
+LOG_RUNS = 256 * 1024
+#: Releases of a node in a row in which it alone changed a page, before it asks for the page's home.
+SOLE_WRITER_RELEASES = 3
 #: Bytes of pages in one data message.
 MAX_DATA_BYTES = MAX_PAGE_BYTES
 #: Bytes of changed pages in one message of a release.
@@ -88,6 +95,7 @@ assert MAX_PAGE_BYTES % OS_PAGE_BYTES == 0
 assert DIRECTORY_BLOCK_BYTES <= MAX_DATA_BYTES
 assert READ_AHEAD_MAX_BYTES <= DIRECTORY_BLOCK_BYTES
 assert BULK_WINDOW_BYTES >= 2 * DIRECTORY_BLOCK_BYTES, "one request is under way while another is answered"
+assert DIRECTORY_BLOCK_BYTES % CLAIM_BYTES == 0, "a block has one arbiter"
 assert READ_AHEAD_MIN_BYTES <= READ_AHEAD_MAX_BYTES
 assert MAX_NODES <= 64, "a copyset is one 64-bit word"
 assert ADDRESS_LOW % ADDRESS_ALIGNMENT == 0 and ADDRESS_HIGH % ADDRESS_ALIGNMENT == 0

@@ -15,7 +15,7 @@ from dsm.coherence.states import State
 from dsm.errors import Status
 
 if TYPE_CHECKING:
-    from dsm.coherence.sequential import SequentialRegion
+    from dsm.coherence.region import ModelRegion
 
 _INVALID, _SHARED = int(State.INVALID), int(State.SHARED)
 _OK = int(Status.OK)
@@ -59,7 +59,7 @@ class Bulks:
 
     __slots__ = ("region", "under_way")
 
-    def __init__(self, region: SequentialRegion) -> None:
+    def __init__(self, region: ModelRegion) -> None:
         self.region = region
         self.under_way: list[Bulk] = []
 

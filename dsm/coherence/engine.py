@@ -14,7 +14,10 @@ from collections import deque
 from collections.abc import Callable
 
 from dsm.coherence.hold import Hold
-from dsm.coherence.messages import Effect, Kind, Message
+from dsm.coherence.messages import Effect, Kind, Message, Runs
+from dsm.coherence.region import ModelRegion
+from dsm.coherence.release.fence import Fence
+from dsm.coherence.release.region import ReleaseRegion
 from dsm.coherence.sequential import SequentialRegion
 from dsm.errors import InternalError, Status
 from dsm.types import Region
@@ -45,15 +48,17 @@ class Engine:
         self.effects: list[Effect] = []
         #: Messages from one role of this node to another.
         self.inbox: deque[Message] = deque()
-        self.regions: dict[int, SequentialRegion] = {}
+        self.regions: dict[int, ModelRegion] = {}
+        #: Releases and acquires, of all `release` regions together.
+        self.fence = Fence(self)
         #: Nanoseconds, as the driver last said.
         self.now = 0
         self.hold = Hold()
         #: Regions whose holder may go on with what it held back, once the step under way is complete.
-        self._to_resume: list[SequentialRegion] = []
+        self._to_resume: list[ModelRegion] = []
         self._requests = 0
         self._tokens = 0
-        self._lowering: dict[int, SequentialRegion] = {}
+        self._lowering: dict[int, ModelRegion] = {}
         self._recent: deque[Message] = deque(maxlen=_STORY)
         #: Numbers of regions where a demand waits for time to pass.
         self.held_back: set[int] = set()
@@ -62,14 +67,21 @@ class Engine:
 
     def add_region(self, region: Region) -> None:
         """Begin to keep pages of `region`."""
-        self.regions[region.region] = SequentialRegion(self, region)
+        if region.options.consistency == "release":
+            joined = ReleaseRegion(self, region)
+            self.regions[region.region] = joined
+            self.fence.regions[region.region] = joined
+        else:
+            self.regions[region.region] = SequentialRegion(self, region)
 
     def drop_region(self, number: int) -> None:
         """Forget a destroyed region: waits end with `CLOSED`, late messages find nothing."""
         region = self.regions.pop(number, None)
         self.held_back.discard(number)
+        self.fence.regions.pop(number, None)
         if region is not None:
             region.end_all(Status.CLOSED)
+            self.fence.look()
 
     def node_lost(self, node: int, now: int) -> None:
         """The cluster has declared a node dead; no message of it comes any more.
@@ -84,6 +96,7 @@ class Engine:
         for number in list(self.regions):
             self.regions[number].node_lost(node)
             self._drain()
+        self.fence.look()
 
     def age(self, now: int) -> None:
         """A fixed part of the time that a wait may take has passed: those that are due end with PAGE_TIMEOUT.
@@ -142,7 +155,7 @@ class Engine:
             region.requester.forget(waits)
             region.bulks.forget(waits)
             region.read_ahead.forget(worker)
-            region.holder.resume()
+            region.resume()
         self._drain()
 
     def touched(self, region: int, page: int, worker: int, now: int) -> None:
@@ -194,6 +207,15 @@ class Engine:
             if self.inbox or self._to_resume:
                 self._drain()
 
+    def diff_arrived(self, message: Message, runs: Runs, payload: object, now: int) -> None:
+        """A DIFF is here, with its whole payload, which says something of the pages `runs`."""
+        self.now = now
+        region = self.regions.get(message.region)
+        if isinstance(region, ReleaseRegion):
+            self._recent.append(message)
+            region.home.patch(message, runs, payload)
+            self._drain()
+
     # -- the driver --------------------------------------------------------------------------------------
 
     def lowered(self, token: int, now: int) -> None:
@@ -201,20 +223,31 @@ class Engine:
         self.now = now
         region = self._lowering.pop(token, None)
         if region is not None and region.number in self.regions:
-            region.holder.lowered(token)
+            region.lowered(token)
             if self.inbox or self._to_resume:
                 self._drain()
+
+    def diffed(self, region: int, request: int, changed: Runs, parts: int, now: int) -> None:
+        """The driver has performed a `Diff`: these of its pages differed from their twins.
+
+        `parts` counts the pages that its messages name: one that two messages share counts twice.
+        """
+        self.now = now
+        found = self.regions.get(region)
+        if isinstance(found, ReleaseRegion):
+            found.writer.diffed(request, changed, parts)
+            self._drain()
 
     def look_soon(self) -> None:
         """A thread got its page: what its instruction kept meanwhile may be wanted by others."""
         for number in self.held_back:
-            self.regions[number].holder.look_soon()
+            self.regions[number].look_soon()
 
     def tick(self, now: int) -> None:
         """Time has passed: what was held back may go on."""
         self.now = now
         for number in list(self.held_back):
-            self.regions[number].holder.resume()
+            self.regions[number].resume()
         self._drain()
 
     @property
@@ -222,8 +255,8 @@ class Engine:
         """When `tick` is next needed, in the driver's nanoseconds; None when it is not."""
         if not self.held_back:
             return None
-        holders = [self.regions[number].holder for number in self.held_back]
-        return min((h.deadline for h in holders if h.deadline is not None), default=None)
+        regions = [self.regions[number] for number in self.held_back]
+        return min((r.deadline for r in regions if r.deadline is not None), default=None)
 
     def state(self, region: int, page: int) -> int:
         """Return the `State` of a page on this node."""
@@ -249,18 +282,28 @@ class Engine:
 
     # -- for the regions ---------------------------------------------------------------------------------
 
+    @property
+    def sequential(self) -> dict[int, SequentialRegion]:
+        """The regions that have a directory and holders."""
+        return {number: r for number, r in self.regions.items() if isinstance(r, SequentialRegion)}
+
+    @property
+    def last_request(self) -> int:
+        """The number that `next_request` gave last."""
+        return self._requests
+
     def next_request(self) -> int:
         """Return a request number that no live request has."""
         self._requests = number = (self._requests + 1) & 0xFFFFFFFF
         return number
 
-    def next_token(self, region: SequentialRegion) -> int:
+    def next_token(self, region: ModelRegion) -> int:
         """Return a token for a `Lower` of that region."""
         self._tokens += 1
         self._lowering[self._tokens] = region
         return self._tokens
 
-    def resume_later(self, region: SequentialRegion) -> None:
+    def resume_later(self, region: ModelRegion) -> None:
         """Let the holder go on with what was held back: not in the middle of what a role is doing."""
         if region not in self._to_resume:
             self._to_resume.append(region)
@@ -273,7 +316,7 @@ class Engine:
             if not inbox:
                 resumed = self._to_resume.pop(0)
                 if resumed.number in regions:
-                    resumed.holder.resume()
+                    resumed.resume()
                 continue
             message = inbox.popleft()
             region = regions.get(message.region)

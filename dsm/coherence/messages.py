@@ -189,7 +189,7 @@ class Diff(msgspec.Struct, frozen=True, gc=False):
 
     One snapshot of each frame serves for the comparison, for the bytes that are sent and, if `keep`, for
     the new twin; otherwise the twin ends.  Unless `keep`, no worker may write the pages.  The driver calls
-    `Engine.diffed(region, request, changed, messages)` before the next effect.
+    `Engine.diffed(region, request, changed, parts)` before the next effect.
     """
 
     node: int
@@ -217,7 +217,7 @@ class Forward(msgspec.Struct, frozen=True, gc=False):
 
 
 class Released(msgspec.Struct, frozen=True, gc=False):
-    """The release `ticket` is done: its writes are at their homes, its notices are in the log up to `time`."""
+    """The release `ticket` is done: writes are at their homes, notices in the log up to `time`."""
 
     ticket: int
     time: Time

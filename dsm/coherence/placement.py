@@ -7,6 +7,9 @@ one for the region's whole life (fixed distributed manager: Li and Hudak, 1989, 
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
+
 from dsm.limits import DIRECTORY_BLOCK_BYTES
 from dsm.types import Region
 
@@ -39,6 +42,17 @@ class Placement:
         if rule == "first-touch":
             # Fibonacci hashing: neighbouring blocks go to different nodes, in no simple stride.
             return members[((run * 0x9E3779B1) >> 7) % len(members)]
+        return members[run % len(members)]
+
+    def directories(self, pages: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the nodes that keep the entries of `pages`."""
+        members = np.array(self._members, np.int64)
+        rule = self._rule
+        if len(members) == 1 or isinstance(rule, int):
+            return np.full(len(pages), self.directory(0), np.int64)
+        run = pages // self.run_pages
+        if rule == "first-touch":
+            run = (run * 0x9E3779B1) >> 7
         return members[run % len(members)]
 
     def request_end(self, page: int) -> int:

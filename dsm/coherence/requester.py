@@ -18,7 +18,7 @@ from dsm.coherence.states import PENDING, READABLE, State
 from dsm.errors import Status
 
 if TYPE_CHECKING:
-    from dsm.coherence.sequential import SequentialRegion
+    from dsm.coherence.region import ModelRegion
 
 # Plain integers: arithmetic with members of an IntEnum or IntFlag costs up to a microsecond.
 _INVALID, _SHARED, _EXCLUSIVE = int(State.INVALID), int(State.SHARED), int(State.EXCLUSIVE)
@@ -74,7 +74,7 @@ class Requester:
 
     __slots__ = ("region", "requests", "waiting")
 
-    def __init__(self, region: SequentialRegion) -> None:
+    def __init__(self, region: ModelRegion) -> None:
         self.region = region
         #: request number -> pages under way.
         self.requests: dict[int, Request] = {}

@@ -7,22 +7,17 @@ another role of this node go through the engine's inbox, in order, never through
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from dsm.coherence.bulk import Bulks
 from dsm.coherence.directory import Directory
-from dsm.coherence.hold import key_of
 from dsm.coherence.holder import Holder
-from dsm.coherence.messages import Effect, Flag, Kind, Level, Message, Raise, Send
+from dsm.coherence.messages import Flag, Kind, Message
 from dsm.coherence.placement import Placement
-from dsm.coherence.readahead import ReadAhead
+from dsm.coherence.region import ModelRegion
 from dsm.coherence.requester import Requester
 from dsm.coherence.states import READABLE, State
-from dsm.coherence.table import LOST, PageTable
-from dsm.errors import InternalError, Status
-from dsm.limits import BULK_WINDOW_BYTES, READ_AHEAD_MAX_BYTES, READ_AHEAD_MIN_BYTES, WRITE_AHEAD_MAX_BYTES
+from dsm.coherence.table import LOST
+from dsm.limits import WRITE_AHEAD_MAX_BYTES
 from dsm.types import Region
 
 if TYPE_CHECKING:
@@ -31,58 +26,17 @@ if TYPE_CHECKING:
 _UNKNOWN_FLAGS = ~int(Flag.WRITE | Flag.HAVE | Flag.FRESH | Flag.SPECULATIVE | Flag.CONFIRM)
 
 
-class SequentialRegion:
+class SequentialRegion(ModelRegion):
     """One region under the `sequential` model."""
 
-    __slots__ = (
-        "_roles",
-        "base",
-        "bulk_pages",
-        "bulks",
-        "directory",
-        "effects",
-        "engine",
-        "hold",
-        "holder",
-        "inbox",
-        "invalidations",
-        "marks",
-        "members",
-        "node",
-        "number",
-        "pins",
-        "placement",
-        "read_ahead",
-        "requester",
-        "table",
-    )
+    __slots__ = ("directory", "holder")
 
     def __init__(self, engine: Engine, region: Region) -> None:
-        self.engine = engine
-        self.effects: list[Effect] = engine.effects
-        self.inbox: deque[Message] = engine.inbox
-        self.node = engine.node
-        self.number = region.region
-        self.members = region.members
-        self.placement = Placement(region)
-        self.table = PageTable(region.pages)
-        self.table.broken = self.broken
-        self.hold = engine.hold
-        #: What to add to a page's number for its place in the order of all pages.
-        self.base = key_of(region.region, 0)
-        size = region.options.page_size
-        self.read_ahead = ReadAhead(
-            max(1, READ_AHEAD_MIN_BYTES // size),
-            max(1, READ_AHEAD_MAX_BYTES // size),
-            max(1, WRITE_AHEAD_MAX_BYTES // size),
-        )
-        #: Pages that a prefetch or pin asks for ahead of what it has.
-        self.bulk_pages = max(1, BULK_WINDOW_BYTES // size)
+        super().__init__(engine, region, Placement(region), WRITE_AHEAD_MAX_BYTES)
         self.requester = Requester(self)
-        self.bulks = Bulks(self)
         self.directory = Directory(self)
         self.holder = Holder(self)
-        self._roles: dict[int, Callable[[Message], None]] = {
+        self.roles |= {
             Kind.GET: self.directory.request,
             Kind.AHEAD: self.directory.ahead,
             Kind.INVALIDATED: self.directory.invalidated,
@@ -97,12 +51,6 @@ class SequentialRegion:
             Kind.PRESENT: self.directory.located,
             Kind.ABSENT: self.directory.located,
         }
-        #: First pages of read-ahead windows: a worker's first use of one opens the next window.
-        self.marks: set[int] = set()
-        #: Ranges held for system calls: (page, end, write).
-        self.pins: list[tuple[int, int, bool]] = []
-        #: Pages that this node gave up because another one writes them.
-        self.invalidations = 0
         if region.members == (engine.node,) and not region.options.fill:
             self._claim_all()
 
@@ -112,23 +60,24 @@ class SequentialRegion:
         table.states[:] = State.EXCLUSIVE
         table.owners[:] = self.node + 1
         table.copysets[:] = 1 << self.node
-        self.effects.append(Raise(self.number, 0, table.pages, int(Level.WRITE)))
+        self.raise_all()
 
-    def send(self, node: int, message: Message) -> None:
-        """Send to another node, or put into this node's own inbox."""
-        if node == self.node:
-            self.inbox.append(message)
-        else:
-            self.effects.append(Send(node, message))
+    @property
+    def deadline(self) -> int | None:
+        """When `resume` is to be called next; None when nothing waits for time to pass."""
+        return self.holder.deadline
 
-    def message(self, message: Message) -> None:
-        """Take one message: the transition of every role starts here."""
-        role = self._roles.get(message.kind)
-        if role is None:
-            raise self.broken(
-                message.page, f"a message of kind {message.kind} came where only its payload may"
-            )
-        role(message)
+    def lowered(self, token: int) -> None:
+        """A `Lower` of this region is done."""
+        self.holder.lowered(token)
+
+    def resume(self) -> None:
+        """What was held back may perhaps go on."""
+        self.holder.resume()
+
+    def look_soon(self) -> None:
+        """A thread got its page: what its instruction kept may be given up."""
+        self.holder.look_soon()
 
     def check(self, message: Message) -> str | None:
         """Return what is wrong with a message from a peer, None when it may be handled."""
@@ -140,29 +89,10 @@ class SequentialRegion:
             return f"unknown flags {message.flags:#x}"
         return None
 
-    def take_mark(self, page: int, count: int) -> int:
-        """Remove and return the mark in the range; -1 when there is none."""
-        if self.marks:
-            if count == 1:
-                if page in self.marks:
-                    self.marks.remove(page)
-                    return page
-                return -1
-            for mark in self.marks:
-                if page <= mark < page + count:
-                    self.marks.remove(mark)
-                    return mark
-        return -1
-
     def awaited(self, page: int) -> int:
         """Return the node from which something is missing for `page` to come here; -1 when none is known."""
         directory = self.placement.directory(page)
         return directory if directory != self.node else self.directory.awaited(page)
-
-    def end_all(self, status: Status) -> None:
-        """Every wait ends with `status`; late answers find no request."""
-        self.requester.end_all(status)
-        self.bulks.end_all(status)
 
     def node_lost(self, node: int) -> None:
         """A node is dead: what it had and what it decided about cannot be had any more."""
@@ -177,15 +107,6 @@ class SequentialRegion:
             if low < end and page < high and (takes_all or write):
                 return True
         return any(bulk.holds(page, end, takes_all) for bulk in self.bulks.under_way)
-
-    def unpin(self, page: int, count: int, write: bool) -> None:
-        """Release a pin; what it kept waiting goes on."""
-        self.pins.remove((page, page + count, write))
-        self.holder.resume()
-
-    def broken(self, page: int, text: str) -> InternalError:
-        """Return the error for an impossible state of a page, with the story of the page."""
-        return InternalError(f"{text}\n{self.engine.story(self.number, page)}")
 
     def describe(self, page: int) -> str:
         """One line about a page, for errors and status."""

@@ -68,7 +68,17 @@ TRANSITIONS: Final[dict[str, dict[State, State]]] = {
         S.WRITING: S.WRITING,
         S.AHEAD: S.AHEAD,
     },
+    # release: without asking anybody
+    # a copy gets its twin, or the home writes its own page
+    "upgrade": {S.SHARED: S.EXCLUSIVE},
+    # the home touches a page that nobody has touched; or that others have, or change, already
+    "claim": {S.INVALID: S.EXCLUSIVE},
+    "receive": {S.INVALID: S.SHARED},
 }
+
+
+#: Events of `release` alone.
+RELEASE_ONLY: Final = frozenset({"upgrade", "claim", "receive"})
 
 
 def _table(event: dict[State, State]) -> bytes:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from dsm.coherence.states import ILLEGAL, MISSING_RUN, PRESENT_RUN, TABLES, State
 from dsm.errors import InternalError
@@ -18,6 +19,8 @@ from dsm.limits import MAX_NODES
 
 #: Owner of a page that went away with node n: this + n.
 LOST: Final = 128
+#: event -> state after, by state before.
+_ARRAYS: Final = {event: np.frombuffer(table, np.uint8) for event, table in TABLES.items()}
 #: Pages that are looked at together when all of a region are.
 _SCAN = 1 << 20
 
@@ -68,6 +71,19 @@ class PageTable:
             for value in before_all:
                 key = (event, value)
                 self.taken[key] = self.taken.get(key, 0) + 1
+
+    def shift_pages(self, event: str, pages: npt.NDArray[np.int64]) -> None:
+        """Apply a row of the transition table to pages that are no range; all of them or none."""
+        old = self.states[pages]
+        new = _ARRAYS[event][old]
+        bad = np.flatnonzero(new == ILLEGAL)
+        if len(bad):
+            page, name = int(pages[bad[0]]), State(int(old[bad[0]])).name
+            raise self.broken(page, f"page {page} is {name}: no transition for {event!r}")
+        self.states[pages] = new
+        if self.taken is not None:
+            for value in old.tolist():
+                self.taken[event, value] = self.taken.get((event, value), 0) + 1
 
     def missing_runs(self, page: int, end: int, write: bool) -> list[tuple[int, int]]:
         """Runs of [page, end) that are missing for that access and not asked for: (page, count)."""

@@ -9,30 +9,66 @@ an invariant of the protocol: `InternalError`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from dsm.coherence.messages import Kind, Message
+from dsm.coherence.messages import Flag, Kind, Message
 from dsm.coherence.recovery import Search
+from dsm.coherence.region import ModelRegion
+from dsm.coherence.release.region import ReleaseRegion
+from dsm.coherence.sequential import SequentialRegion
 from dsm.errors import UsageError, WireError
 from dsm.limits import ADDRESS_ALIGNMENT, MAX_NODES, MAX_WORKERS_PER_NODE
 from dsm.manager.metadata.options import MAX_RANK, check_options
 from dsm.types import Region
 from dsm.wire import membership as meta
 
-if TYPE_CHECKING:
-    from dsm.coherence.sequential import SequentialRegion
-
 _CONFIRM, _DATA, _INVALIDATED, _ABSENT, _LOST = (
     int(k) for k in (Kind.CONFIRM, Kind.DATA, Kind.INVALIDATED, Kind.ABSENT, Kind.LOST)
 )
+_GRANT, _DIFF, _DIFFED, _DROP, _MOVED = (
+    int(k) for k in (Kind.GRANT, Kind.DIFF, Kind.DIFFED, Kind.DROP, Kind.MOVED)
+)
+_HOME = int(Flag.HOME)
+#: What a node is answered by homes (`release`).
+_ANSWERS = frozenset((_DATA, _GRANT, _LOST, _MOVED, _DIFFED))
 #: Kinds by role: what a directory is asked and answered, and what a requester is told.
 _ASKED = frozenset(int(k) for k in (Kind.GET, Kind.AHEAD))
 _ANSWERED = frozenset(int(k) for k in (Kind.INVALIDATED, Kind.CONFIRM, Kind.PRESENT, Kind.ABSENT))
 _TOLD = frozenset(int(k) for k in (Kind.DATA, Kind.GRANT, Kind.DECLINE, Kind.VOID, Kind.LOST))
 
 
-def coherence(region: SequentialRegion, message: Message, sender: int) -> str | None:
+def coherence(region: ModelRegion, message: Message, sender: int) -> str | None:
     """Return what is wrong with `sender` saying this about pages of `region`, None when it may."""
+    if isinstance(region, ReleaseRegion):
+        return _release(region, message, sender)
+    assert isinstance(region, SequentialRegion)
+    return _sequential(region, message, sender)
+
+
+def _release(region: ReleaseRegion, message: Message, sender: int) -> str | None:
+    """Check what is said of pages that have a home.  Homes move: requests come by way of earlier ones."""
+    page, count, node, kind = message.page, message.count, message.node, message.kind
+    if kind in _ASKED:
+        if region.placement.request_end(page) < page + count and count > region.placement.chunk_pages:
+            return f"pages {page}+{count} are more than one block"
+        return f"node {sender} passes on what this node asks" if node == sender == region.node else None
+    if kind in (_DIFF, _DROP):
+        return None if node == sender else f"node {sender} speaks for node {node}"
+    if kind in _ANSWERS:
+        if node != region.node and kind != _LOST:  # that names who died
+            return f"it answers node {node}"
+        if kind in (_DATA, _GRANT) and not message.flags & _HOME and message.value > MAX_NODES:
+            return f"the home of page {page} is said to be node {message.value - 1}"
+        if kind == _MOVED and message.value >= MAX_NODES:
+            return f"the home of page {page} is said to be node {message.value}"
+        if kind == _DIFFED or (kind == _MOVED and message.value == region.node):
+            return None
+        request = region.requester.requests.get(message.request)
+        if request is not None and not request.page <= page <= page + count <= request.page + request.count:
+            return f"pages {page}+{count} answer request {message.request}, which was for others"
+        return None
+    return "no such message belongs to this consistency"
+
+
+def _sequential(region: SequentialRegion, message: Message, sender: int) -> str | None:
     page, count, node, kind = message.page, message.count, message.node, message.kind
     placement = region.placement
     if count > 1 and placement.request_end(page) < page + count:

@@ -18,7 +18,7 @@ import numpy as np
 from dsm._native import OP_FAULT_READ, OP_FAULT_WRITE, SlotWait
 from dsm.coherence.messages import Flag, Kind
 from dsm.coherence.recovery import Search
-from dsm.coherence.sequential import SequentialRegion
+from dsm.coherence.region import ModelRegion
 from dsm.coherence.states import READABLE, WRITABLE
 from dsm.coherence.table import LOST, PageTable
 from dsm.errors import Status
@@ -300,7 +300,7 @@ class _Part:
 
     def transactions(self) -> Iterable[Transaction]:
         """What this node, as a directory, has begun and not ended."""
-        for number, region in self._engine.regions.items():
+        for number, region in self._engine.sequential.items():
             for each in dict.fromkeys(region.directory.busy.values()):
                 queue = tuple(message.node for message, _, _ in each.queue or ())
                 if isinstance(each, Search):
@@ -316,7 +316,7 @@ class _Part:
 
     def demands(self) -> Iterable[Demand]:
         """What others want of this node and have not got."""
-        for number, region in self._engine.regions.items():
+        for number, region in self._engine.sequential.items():
             workers = {
                 id(demand): self._obeying.get(token, ()) for token, demand in region.holder.lowering.items()
             }
@@ -358,7 +358,7 @@ def answer_status(session: Session, number: int, status: ClusterStatus) -> None:
         session.fail(number, Status.LIMIT, f"the manager of this node: {error.strerror}")
 
 
-def _directories(region: SequentialRegion, low: int, high: int) -> tuple[int, ...]:
+def _directories(region: ModelRegion, low: int, high: int) -> tuple[int, ...]:
     """Return the directory nodes that were asked for some of these pages and have not answered."""
     under_way = region.requester.requests.values()
     asked = (r.page for r in under_way if r.page < high and low < r.page + r.count)

@@ -239,7 +239,7 @@ class Cluster:
                     f"node {node.number} rests with effects {list(node.effects)}, inbox {list(node.inbox)}, "
                     f"unfinished Lower {node.lowering}, slots {list(node.slots)}"
                 )
-            for number, engine_region in node.engine.regions.items():
+            for number, engine_region in node.engine.sequential.items():
                 left = unfinished(engine_region)
                 if left:
                     raise Violation(f"node {node.number} region {number} rests with {left}")

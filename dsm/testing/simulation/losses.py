@@ -21,6 +21,7 @@ from dsm.testing.simulation.truth import Truth
 from dsm.testing.simulation.world import Violation
 
 if TYPE_CHECKING:
+    from dsm.coherence.region import ModelRegion
     from dsm.coherence.sequential import SequentialRegion
     from dsm.testing.simulation.thread import Thread
 
@@ -65,7 +66,7 @@ class Losses:
             truth.node_gone(node)
         for number, engine in self.engines.items():
             if number == node or not self.is_gone(number):
-                for name, region in engine.regions.items():
+                for name, region in engine.sequential.items():
                     self._involve(region, name, node)
 
     def _involve(self, region: SequentialRegion, number: int, node: int) -> None:
@@ -103,7 +104,7 @@ class Losses:
             return
         tally = self.tally
         bit = 1 << node
-        for number, region in engine.regions.items():
+        for number, region in engine.sequential.items():
             if any(r for r in region.requester.requests.values() if _directory(region, r.page) == node):
                 tally["requests to a dead directory"] += 1
             if any(_directory(region, d.page) == node for d in region.holder.demands):
@@ -126,7 +127,7 @@ class Losses:
         """Count pages that survivors kept though their owner died."""
         for number, page in self._recovering:
             directories = [
-                engine.regions[number]
+                engine.sequential[number]
                 for name, engine in self.engines.items()
                 if not self.is_gone(name) and number in engine.regions
             ]
@@ -167,7 +168,7 @@ class Losses:
         return page in self._involved[number] and page in self.truths[number].bare
 
 
-def _directory(region: SequentialRegion, page: int) -> int:
+def _directory(region: ModelRegion, page: int) -> int:
     return region.placement.directory(page)
 
 

@@ -58,15 +58,15 @@ def mutated_engine(
 
         def add_region(self, region: Region) -> None:
             super().add_region(region)
-            made = self.regions[region.region]
+            made = self.sequential[region.region]
             made.__class__ = region_class
             before = made.requester, made.directory, made.holder
             made.requester, made.directory, made.holder = requester(made), directory(made), holder(made)
             roles = dict(zip(map(id, before), (made.requester, made.directory, made.holder), strict=True))
             # The table of messages names methods of the roles: it must lead to the new ones.
-            made._roles = {
+            made.roles = {
                 kind: getattr(roles[id(method.__self__)], method.__name__)  # type: ignore[attr-defined]
-                for kind, method in made._roles.items()
+                for kind, method in made.roles.items()
             }
 
     return Parts(engine=Mutated, faults=faults)

@@ -16,7 +16,7 @@ from typing import TextIO
 
 import msgspec
 
-from dsm.coherence.states import TRANSITIONS, State
+from dsm.coherence.states import RELEASE_ONLY, TRANSITIONS, State
 from dsm.errors import InternalError
 from dsm.testing.simulation.cluster import Cluster, Coverage, Parts
 from dsm.testing.simulation.faults import Calm, Faults, Stormy
@@ -122,6 +122,7 @@ def rows_not_taken(coverage: Coverage) -> list[str]:
     return [
         f"{event} {State(before).name}"
         for event, row in TRANSITIONS.items()
+        if event not in RELEASE_ONLY
         for before in row
         if (event, int(before)) not in coverage
     ]

@@ -243,7 +243,7 @@ class Script:
             if directory in self.gone:
                 self._said.append(f"p{page}: {states}; its directory n{directory} is gone")
                 continue
-            entry = self.engines[directory].regions[_REGION]
+            entry = self.engines[directory].sequential[_REGION]
             owner, copyset = entry.table.owner[page], entry.table.copyset[page]
             holders = ",".join(f"n{n}" for n in range(64) if copyset >> n & 1)
             busy = ", in a transaction" if page in entry.directory.busy else ""

@@ -1,0 +1,140 @@
+"""Requester side of release consistency: what is not here is asked of its home.
+
+Owns what differs from `sequential`.  A page that is here is made writable without asking anybody; a page
+whose home this node is needs no request at all; and an acquire voids whatever is on its way to a page that
+a write notice names (order of operations, 5): it may have left its home before the write came there.  The
+one exception is a request for the home itself: what comes with the home is never old.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dsm.coherence.messages import Fill, Flag, Kind, Level, Message, Raise
+from dsm.coherence.release.runs import Pages
+from dsm.coherence.requester import Request, Requester
+from dsm.coherence.states import State
+
+if TYPE_CHECKING:
+    from dsm.coherence.release.region import ReleaseRegion
+
+_SHARED = int(State.SHARED)
+_WRITE, _FRESH, _HOME = int(Flag.WRITE), int(Flag.FRESH), int(Flag.HOME)
+_GET = int(Kind.GET)
+_READ_LEVEL, _WRITE_LEVEL = int(Level.READ), int(Level.WRITE)
+
+
+class ReleaseRequester(Requester):
+    """What one node wants of one region."""
+
+    __slots__ = ("pulls",)
+
+    region: ReleaseRegion
+
+    def __init__(self, region: ReleaseRegion) -> None:
+        super().__init__(region)
+        #: Requests for the homes of pages: what answers them is never void.
+        self.pulls: set[int] = set()
+
+    def ask(self, page: int, count: int, write: bool) -> None:
+        """Get access to pages that are all INVALID, or (for writing) all SHARED."""
+        region = self.region
+        if region.table.state[page] == _SHARED:
+            if not (count == 1 and region.writer.wants_home(page)):
+                region.writer.open(page, count)
+                return
+            self.pull(page, 1)
+            return
+        end = page + count
+        while page < end:
+            if region.home.claims(page):
+                page = region.home.open_fresh(page, end, write)
+                continue
+            stop = min(end, region.placement.request_end(page))
+            self._post(_GET, "ask-write" if write else "ask-read", page, stop - page, _WRITE if write else 0)
+            page = stop
+
+    def ahead(self, start: int, count: int, write: bool) -> None:
+        """Read, or make writable, ahead of a stream; at home that would only be tracked in vain."""
+        if write:
+            region = self.region
+            table = region.table
+            for page, pages in table.missing_runs(start, min(start + count, table.pages), True):
+                if not region.placement.is_mine(page):
+                    self.ask(page, pages, True)
+            return
+        super().ahead(start, count, write)
+
+    def pull(self, page: int, count: int) -> None:
+        """Ask for the home of pages that are all INVALID or all SHARED, and have one home."""
+        before = self.region.engine.last_request
+        self._post(_GET, "ask-write", page, count, _WRITE | _HOME)
+        self.pulls.update(range(before + 1, self.region.engine.last_request + 1))
+
+    def install(self, message: Message) -> None:
+        """DATA is complete in its frames, or GRANT arrived."""
+        request = self.requests.get(message.request)
+        if request is None:
+            return
+        region = self.region
+        write = message.flags & _WRITE
+        runs = self.live_runs(message)
+        self._settled(message.request, request, message.page, message.count)
+        for page, count in runs:
+            if message.flags & _HOME:
+                region.home.take(page, count, message.value)
+            elif message.value:
+                region.placement.set(page, count, message.value - 1)
+            if message.flags & _FRESH:
+                region.effects.append(Fill(region.number, page, count))
+            mark = region.take_mark(page, count)
+            region.acquirer.listed[page : page + count] = not region.placement.is_mine(page)
+            if write:
+                region.table.shift("install-exclusive", page, count)
+                region.writer.opened(page, count)
+            else:
+                region.table.shift("install-shared", page, count)
+            level = _WRITE_LEVEL if write else _READ_LEVEL
+            region.effects.append(Raise(region.number, page, count, level, mark))
+            self.settle(page, count)
+
+    def moved(self, message: Message) -> None:
+        """A request was passed on to the home; or this node (then it is `value`) is the home from now on."""
+        region = self.region
+        home = message.value
+        page, count = message.page, message.count
+        if home == region.node:
+            region.placement.set(page, count, home)
+        elif message.request in self.requests:
+            region.placement.set(page, count, home)
+            if home in region.engine.lost:
+                self.directory_lost(home)
+
+    def void_pages(self, pages: Pages) -> None:
+        """What is on its way to these pages (ascending; READING, WRITING or AHEAD) must not be installed."""
+        wanted = set(pages.tolist())
+        for number, request in list(self.requests.items()):
+            if number in self.pulls:
+                continue
+            hit = [p for p in range(request.page, request.page + request.count) if p in wanted]
+            for page in hit:
+                if request.awaits(page):
+                    self._settled(number, request, page, 1)
+                    self.region.table.shift("give-up", page, 1)
+                    self.region.take_mark(page, 1)
+                    if number not in self.requests:
+                        break
+
+    def is_pulling(self, page: int) -> bool:
+        """Whether the home of a page is on its way here."""
+        return any(self.requests[n].awaits(page) for n in self.pulls if n in self.requests)
+
+    def _settled(self, number: int, request: Request, page: int, count: int) -> None:
+        super()._settled(number, request, page, count)
+        if number not in self.requests:
+            self.pulls.discard(number)
+
+    def directory_lost(self, node: int) -> None:
+        """The home of some pages died: what is here stays, nothing else can be had."""
+        super().directory_lost(node)
+        self.pulls.intersection_update(self.requests)
