@@ -1,4 +1,4 @@
-"""The shim, typed: the one Python module that calls the C of this directory.
+"""The shim, typed: with `diffs` the one Python module that calls the C of this directory.
 
 Owns the translation between Python values and the C functions of shim.h (read there what each one does),
 and `check`, which turns their return codes into exceptions.  Knows nothing of the protocol, of arrays, or
@@ -13,10 +13,14 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dsm._native._shim as _shim
 from dsm.limits import SLOTS_PER_WORKER
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 #: The C functions themselves, for callers that must do with a single call into C.
 lib: Any = _shim.lib
@@ -68,6 +72,11 @@ def check(code: int, doing: str = "dsm._native") -> int:
     if -code in _ADVICE:
         text += f"; {_ADVICE[-code]}"
     raise OSError(-code, text)
+
+
+def words(array: npt.NDArray[np.int64]) -> Any:
+    """Return a C-contiguous array of 64-bit numbers as C sees it."""
+    return _ffi.from_buffer("uint64_t[]", array)
 
 
 def node_board_bytes() -> int:
@@ -192,7 +201,7 @@ class Board:
 class Tables:
     """A region's wanted table and the applied tables of its workers, seen by the manager."""
 
-    __slots__ = ("_asked", "_c_lower", "_c_raise", "_tables", "pages", "region")
+    __slots__ = ("_asked", "_c_lower", "_c_lower_runs", "_c_raise", "_tables", "pages", "region")
 
     def __init__(self, board: Board, region: int, pages: int, wanted_fd: int) -> None:
         self._tables = lib.dsm_tables_new(board._board, region, pages, wanted_fd)
@@ -203,6 +212,7 @@ class Tables:
         self._asked = _ffi.new("uint64_t[]", 2 * 256)
         self._c_raise = lib.dsm_raise
         self._c_lower = lib.dsm_lower
+        self._c_lower_runs = lib.dsm_lower_runs
 
     def close(self) -> None:
         """Unmap the tables."""
@@ -235,6 +245,17 @@ class Tables:
         if asked == 0:
             return []
         check(asked, f"lower region {self.region} page {page} count {count}")
+        return self._who(asked)
+
+    def lower_runs(self, runs: npt.NDArray[np.int64], level: int) -> list[tuple[int, int]]:
+        """Lower many runs of pages at once: rows (page, count).  Returns what `lower` does."""
+        asked = self._c_lower_runs(self._tables, words(runs), len(runs), level, self._asked)
+        if asked == 0:
+            return []
+        check(asked, f"lower {len(runs)} runs of pages of region {self.region}")
+        return self._who(asked)
+
+    def _who(self, asked: int) -> list[tuple[int, int]]:
         numbers = _unpack(self._asked, 2 * asked)
         return list(zip(numbers[::2], numbers[1::2], strict=True))
 

@@ -16,6 +16,7 @@
 #define ATTEMPTS 8                             /* merges before memory maps are said to have run out */
 #define MERGE_FIRST 64                         /* maps the first merge after an ENOMEM is to free; doubles */
 #define MAPPED_BITS UINT64_C(0x8383838383838383) /* DSM_LOCKED | DSM_LEVEL of eight pages */
+#define LEVEL_BITS UINT64_C(0x0303030303030303)  /* DSM_LEVEL of eight pages */
 
 uint8_t dsm_page_lock(struct dsm_region *region, uint64_t page) {
   uint8_t old;
@@ -160,12 +161,32 @@ static void drop_all(struct dsm_region *region) {
   change_locked(region, 0, region->pages, DSM_NONE, -1);
 }
 
+/* The first page from `page` on that has more than is wanted, or that somebody is just changing.  One that is not
+ * locked and has no more needs no lock to be passed over: whoever locks it later reads wanted behind this. */
+static uint64_t next_to_lower(struct dsm_region *region, uint64_t page, uint64_t end) {
+  while (page < end) {
+    if (page % 8 == 0 && end - page >= 8) {
+      uint64_t word = __atomic_load_n((const uint64_t *)(const void *)(region->applied + page), __ATOMIC_SEQ_CST);
+      uint64_t wanted = __atomic_load_n((const uint64_t *)(const void *)(region->wanted + page), __ATOMIC_SEQ_CST);
+      /* Levels are nested sets of bits. */
+      if (!(word & MAPPED_BITS & ~(wanted & LEVEL_BITS))) {
+        page += 8;
+        continue;
+      }
+    }
+    uint8_t applied = load_ordered(&region->applied[page]);
+    if ((applied & DSM_LOCKED) || (applied & DSM_LEVEL) > wanted_level(region, page)) return page;
+    page++;
+  }
+  return end;
+}
+
 void dsm_lower_range(struct dsm_region *region, uint64_t page, uint64_t count) {
   if (page >= region->pages) return;
   uint64_t end = count > region->pages - page ? region->pages : page + count;
   uint32_t attempt = 0;
   fence_ordered(); /* between having learnt of the revocation and reading applied: see dsm_page_lock */
-  while ((page = dsm_next_mapped(region, page, end)) < end) {
+  while ((page = next_to_lower(region, page, end)) < end) {
     uint8_t applied = dsm_page_lock(region, page);
     uint8_t level = wanted_level(region, page);
     if ((applied & DSM_LEVEL) <= level) {

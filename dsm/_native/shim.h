@@ -41,6 +41,8 @@ void dsm_raise(struct dsm_tables *tables, uint64_t page, uint64_t count, uint32_
  * asked[2*i..] = worker, sequence (of commands_posted): that worker has obeyed once its commands_done
  * has reached the sequence.  Returns the number of workers asked. */
 int dsm_lower(struct dsm_tables *tables, uint64_t page, uint64_t count, uint32_t level, uint64_t *asked);
+/* The same for `count` runs (page, count) at once; a worker is asked once for all of them. */
+int dsm_lower_runs(struct dsm_tables *tables, const uint64_t *runs, uint64_t count, uint32_t level, uint64_t *asked);
 /* End the wait of a slot. */
 void dsm_complete(struct dsm_board *board, uint32_t worker, uint32_t slot, uint32_t status, uint64_t result);
 /* 1 while the slot is still in state DONE: its grant has not been applied yet. */
@@ -50,6 +52,42 @@ int dsm_worker_statistics(struct dsm_board *board, uint32_t worker, uint64_t *ou
 /* What each thread of a worker waits for now: eight words a slot (slot, op, object, a, b, c, kernel thread id, since
  * when), as many slots as find room; returns their number.  A snapshot for people: slots change while it is taken. */
 int dsm_worker_waits(struct dsm_board *board, uint32_t worker, uint64_t *out, uint32_t max_slots);
+
+/* ---- manager side: twins and diffs (twin.c, diff.c, patch.c; the format is in diff.h) -------------- */
+
+/* `frames` and `twins` are the addresses of maps of a region of `pages` pages of 1 << page_shift bytes; runs are
+ * rows (page, count), ascending, not touching, `count` of them; `states` is one byte a page, zero at first. */
+
+/* Copy `count` frames to their twins: how many of them had the memory of an ended twin; -EEXIST when a page has a
+ * twin, and nothing is done. */
+int64_t dsm_twin_make(uint64_t frames, uint64_t twins, uint8_t *states, uint64_t pages, uint32_t page_shift,
+                      uint64_t page, uint64_t count);
+/* 0 when every page of the runs has a twin, else -ENOENT. */
+int dsm_twin_check(const uint8_t *states, uint64_t pages, const uint64_t *runs, uint64_t count);
+/* The twins of the runs end, those that there are: how many. */
+int64_t dsm_twin_end(uint8_t *states, uint64_t pages, const uint64_t *runs, uint64_t count);
+/* Return the memory of ended twins. */
+int dsm_twin_release(uint64_t twins, uint8_t *states, uint64_t pages, uint32_t page_shift);
+
+/* Bytes of the largest entry of a payload, with its padding. */
+uint64_t dsm_entry_most(void);
+/* Compare the frames of the runs with their twins and write entries of what changed to `out`, as many as have
+ * room for certain; returns their bytes.  With `keep`, what was compared becomes the twin; workers may write.
+ *   cursor[0], [1]   run and block in it with which to begin, and then to go on; the end is cursor[0] == count
+ *   cursor[2]        how many rows of `changed`: runs of the pages of which a byte changed
+ * `changed` has room for (pages of the runs + count + 1) / 2 rows. */
+int64_t dsm_diff(uint64_t frames, uint64_t twins, uint64_t pages, uint32_t page_shift, const uint64_t *runs,
+                 uint64_t count, int keep, uint64_t *cursor, uint8_t *out, uint64_t room, uint64_t *changed);
+
+/* The next three return -EBADMSG, and have done nothing, when the payload is not well formed or names a block
+ * outside.  Store the changed bytes of the pages of the runs (NULL: of all pages) and no other byte. */
+int dsm_patch(uint64_t frames, uint64_t pages, uint32_t page_shift, const uint8_t *payload, uint64_t length,
+              const uint64_t *runs, uint64_t count);
+/* Copy the entries of these pages to `out`, which has room for the whole payload; returns their bytes. */
+int64_t dsm_patch_select(uint64_t pages, uint32_t page_shift, const uint8_t *payload, uint64_t length,
+                         const uint64_t *runs, uint64_t count, uint8_t *out);
+/* List the pages of a payload as rows, at most one for 16 bytes of it; returns their number. */
+int64_t dsm_patch_runs(uint64_t pages, uint32_t page_shift, const uint8_t *payload, uint64_t length, uint64_t *runs);
 
 /* ---- worker side (region.c, handler.c, service.c, call.c) ---------------------------------------- */
 

@@ -76,13 +76,27 @@ void dsm_raise(struct dsm_tables *tables, uint64_t page, uint64_t count, uint32_
   fence_ordered();
 }
 
-/* Whether this worker may have more than `level` on one of the pages, or is just changing one. */
-static bool may_exceed(const _Atomic uint8_t *applied, uint64_t page, uint64_t count, uint32_t level) {
-  for (uint64_t p = page; p < page + count; p++) {
-    uint8_t byte = load_ordered(&applied[p]);
-    if ((byte & DSM_LOCKED) || (byte & DSM_LEVEL) > level) return true;
+#define EIGHT UINT64_C(0x0101010101010101) /* a byte, eight times */
+
+static bool exceeds(uint8_t applied, uint32_t level) { return (applied & DSM_LOCKED) || (applied & DSM_LEVEL) > level; }
+
+/* The first page from `page` on of which this worker may have more than `level`, or which it is just changing. */
+static uint64_t next_exceeding(const _Atomic uint8_t *applied, uint64_t page, uint64_t end, uint32_t level) {
+  /* Levels are nested sets of bits, so one is higher than another exactly when it has a bit that this one has not. */
+  const uint64_t bits = EIGHT * (DSM_LOCKED | (DSM_LEVEL & ~level));
+  while (page < end) {
+    if (page % 8 == 0 && end - page >= 8) {
+      /* Eight at once: a torn view of bytes that change is as good as eight views. */
+      uint64_t word = __atomic_load_n((const uint64_t *)(const void *)(applied + page), __ATOMIC_SEQ_CST);
+      if (!(word & bits)) {
+        page += 8;
+        continue;
+      }
+    }
+    if (exceeds(load_ordered(&applied[page]), level)) return page;
+    page++;
   }
-  return false;
+  return end;
 }
 
 /* Returns the sequence that commands_done must reach. */
@@ -106,19 +120,57 @@ static uint64_t post_command(struct dsm_member *member, uint32_t region, uint64_
   return posted + 1;
 }
 
-int dsm_lower(struct dsm_tables *tables, uint64_t page, uint64_t count, uint32_t level, uint64_t *asked) {
-  if (page >= tables->pages || count > tables->pages - page) return -EINVAL;
+static void want_at_most(struct dsm_tables *tables, uint64_t page, uint64_t count, uint32_t level) {
   for (uint64_t p = page; p < page + count; p++) {
-    uint8_t old = load_relaxed(&tables->wanted[p]) & DSM_LEVEL;
-    store_release(&tables->wanted[p], old < level ? old : (uint8_t)level);
+    /* Levels are nested, and the mark goes. */
+    store_release(&tables->wanted[p], load_relaxed(&tables->wanted[p]) & (uint8_t)level);
   }
+}
+
+int dsm_lower(struct dsm_tables *tables, uint64_t page, uint64_t count, uint32_t level, uint64_t *asked) {
+  const uint64_t run[2] = {page, count};
+  return dsm_lower_runs(tables, run, 1, level, asked);
+}
+
+#define COMMANDS_AT_ONCE 4 /* with more runs than that, one command spans them */
+
+/* Ask one worker to lower what it may have of the runs: the sequence to wait for, or 0 when it has nothing. */
+static uint64_t ask(struct dsm_member *member, uint32_t region, const _Atomic uint8_t *applied, const uint64_t *runs,
+                    uint64_t count, uint32_t level) {
+  uint64_t found[COMMANDS_AT_ONCE], number = 0, low = 0, high = 0;
+  for (uint64_t i = 0; i < count; i++) {
+    uint64_t end = runs[2 * i] + runs[2 * i + 1];
+    uint64_t first = next_exceeding(applied, runs[2 * i], end, level);
+    if (first == end) continue;
+    if (!number) low = first;
+    high = end;
+    if (number < COMMANDS_AT_ONCE) found[number] = i;
+    number++;
+  }
+  if (!number) return 0;
+  /* Pages between the runs are not lowered: the worker compares each with what is wanted. */
+  if (number > COMMANDS_AT_ONCE) return post_command(member, region, low, high - low);
+  uint64_t sequence = 0;
+  for (uint64_t i = 0; i < number; i++) {
+    sequence = post_command(member, region, runs[2 * found[i]], runs[2 * found[i] + 1]);
+  }
+  return sequence;
+}
+
+int dsm_lower_runs(struct dsm_tables *tables, const uint64_t *runs, uint64_t count, uint32_t level, uint64_t *asked) {
+  for (uint64_t i = 0; i < count; i++) {
+    if (runs[2 * i] >= tables->pages || runs[2 * i + 1] > tables->pages - runs[2 * i]) return -EINVAL;
+  }
+  for (uint64_t i = 0; i < count; i++) want_at_most(tables, runs[2 * i], runs[2 * i + 1], level);
   fence_ordered();
   int workers = 0;
   for (uint32_t i = 0; i < tables->count; i++) {
     struct dsm_member *member = &tables->board->members[tables->sharers[i].worker];
-    if (!member->board || !may_exceed(tables->sharers[i].applied, page, count, level)) continue;
+    if (!member->board) continue;
+    uint64_t sequence = ask(member, tables->region, tables->sharers[i].applied, runs, count, level);
+    if (!sequence) continue;
     asked[2 * workers] = tables->sharers[i].worker;
-    asked[2 * workers + 1] = post_command(member, tables->region, page, count);
+    asked[2 * workers + 1] = sequence;
     workers++;
   }
   return workers;

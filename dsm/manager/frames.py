@@ -1,7 +1,8 @@
 """The frames of one region on this node: one memfd, and the manager's map of it.
 
-Owns the memory of pages, the wanted table's memory, filling fresh pages and giving memory of
-discarded ones back.  Frames are always complete before any worker may see them.
+Owns the memory of pages, the wanted table's memory, filling fresh pages, storing what another node
+has changed, and giving memory of discarded ones back.  Frames are always complete before any worker
+may see them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import re
 import numpy as np
 import numpy.typing as npt
 
+from dsm._native import diffs
+from dsm._native.diffs import Buffer
+from dsm.coherence.messages import Runs
 from dsm.types import Region
 
 #: Discarded frames are returned to the system once so many bytes of them have gathered.
@@ -43,6 +47,8 @@ class Frames:
             self._map = mmap.mmap(self.frames_fd, region.size)
             undo.pop_all()
         self._view = memoryview(self._map)
+        #: Where they lie in this process, for the shim; valid until `close`.
+        self.address = diffs.address_of(self._view)
         fill = region.options.fill
         #: One page more of the pattern than a page, so that any phase of it can be cut out.
         self._pattern = fill * (self.page_size // len(fill) + 2) if fill else b""
@@ -70,6 +76,24 @@ class Frames:
         for p in range(page, page + count):
             phase = p * size % item
             self._view[p * size : (p + 1) * size] = pattern[phase : phase + size]
+
+    def named(self, payload: Buffer) -> Runs:
+        """Return the pages that the payload of a `DIFF` is about.
+
+        Raises
+        ------
+        WireError
+            The payload is not well formed, or names pages outside the region.
+        """
+        return diffs.named(self.region.pages, self.page_size, payload)
+
+    def apply(self, payload: Buffer, runs: Runs | None = None) -> None:
+        """Store what a `DIFF` says of these pages (None: of all), and no other byte; raises as `named`."""
+        diffs.patch(self.address, self.region.pages, self.page_size, payload, runs)
+
+    def forwarded(self, payload: Buffer, runs: Runs) -> bytes:
+        """Return the part of a `DIFF` that is about these pages, perhaps empty; raises as `named` does."""
+        return diffs.select(self.region.pages, self.page_size, payload, runs)
 
     def discard(self, count: int) -> bool:
         """Note that `count` frames hold nothing any more; True when it is time to `reclaim`."""

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from dsm._native import Board, Tables
+from dsm.coherence.messages import Runs
 from dsm.manager.frames import Frames
 
 #: A waiter is a worker's number and its slot.
@@ -77,7 +78,13 @@ class SignalPager:
 
     def lower(self, region: int, page: int, count: int, level: int, token: int) -> None:
         """Take access beyond `level` away; `lowered(token)` follows, perhaps at once."""
-        asked = self._tables[region].lower(page, count, level)
+        self._await(self._tables[region].lower(page, count, level), token)
+
+    def lower_runs(self, region: int, runs: Runs, level: int, token: int) -> None:
+        """Take access beyond `level` away from many runs of pages; one `lowered(token)` follows."""
+        self._await(self._tables[region].lower_runs(runs, level), token)
+
+    def _await(self, asked: list[tuple[int, int]], token: int) -> None:
         if not asked:
             self._lowered(token)
             return

@@ -214,6 +214,12 @@ class Manager:
         asked = self.tables[number].lower(page, count, level)
         self.obeyed(asked)
 
+    def lower_runs(self, number: int, runs: list[list[int]], level: int) -> list[tuple[int, int]]:
+        """Revoke many runs, and return when everybody obeyed: who was asked."""
+        asked = self.tables[number].lower_runs(np.array(runs, np.int64).reshape(-1, 2), level)
+        self.obeyed(asked)
+        return asked
+
     def obeyed(self, asked: list[tuple[int, int]], timeout_s: float = 20.0) -> None:
         deadline = time.monotonic() + timeout_s
         while any(self.done[worker] < sequence for worker, sequence in asked):
@@ -234,6 +240,9 @@ class Manager:
 
     def do_lower(self, *arguments: int) -> None:
         self.lower(*arguments)
+
+    def do_lower_runs(self, number: int, runs: list[list[int]], level: int) -> list[tuple[int, int]]:
+        return self.lower_runs(number, runs, level)
 
     def do_raise(self, number: int, page: int, count: int, level: int, mark: int = -1) -> None:
         self.tables[number].raise_(page, count, level, *([mark] if mark >= 0 else []))
