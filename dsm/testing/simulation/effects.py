@@ -16,7 +16,6 @@ from dsm.testing.simulation.losses import Losses
 from dsm.testing.simulation.network import Network
 from dsm.testing.simulation.program import PIN, Call
 from dsm.testing.simulation.trace import message_text
-from dsm.testing.simulation.truth import WORDS
 from dsm.testing.simulation.worker import LEVEL, MARK, Worker
 from dsm.testing.simulation.world import Violation, World
 
@@ -91,7 +90,7 @@ class Performer:
             home.truth.overwritten(self.number, page, "fills")
             home.changed(page)
             home.doomed.discard(page)
-            home.frames[page][:] = [home.fill] * WORDS
+            home.frames[page][:] = [home.fill] * home.words
 
     def do_raise(self, effect: Raise) -> None:
         """Let workers map pages."""

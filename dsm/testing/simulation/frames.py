@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dsm.testing.simulation.truth import DISCARDED, UNFILLED, WORDS, Truth
+from dsm.testing.simulation.network import Transfer
+from dsm.testing.simulation.truth import DISCARDED, UNFILLED, Truth
 
 if TYPE_CHECKING:
-    from dsm.testing.simulation.network import Transfer
+    from dsm.coherence.messages import Message
+    from dsm.testing.simulation.node import Node
     from dsm.testing.simulation.worker import WorkerRegion
 
 
@@ -27,6 +29,7 @@ class NodeRegion:
         "sending",
         "truth",
         "wanted",
+        "words",
         "workers",
     )
 
@@ -35,7 +38,8 @@ class NodeRegion:
         self.truth = truth
         self.fill = fill
         self.pages = len(truth.pages)
-        self.frames = [[UNFILLED] * WORDS for _ in range(self.pages)]
+        self.words = truth.words
+        self.frames = [[UNFILLED] * self.words for _ in range(self.pages)]
         self.wanted = bytearray(self.pages)
         self.workers: list[WorkerRegion] = []
         #: Transfers whose last byte has not left, by page.
@@ -44,11 +48,12 @@ class NodeRegion:
         self.doomed: set[int] = set()
         self.dropped = False
 
-    def freeze(self, transfer: Transfer) -> None:
-        """These frames are being sent."""
-        message = transfer.message
+    def send(self, sender: Node, receiver: Node, message: Message) -> Transfer:
+        """Begin to send these frames."""
+        transfer = Transfer(sender, receiver, message, self)
         for page in range(message.page, message.page + message.count):
             self.sending.setdefault(page, []).append(transfer)
+        return transfer
 
     def changed(self, page: int) -> None:
         """A frame changed while it was sent: what arrives is torn."""
@@ -58,4 +63,4 @@ class NodeRegion:
     def destroy(self, page: int) -> None:
         """Return the memory of a frame."""
         self.changed(page)
-        self.frames[page][:] = [DISCARDED] * WORDS
+        self.frames[page][:] = [DISCARDED] * self.words

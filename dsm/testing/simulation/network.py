@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dsm.coherence.messages import Message
-from dsm.testing.simulation.truth import TORN, WORDS
+from dsm.testing.simulation.truth import TORN
 from dsm.testing.simulation.world import World
 
 if TYPE_CHECKING:
@@ -41,7 +41,11 @@ class Transfer:
 
     def tear(self, page: int) -> None:
         """The frame of `page` changed before the last byte left."""
-        self.payload[page - self.message.page] = [TORN] * WORDS
+        self.payload[page - self.message.page] = [TORN] * self.region.words
+
+    def leave(self) -> None:
+        """The last byte is in the kernel: the frames are free."""
+        self.sender.sent(self)
 
 
 class Link:
@@ -88,11 +92,10 @@ class Link:
         self._flying += 1
         world.at(arrival, self._arrive, (self.receiver.deliver, (self.sender.number, message)))
 
-    def send_pages(self, message: Message, region: NodeRegion) -> None:
-        """Send a message with the frames of its pages; they are frozen until its last byte has left."""
+    def send_transfer(self, transfer: Transfer) -> None:
+        """Send a message with pages, or with bytes of them; frames are in use until its last byte has left."""
         world = self._world
-        transfer = Transfer(self.sender, self.receiver, message, region)
-        region.freeze(transfer)
+        message = transfer.message
         start = max(world.now, self._free)
         sent = start + 200 + int(world.random.random() ** 4 * world.timing.page_high * min(message.count, 8))
         self._free = sent
@@ -123,7 +126,7 @@ class Link:
             # What the sender's kernel has not taken stays in the frames.
             self._stuck.append(transfer)
         else:
-            self.sender.sent(transfer)
+            transfer.leave()
 
     def mend(self, _: Any = None) -> None:
         """The link works again: what was held arrives, in order, before what comes later."""
@@ -138,7 +141,7 @@ class Link:
         stuck, self._stuck = self._stuck, []
         for transfer in stuck:
             if not self.sender.dead:
-                self.sender.sent(transfer)
+                transfer.leave()
 
     def sender_crashed(self) -> None:
         """Of what is on its way, the first part arrives; how much is drawn."""
@@ -191,4 +194,5 @@ class Network:
 
     def send_pages(self, sender: int, receiver: int, message: Message, region: NodeRegion) -> None:
         """Send a message with pages."""
-        self.link(sender, receiver).send_pages(message, region)
+        link = self.link(sender, receiver)
+        link.send_transfer(region.send(link.sender, link.receiver, message))

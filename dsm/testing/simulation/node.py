@@ -16,6 +16,7 @@ from dsm.coherence.messages import (
     Effect,
     Kind,
     Lower,
+    LowerRuns,
     Message,
 )
 from dsm.errors import Status
@@ -25,7 +26,7 @@ from dsm.testing.simulation.membership import Members
 from dsm.testing.simulation.network import Network, Transfer
 from dsm.testing.simulation.program import PIN, PREFETCH, Call
 from dsm.testing.simulation.trace import What, message_text
-from dsm.testing.simulation.truth import WORDS, Truth
+from dsm.testing.simulation.truth import Truth
 from dsm.testing.simulation.worker import LEVEL, LOCKED, Worker
 from dsm.testing.simulation.world import Violation, World
 from dsm.types import Region
@@ -60,18 +61,26 @@ class Node(Performer):
         #: Nanoseconds between two calls of `Engine.age`.
         self.age_interval = 0
         self._aging = False
+        #: Effects that take time: what is done first, and what when it has passed.
+        self.halves: dict[type, tuple[Callable[[Any], None], Callable[[Any], None]]] = {
+            Lower: (self.begin_lower, self.finish_lower)
+        }
 
     def add_region(self, region: Region, truth: Truth, fill: int) -> None:
         """Make a region known here and map it in every worker."""
-        home = self.regions[region.region] = NodeRegion(region.region, truth, fill)
+        home = self.regions[region.region] = self.make_region(region, truth, fill)
         self.engine.add_region(region)
         if region.members == (self.number,) and not region.options.fill:
             # A fresh memfd reads as zeros, and the engine counts on it where nobody else can ask.
-            home.frames = [[0] * WORDS for _ in range(home.pages)]
+            home.frames = [[0] * home.words for _ in range(home.pages)]
         for worker in self.workers:
             worker.add_region(home)
         self.collect()
         self._continue(None)
+
+    def make_region(self, region: Region, truth: Truth, fill: int) -> NodeRegion:
+        """Return the frames of a region."""
+        return NodeRegion(region.region, truth, fill)
 
     # -- slots ------------------------------------------------------------------------------------
 
@@ -117,15 +126,16 @@ class Node(Performer):
             self.world.at(deadline + self.world.pause(), self._ring, deadline)
 
     def _continue(self, _: Any) -> None:
-        """Do effects in order; stop in the middle of a `Lower`, go on when its second half is done."""
+        """Do effects in order; stop in the middle of one that takes time, go on when its second half is done."""
         effects = self.effects
         world = self.world
         while effects:
             effect = effects.popleft()
             world.note(What.EFFECT, self.number, len(effects), 0, 0, effect)
-            if type(effect) is Lower:
-                self.begin_lower(effect)
-                world.after(world.pause(), self._lower, effect)
+            halves = self.halves.get(type(effect))
+            if halves is not None:
+                halves[0](effect)
+                world.after(world.pause(), self._second_half, effect)
                 return
             self.perform(effect)
             if self.fuse:
@@ -138,8 +148,8 @@ class Node(Performer):
         else:
             self._busy = False
 
-    def _lower(self, effect: Lower) -> None:
-        self.finish_lower(effect)
+    def _second_half(self, effect: Effect) -> None:
+        self.halves[type(effect)][1](effect)
         self._continue(None)
 
     def _ring(self, deadline: int) -> None:
@@ -322,7 +332,7 @@ class Node(Performer):
         transfer.accepted = self.engine.accepts(message)
         self.world.note(What.HEADER, self.number, transfer.sender.number, transfer.accepted, 0, message)
         if transfer.accepted:
-            self.store(transfer, WORDS // 2)
+            self.store(transfer, transfer.region.words // 2)
 
     def end(self, transfer: Transfer) -> None:
         """The whole payload is here; what is still wanted of it is put, or copied, into its frames."""
@@ -331,7 +341,7 @@ class Node(Performer):
         message = transfer.message
         what = What.RECEIVED if transfer.accepted else What.DRAINED
         self.world.note(what, self.number, transfer.sender.number, message.page, message.count, message)
-        self.store(transfer, WORDS)
+        self.store(transfer, transfer.region.words)
         self.engine.received(message, self.world.now)
 
     def store(self, transfer: Transfer, words: int) -> None:
@@ -394,32 +404,40 @@ class Node(Performer):
 
     def finish_lower(self, effect: Lower) -> None:
         """Second half: ask every worker that has more, or is about to decide."""
+        self.await_workers(effect.token, self.ask_workers(effect, effect.page, effect.count))
+
+    def ask_workers(self, effect: Lower | LowerRuns, page: int, count: int) -> set[tuple[int, int]]:
+        """Post a command to every worker that has more of these pages; return worker and number of each."""
         home = self.regions[effect.region]
         level = int(effect.level)
         asked: set[tuple[int, int]] = set()
         for worker, region in zip(self.workers, home.workers, strict=True):
-            for byte in region.applied[effect.page : effect.page + effect.count]:
+            for byte in region.applied[page : page + count]:
                 if byte & LOCKED or byte & LEVEL > level:
                     self._commands += 1
                     asked.add((worker.number, self._commands))
                     self.world.note(What.ASK, self.number, worker.number, self._commands, effect.token)
-                    worker.command(self._commands, region, effect.page, effect.count)
+                    worker.command(self._commands, region, page, count)
                     break
-        if effect.token in self.lowering:
-            raise Violation(f"node {self.number}: token {effect.token} is in use")
+        return asked
+
+    def await_workers(self, token: int, asked: set[tuple[int, int]]) -> None:
+        """Tell the engine once all these commands are obeyed."""
+        if token in self.lowering:
+            raise Violation(f"node {self.number}: token {token} is in use")
         if asked:
-            self.lowering[effect.token] = asked
+            self.lowering[token] = asked
             return
         # Nobody to wait for: the engine may hear of it now (what it wants then comes after the rest of
         # this batch), or before or after what waits already.
         match self.world.random.randrange(3):
             case 0:
-                self.lowered(effect.token)
+                self.lowered(token)
                 self.collect()
             case 1:
-                self.inbox.appendleft((self.lowered, effect.token))
+                self.inbox.appendleft((self.lowered, token))
             case _:
-                self.inbox.append((self.lowered, effect.token))
+                self.inbox.append((self.lowered, token))
 
     # -- the end of a region ----------------------------------------------------------------------
 

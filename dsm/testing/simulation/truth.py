@@ -32,9 +32,12 @@ UNFILLED, DISCARDED, TORN = -5, -7, -9
 class Truth:
     """The truth about one region."""
 
+    #: Words a page has.
+    words = WORDS
+
     def __init__(self, region: int, pages: int, fill: int) -> None:
         self.region = region
-        self.pages = [[fill] * WORDS for _ in range(pages)]
+        self.pages = [[fill] * self.words for _ in range(pages)]
         #: For each page, nodes (as bits) whose wanted level is at least READ, and WRITE.
         self.wanted_read = [0] * pages
         self.wanted_write = [0] * pages
