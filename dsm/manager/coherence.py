@@ -25,6 +25,7 @@ from dsm.manager import border
 from dsm.manager.frames import Frames
 from dsm.manager.link import Link
 from dsm.manager.pager import SLOT_BITS, SignalPager
+from dsm.manager.release import ReleaseDriver
 from dsm.types import Region
 from dsm.wire.header import Fields, pack_coherence, unpack_coherence
 
@@ -33,7 +34,7 @@ _FETCH, _INVALIDATE = int(Kind.FETCH), int(Kind.INVALIDATE)
 _PAGE_ENTRY_BYTES = 11
 #: Page tables that are made without looking how much memory there is.
 _SMALL_BYTES = 16 * 1024 * 1024
-_DATA, _CONFIRM = int(Kind.DATA), int(Kind.CONFIRM)
+_DATA, _CONFIRM, _DIFF = int(Kind.DATA), int(Kind.CONFIRM), int(Kind.DIFF)
 
 
 def _available_bytes() -> int:
@@ -75,7 +76,8 @@ class Coherence:
         self.pager = SignalPager(board, self._lowered)
         self.frames: dict[int, Frames] = {}
         self.epoch = 0
-        self._links = links
+        #: Live links by node number; the membership keeps it.
+        self.links = links
         self._payloads: dict[Link, _Payload] = {}
         #: Regions whose discarded frames are to be returned.
         self._reclaim: set[int] = set()
@@ -90,7 +92,8 @@ class Coherence:
         self.on_pinned: Callable[[int, tuple[int, int, int, int]], None] = lambda worker, pin: None
         self._past_invalidations = 0
         self.pages_in = self.pages_out = self.bytes_in = self.bytes_out = 0
-        self._perform: dict[type, Callable[[Any], None]] = {
+        #: How each effect is performed.
+        self.effects: dict[type, Callable[[Any], None]] = {
             Send: self._send,
             SendPages: self._send_pages,
             Lower: self._lower,
@@ -99,6 +102,7 @@ class Coherence:
             Wake: self._wake,
             Discard: self._discard,
         }
+        self.release = ReleaseDriver(self)
 
     # -- regions -----------------------------------------------------------------------------------------
 
@@ -177,6 +181,7 @@ class Coherence:
         self._past_invalidations += self.engine.regions[number].invalidations
         self.engine.drop_region(number)
         self.perform()
+        self.release.drop_region(number)
         token = -number
 
         def free() -> None:
@@ -265,6 +270,11 @@ class Coherence:
         if kind == _DATA:
             self._data(message, payload)
             return
+        if kind == _DIFF:
+            frames = self.frames.get(message.region)
+            if frames is not None:
+                self.release.arrived(message, payload, frames)
+            return
         if kind in (_FETCH, _INVALIDATE):
             self.poll_applied()
         engine.message(message, time.monotonic_ns())
@@ -284,12 +294,17 @@ class Coherence:
     def pages(self, link: Link, fields: Fields) -> None:
         """The header of a message with pages arrived: say where they belong."""
         message = self._checked(link, fields)
-        if message.kind != _DATA:
-            raise WireError(f"a message of kind {message.kind} has pages: it may not")
-        frames = self._frames_of(message, fields[7])
         target: memoryview | None = None
         scratch: bytearray | None = None
-        if frames is not None and self.engine.accepts(message):
+        if message.kind == _DIFF:
+            frames = self.frames.get(message.region)
+        elif message.kind == _DATA:
+            frames = self._frames_of(message, fields[7])
+        else:
+            raise WireError(f"a message of kind {message.kind} has pages: it may not")
+        if frames is not None and message.kind == _DIFF:
+            scratch = bytearray(fields[7])
+        elif frames is not None and self.engine.accepts(message):
             target = frames.view(message.page, message.count)
         elif frames is not None and self.engine.wanted_runs(message):
             scratch = bytearray(fields[7])
@@ -321,6 +336,10 @@ class Coherence:
         message = payload.message
         frames = self.frames.get(message.region)
         if frames is None:
+            return
+        if message.kind == _DIFF:
+            assert payload.scratch is not None  # nothing voids a diff
+            self.release.arrived(message, memoryview(payload.scratch), frames)
             return
         if payload.scratch is not None:
             size = frames.page_size
@@ -366,7 +385,7 @@ class Coherence:
 
     def wrap_effect(self, kind: type, wrap: Callable[[Callable[[Any], None]], Callable[[Any], None]]) -> None:
         """Perform effects of that kind by ``wrap(how they are performed now)``; for tracing."""
-        self._perform[kind] = wrap(self._perform[kind])
+        self.effects[kind] = wrap(self.effects[kind])
 
     # -- effects -----------------------------------------------------------------------------------------
 
@@ -378,7 +397,7 @@ class Coherence:
         if self._performing:
             return
         engine = self.engine
-        perform = self._perform
+        perform = self.effects
         self._performing = True
         try:
             while engine.effects:
@@ -391,7 +410,7 @@ class Coherence:
             self._divert()
 
     def _send(self, effect: Send) -> None:
-        link = self._links.get(effect.node)
+        link = self.links.get(effect.node)
         if link is not None:
             message = effect.message
             send = link.send_later if message.kind == _CONFIRM else link.send
@@ -400,7 +419,7 @@ class Coherence:
     def _send_pages(self, effect: SendPages) -> None:
         message = effect.message
         frames = self.frames[message.region]
-        link = self._links.get(effect.node)
+        link = self.links.get(effect.node)
         if link is None:
             return
         payload = frames.view(message.page, message.count)
@@ -452,7 +471,7 @@ class Coherence:
 
     def _give_back(self) -> None:
         """Return memory, when no socket refers to frames any more."""
-        if any(link.sending for link in self._links.values()):
+        if any(link.sending for link in self.links.values()):
             return
         for number in self._reclaim:
             if number in self.frames:

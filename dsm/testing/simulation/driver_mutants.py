@@ -14,7 +14,6 @@ from dsm.coherence.messages import Discard, Kind, Level, Lower, Message, Send, W
 from dsm.limits import ADDRESS_LOW
 from dsm.testing.simulation.cluster import Shape
 from dsm.testing.simulation.faults import Stormy
-from dsm.testing.simulation.frames import NodeRegion
 from dsm.testing.simulation.membership import Members
 from dsm.testing.simulation.network import Link, Network, Transfer
 from dsm.testing.simulation.node import Node
@@ -282,9 +281,9 @@ class _ReorderingLink(Link):
         self._arrival = 0
         super().send(message)
 
-    def send_pages(self, message: Message, region: NodeRegion) -> None:
+    def send_transfer(self, transfer: Transfer) -> None:
         self._arrival = 0
-        super().send_pages(message, region)
+        super().send_transfer(transfer)
 
 
 class ReorderingNetwork(Network):

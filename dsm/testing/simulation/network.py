@@ -93,7 +93,7 @@ class Link:
         world.at(arrival, self._arrive, (self.receiver.deliver, (self.sender.number, message)))
 
     def send_transfer(self, transfer: Transfer) -> None:
-        """Send a message with pages, or with bytes of them; frames are in use until its last byte has left."""
+        """Send a message with pages, or with bytes of them; frames are in use meanwhile."""
         world = self._world
         message = transfer.message
         start = max(world.now, self._free)

@@ -126,7 +126,7 @@ class Node(Performer):
             self.world.at(deadline + self.world.pause(), self._ring, deadline)
 
     def _continue(self, _: Any) -> None:
-        """Do effects in order; stop in the middle of one that takes time, go on when its second half is done."""
+        """Do effects in order; one that takes time is finished before the next begins."""
         effects = self.effects
         world = self.world
         while effects:
