@@ -13,12 +13,18 @@ CONSISTENCIES = ("sequential",)
 PLACEMENTS = ("first-touch", "block", "cyclic")
 #: Parties of a barrier.
 MAX_PARTIES = 2**31 - 1
+#: Units of a semaphore.
+MAX_UNITS = 2**63 - 1
 #: Dimensions that numpy allows.
 MAX_DIMENSIONS = 64
 
 
 #: Name of the barrier of all workers of a job.
 JOB_BARRIER = "dsm.job"
+#: Name of the atomic that `Node.acquire` reads and `Node.release` writes; no user opens it.
+FENCE = "dsm.fence"
+#: Before a condition's name: name of the lock of its own.
+CONDITION_LOCK = "dsm.condition."
 
 
 class ArrayLayout(msgspec.Struct, frozen=True):
@@ -75,10 +81,12 @@ class SyncObject(msgspec.Struct, frozen=True):
 
     #: Never used again in the life of a cluster; starts at 1.
     object: int
-    #: ``"lock"``, ``"barrier"`` or ``"atomic"``.
+    #: ``"lock"``, ``"rwlock"``, ``"semaphore"``, ``"condition"``, ``"event"``, ``"barrier"`` or ``"atomic"``.
     kind: str
     name: str
     #: Node that decides about it.
     home: int
-    #: Parties of a barrier, initial value of an atomic, 0 for a lock.
+    #: Parties of a barrier, initial value of an atomic, units of a semaphore, lock of a condition; else 0.
     value: int = 0
+    #: A semaphore whose units belong to who has them.
+    bounded: bool = False

@@ -172,7 +172,9 @@ class Coordinator:
         self._local.drop_region(number, part)
 
     def _open_sync(self, body: control.OpenSync, answer: Answer) -> None:
-        described = self._store.open_sync(body.kind, body.name, body.value, tuple(self._members.nodes))
+        described = self._store.open_sync(
+            body.kind, body.name, body.value, tuple(self._members.nodes), body.bounded
+        )
 
         def known() -> None:
             answer(meta.FoundSync(described))

@@ -182,7 +182,7 @@ class Manager:
             elif op == OP_TOUCHED:
                 self.coherence.touched(number, a, worker)
             elif op > _UNPIN and op != _CANCEL:
-                self.sync.call(op, number, a, b, waiter, worker)
+                self.sync.call(op, number, a, b, waiter, worker, c)
             else:
                 self._call(op, number, a, b, c, waiter, worker)
 

@@ -17,7 +17,7 @@ from dsm.manager.metadata.options import check_sync
 from dsm.sync.reply import Reply
 from dsm.sync.service import SyncHome
 from dsm.types import SyncObject
-from dsm.wire.calls import NO_RANK, Cause, Op, SyncKind, cause_word
+from dsm.wire.calls import LOCKING, NO_RANK, WAITING, Cause, Op, SyncKind, cause_word, undoing
 from dsm.wire.header import Family, Fields, pack
 
 #: Ticket of what nobody waits for; it is not answered.
@@ -28,8 +28,6 @@ WITHDRAW_S = 0.5
 _SYNC = int(Family.SYNC)
 _OPS = frozenset(int(op) for op in Op if op >= Op.LOCK_ACQUIRE)
 _CANCEL, _REPLY, _WORKER_GONE = int(Op.CANCEL), int(SyncKind.REPLY), int(SyncKind.WORKER_GONE)
-#: Calls that last as long as others let them: their thread decides how long it waits.
-_WAITS = (Op.LOCK_ACQUIRE, Op.BARRIER_WAIT)
 _BARRIER_OPS = (Op.BARRIER_WAIT, Op.BARRIER_RESET, Op.BARRIER_ABORT)
 
 
@@ -44,15 +42,18 @@ class _Call(NamedTuple):
     b: int
     #: `Sync.age` when it began.
     age: int
+    #: Of an atomic: it carries no consistency.
+    relaxed: bool = False
 
     def comes_behind(self, other: _Call) -> bool:
         """Whether the same thread asks for the same lock: its home must be done with `other` first."""
-        mine = (self.op, self.number, self.worker, self.a)
-        return self.op == Op.LOCK_ACQUIRE and mine == (other.op, other.number, other.worker, other.a)
+        mine = (self.number, self.worker, self.a)
+        both = self.op in LOCKING and other.op in LOCKING
+        return both and mine == (other.number, other.worker, other.a)
 
 
 class Sync:
-    """Locks, barriers and atomics of one node.
+    """Synchronization objects of one node.
 
     Parameters
     ----------
@@ -103,7 +104,7 @@ class Sync:
         if described.home != self.node or not 0 < described.object < 1 << 32:
             raise WireError(f"object {described.object} of node {described.home} was told to {self.node}")
         try:
-            check_sync(described.kind, described.name, described.value)
+            check_sync(described.kind, described.name, described.value, described.bounded)
             self.home.create(described)
         except (UsageError, InternalError) as error:  # nothing was changed
             raise WireError(f"the coordinator described an object that cannot be: {error}") from None
@@ -113,7 +114,7 @@ class Sync:
         self._homes[described.object] = described.home
         self.known[described.object] = described
 
-    def call(self, op: int, number: int, a: int, b: int, waiter: int, worker: int) -> None:
+    def call(self, op: int, number: int, a: int, b: int, waiter: int, worker: int, c: int = 0) -> None:
         """A worker's thread asks; ends with `wake`."""
         if op not in _OPS:  # the board is the worker's memory, too
             self._wake(waiter, Status.USAGE, 0)
@@ -123,7 +124,7 @@ class Sync:
             self._wake(waiter, Status.UNKNOWN_NAME, 0)
             return
         self._tickets = ticket = self._tickets % 0xFFFFFFFF + 1
-        self._waiting[ticket] = call = _Call(waiter, number, worker, op, a, b, self._ages)
+        self._waiting[ticket] = call = _Call(waiter, number, worker, op, a, b, self._ages, c == 1)
         if not any(call.comes_behind(other) for other in self._withdrawn.values()):
             self._ask(home, op, number, ticket, worker, a, b)
 
@@ -161,7 +162,7 @@ class Sync:
         """A fixed part of the time has passed in which a home must answer what needs no wait."""
         self._ages += 1
         for ticket, call in list(self._waiting.items()):
-            if self.patience and call.op not in _WAITS and call.age <= self._ages - self.patience:
+            if self.patience and call.op not in WAITING and call.age <= self._ages - self.patience:
                 del self._waiting[ticket]
                 self._wake(call.waiter, Status.PAGE_TIMEOUT, 0)
 
@@ -171,9 +172,9 @@ class Sync:
         if call is None:
             return
         home, number = self._homes[call.number], call.number
-        if call.op == Op.LOCK_ACQUIRE and status in (Status.OK, Status.OWNER_DIED):
-            told = int(status == Status.OWNER_DIED)
-            self._ask(home, Op.LOCK_RELEASE, number, NO_TICKET, call.worker, call.a, told)
+        if status in (Status.OK, Status.OWNER_DIED):
+            for op, a, b in undoing(call.op, call.a, call.b, status == Status.OWNER_DIED):
+                self._ask(home, op, number, NO_TICKET, call.worker, a, b)
         for later, other in list(self._waiting.items()):
             if other.comes_behind(call):
                 self._ask(home, other.op, number, later, other.worker, other.a, other.b)
@@ -214,7 +215,7 @@ class Sync:
         elif kind == _WORKER_GONE:
             now = time.monotonic_ns()
             self._deliver(self.home.worker_gone(link.node, count, now, died=b != 0, rank=a & NO_RANK))
-        elif kind >= Op.LOCK_ACQUIRE:
+        elif kind in _OPS:
             owner = (count, a)
             now = time.monotonic_ns()
             self._deliver(self.home.request(kind, number, link.node, ticket, owner, a, b, now))

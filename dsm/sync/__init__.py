@@ -1,1 +1,1 @@
-"""Locks, barriers and atomic cells as pure machines at their home; `service` is the one door."""
+"""Synchronization objects as pure machines at their home, a file each; `service` is the one door."""

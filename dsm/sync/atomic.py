@@ -28,7 +28,7 @@ class Atomic:
 
     def request(self, op: int, node: int, ticket: int, owner: Owner, a: int, b: int, now: int) -> list[Reply]:
         """Execute one operation; USAGE when it is none of an atomic."""
-        old = self._word
+        old, number = self._word, self.described.object
         if op == _ADD:
             self._word = (old + a) & WORD_MASK
         elif op == _LOAD:
@@ -40,12 +40,12 @@ class Atomic:
             self._word = a & WORD_MASK
         elif op == _STORE:
             self._word = a & WORD_MASK
-            return [Reply(node, ticket)]
+            return [Reply(node, ticket, object=number)]
         else:
-            return [Reply(node, ticket, _USAGE)]
-        return [Reply(node, ticket, 0, old)]
+            return [Reply(node, ticket, _USAGE, object=number)]
+        return [Reply(node, ticket, 0, old, number)]
 
-    def cancel(self, node: int, ticket: int) -> list[Reply]:
+    def cancel(self, node: int, ticket: int, now: int) -> list[Reply]:
         """Nothing ever waits."""
         return []
 

@@ -57,6 +57,7 @@ class Barrier:
         if described.value < 1:
             raise InternalError(f"barrier {described.name!r} was created with {described.value} parties")
         self.described = described
+        self._number = described.object
         self._parties = described.value
         #: Who has arrived, in order: fewer than the parties, none while it is broken or a rank is missing.
         self._waiting: list[_Arrival] = []
@@ -81,14 +82,14 @@ class Barrier:
         if op == _RESET:
             replies = self._break(cause_word(Cause.RESET, node, owner[0]))
             self._mend()
-            replies.append(Reply(node, ticket))
+            replies.append(self._reply(node, ticket))
             return replies
         if op == _ABORT:
             replies = self._break(cause_word(Cause.ABORTED, node, owner[0]))
             self._tell(node, owner)
-            replies.append(Reply(node, ticket))
+            replies.append(self._reply(node, ticket))
             return replies
-        return [Reply(node, ticket, _USAGE)]
+        return [self._reply(node, ticket, _USAGE)]
 
     def _arrive(self, arrival: _Arrival, of_ranks: bool) -> list[Reply]:
         node, ticket, owner = arrival.node, arrival.ticket, arrival.owner
@@ -100,24 +101,24 @@ class Barrier:
         if self._broken:
             cause = self._why()
             self._tell(node, owner)
-            return [*replies, Reply(node, ticket, _BROKEN, cause)]
+            return [*replies, self._reply(node, ticket, _BROKEN, cause)]
         if self._is_of_ranks and self._missing:
-            return [*replies, Reply(node, ticket, _BROKEN, self._why())]
+            return [*replies, self._reply(node, ticket, _BROKEN, self._why())]
         waiting = self._waiting
         waiting.append(arrival)
         if len(waiting) < self._parties:
             return replies
         self._waiting = []
-        return [Reply(each.node, each.ticket, _OK, index) for index, each in enumerate(waiting)]
+        return [self._reply(each.node, each.ticket, _OK, index) for index, each in enumerate(waiting)]
 
-    def cancel(self, node: int, ticket: int) -> list[Reply]:
+    def cancel(self, node: int, ticket: int, now: int) -> list[Reply]:
         """End a waiting call with CANCELLED, and the others with BROKEN."""
         for index, each in enumerate(self._waiting):
             if each.node == node and each.ticket == ticket:
                 del self._waiting[index]
                 replies = self._break(cause_word(Cause.GAVE_UP, node, each.owner[0]))
                 self._tell(node, each.owner)
-                return [Reply(node, ticket, _CANCELLED), *replies]
+                return [self._reply(node, ticket, _CANCELLED), *replies]
         return []
 
     def gone(self, gone: Gone) -> list[Reply]:
@@ -143,7 +144,7 @@ class Barrier:
     def close(self) -> list[Reply]:
         """End every waiting call with CLOSED."""
         waiting, self._waiting = self._waiting, []
-        return [Reply(each.node, each.ticket, _CLOSED) for each in waiting]
+        return [self._reply(each.node, each.ticket, _CLOSED) for each in waiting]
 
     def describe(self) -> Description:
         """Return the state."""
@@ -159,6 +160,9 @@ class Barrier:
             missing=missing,
         )
 
+    def _reply(self, node: int, ticket: int, status: int = 0, result: int = 0) -> Reply:
+        return Reply(node, ticket, status, result, self._number)
+
     def _why(self) -> int:
         """Return the cause that a party is told: a missing rank before anything else."""
         if self._is_of_ranks and self._missing:
@@ -171,7 +175,7 @@ class Barrier:
         if not (self._is_of_ranks and self._missing):
             return []
         waiting, self._waiting = self._waiting, []
-        return [Reply(each.node, each.ticket, _BROKEN, self._why()) for each in waiting]
+        return [self._reply(each.node, each.ticket, _BROKEN, self._why()) for each in waiting]
 
     def _break(self, cause: int) -> list[Reply]:
         """Break the barrier and return what those who wait are told."""
@@ -179,7 +183,7 @@ class Barrier:
         self._broken = True
         self._cause = cause
         self._told.update((each.node, each.owner) for each in waiting)
-        return [Reply(each.node, each.ticket, _BROKEN, cause) for each in waiting]
+        return [self._reply(each.node, each.ticket, _BROKEN, cause) for each in waiting]
 
     def _tell(self, node: int, owner: Owner) -> None:
         """Note that a thread knows of the break; the last one mends the barrier."""

@@ -22,6 +22,8 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
     ticket: int
     status: int = 0
     result: int = 0
+    #: Number of the object it is about, whose time travels with it; a condition's replies are its lock's.
+    object: int = 0
 
 
 class Party(msgspec.Struct, frozen=True):
@@ -40,16 +42,21 @@ class Description(msgspec.Struct, frozen=True):
     object: int
     kind: str
     name: str
-    #: Holder of a lock.
+    #: Holder of a lock, or who alone holds a rwlock.
     holder: Party | None = None
     #: Who waits, in the order in which they will be served, or have arrived.
     waiting: tuple[Party, ...] = ()
-    #: Value of an atomic (signed), parties of a barrier.
+    #: Value of an atomic (signed), parties of a barrier, free units of a semaphore, 1 of an event that is
+    #: set, the lock of a condition.
     value: int = 0
     #: A broken barrier; a lock whose last owner died and whose next one has not been told.
     damaged: bool = False
     #: Ranks of the job without which a barrier cannot be complete.
     missing: tuple[int, ...] = ()
+    #: Readers of a rwlock; of a bounded semaphore workers that have units (their token is 0).
+    holders: tuple[Party, ...] = ()
+    #: Of those who wait for a rwlock, how many want to read: they stand first.
+    readers: int = 0
 
 
 class Gone(msgspec.Struct, frozen=True, gc=False):
@@ -71,7 +78,7 @@ class Gone(msgspec.Struct, frozen=True, gc=False):
 
 
 class Machine(Protocol):
-    """What `SyncHome` needs of a lock, a barrier or an atomic.
+    """What `SyncHome` needs of an object.
 
     `request` returns the replies that are due now, in the order in which they are to be sent; a call
     that must wait gets its reply from a later call of any method.  Whatever cannot be done is a reply
@@ -84,7 +91,7 @@ class Machine(Protocol):
     def request(self, op: int, node: int, ticket: int, owner: Owner, a: int, b: int, now: int) -> list[Reply]:
         """Handle one operation of a thread."""
 
-    def cancel(self, node: int, ticket: int) -> list[Reply]:
+    def cancel(self, node: int, ticket: int, now: int) -> list[Reply]:
         """End a waiting call; nothing to say when it does not wait (any more)."""
 
     def gone(self, gone: Gone) -> list[Reply]:

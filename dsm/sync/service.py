@@ -1,4 +1,4 @@
-"""The home of locks, barriers and atomic cells: one door for every operation on any of them.
+"""The home of synchronization objects: one door for every operation on any of them.
 
 Owns the objects whose home is this node.  Pure: the manager carries operations here (from its own
 workers and from other nodes, in the order in which each node sent them) and replies back; times are
@@ -10,20 +10,28 @@ call waits.  A thread is identified by its node and `owner`: number of the worke
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from dsm.errors import InternalError, Status
 from dsm.sync.atomic import Atomic
 from dsm.sync.barrier import Barrier
+from dsm.sync.condition import Condition
+from dsm.sync.event import Event
 from dsm.sync.lock import Lock
 from dsm.sync.reply import Description, Gone, Machine, Owner, Party, Reply
+from dsm.sync.rwlock import RWLock
+from dsm.sync.semaphore import Semaphore
 from dsm.types import SyncObject
 from dsm.wire.calls import NO_RANK, Cause, Op, cause_word
 
 __all__ = ["Description", "Owner", "Party", "Reply", "SyncHome"]
 
-_KINDS: dict[str, type[Lock] | type[Barrier] | type[Atomic]] = {
+#: A condition needs its lock, too.
+_KINDS: dict[str, Callable[[SyncObject], Machine]] = {
     "lock": Lock,
+    "rwlock": RWLock,
+    "semaphore": Semaphore,
+    "event": Event,
     "barrier": Barrier,
     "atomic": Atomic,
 }
@@ -55,7 +63,8 @@ class SyncHome:
         Raises
         ------
         InternalError
-            Its kind is unknown, or its number belongs to another object.
+            Its kind is unknown, its number belongs to another object, or it is a condition whose lock is
+            not here.
         """
         number = described.object
         machine = self._machines.get(number)
@@ -63,13 +72,21 @@ class SyncHome:
             if machine.described != described:
                 raise InternalError(f"number {number} belongs to {machine.described}, not to {described}")
             return
-        kind = _KINDS.get(described.kind)
-        if kind is None:
-            raise InternalError(f"no synchronization object is of kind {described.kind!r}")
-        self._machines[number] = machine = kind(described)
+        self._machines[number] = machine = self._machine(described)
         if isinstance(machine, Barrier):
             machine.ranks_missing(self._missing)
         self._highest = max(self._highest, number)
+
+    def _machine(self, described: SyncObject) -> Machine:
+        if described.kind == "condition":
+            lock = self._machines.get(described.value)
+            if not isinstance(lock, Lock):
+                raise InternalError(f"condition {described.name!r} has lock {described.value}, not here")
+            return Condition(described, lock)
+        kind = _KINDS.get(described.kind)
+        if kind is None:
+            raise InternalError(f"no synchronization object is of kind {described.kind!r}")
+        return kind(described)
 
     def drop(self, number: int) -> list[Reply]:
         """Forget an object; who waits for it ends with CLOSED, and so does who asks for it later."""
@@ -106,10 +123,11 @@ class SyncHome:
         """
         machine = self._machines.get(object)
         if machine is None:
-            return [Reply(node, ticket, _CLOSED if object <= self._highest else _UNKNOWN_NAME)]
+            status = _CLOSED if object <= self._highest else _UNKNOWN_NAME
+            return [Reply(node, ticket, status, object=object)]
         if op == _CANCEL:
-            replies = machine.cancel(node, a)
-            replies.append(Reply(node, ticket, _OK if replies else _TOO_LATE))
+            replies = machine.cancel(node, a, now)
+            replies.append(Reply(node, ticket, _OK if replies else _TOO_LATE, object=object))
             return replies
         return machine.request(op, node, ticket, owner, a, b, now)
 

@@ -1,8 +1,8 @@
 """Numbers of the fast calls: what a worker asks through a slot of its board, and nodes of each other.
 
-Owns `Op`.  A call carries the number of a region or object and the words a, b, c; its answer is a
-`dsm.errors.Status` and one 64-bit result.  All words are unsigned 64-bit; signed values (atomic cells)
-travel as two's complement.
+Owns `Op`, and what each operation is to consistency.  A call carries the number of a region or object and
+the words a, b, c; its answer is a `dsm.errors.Status` and one 64-bit result.  All words are unsigned 64-bit;
+signed values (atomic cells) travel as two's complement.
 
 ============================  ======================  ===============================  ==================
 operation                     object                  a, b, c                          result
@@ -10,17 +10,56 @@ operation                     object                  a, b, c                   
 PREFETCH, PIN, UNPIN          region                  page, count, write               0
 LOCK_ACQUIRE                  lock                    a = token of the owning thread   0
 LOCK_RELEASE                  lock                    a = token; b = 1: inconsistent   0
+RW_READ, RW_WRITE             rwlock                  a = token of the owning thread   0
+RW_RELEASE                    rwlock                  a = token; b = 1: inconsistent   0
 BARRIER_WAIT                  barrier                 a = token; b = 1: of all ranks   index of arrival
 BARRIER_RESET, BARRIER_ABORT  barrier                 —                                0
-ATOMIC_LOAD                   atomic                  —                                the value
-ATOMIC_STORE                  atomic                  a = new                          0
-ATOMIC_ADD, ATOMIC_EXCHANGE   atomic                  a = addend, new                  the old value
-ATOMIC_COMPARE_EXCHANGE       atomic                  a = expected, b = new            the old value
+SEMAPHORE_ACQUIRE, _RELEASE   semaphore               a = token; b = units             0
+EVENT_SET, EVENT_CLEAR        event                   —                                0
+EVENT_IS_SET                  event                   —                                1 if it is set
+EVENT_WAIT                    event                   a = token                        0
+CONDITION_WAIT                lock of the condition   a = token; b = condition         0
+CONDITION_NOTIFY              lock of the condition   a = token; b = condition in 32   threads notified
+                                                      bits, how many above them
+ATOMIC_LOAD                   atomic                  c = 1: relaxed                   the value
+ATOMIC_STORE                  atomic                  a = new; c = 1: relaxed          0
+ATOMIC_ADD, ATOMIC_EXCHANGE   atomic                  a = addend, new; c = 1: relaxed  the old value
+ATOMIC_COMPARE_EXCHANGE       atomic                  a = expected, b = new;           the old value
+                                                      c = 1: relaxed
 CANCEL                        object of the call      a = slot (ticket) of the call    0
 ============================  ======================  ===============================  ==================
 
 A lock that is released inconsistent tells its next owner, again, that an owner died.  A barrier of all
 ranks needs every rank of the job: while one has no process, nobody can wait there.
+
+A condition is a part of its lock: its operations name the lock as their object, so that their writes and
+those under the lock travel with one time.  CONDITION_WAIT gives the lock up and ends, as an acquire does,
+when the thread has it again; CANCELLED means that the thread does not hold it.
+
+*Consistency.*  An operation of `RELEASING` is done only when what its node wrote before is where others find
+it; the answer to one of `ACQUIRING` (also OWNER_DIED and BROKEN) lets its node see what was written before
+the operations that it follows.  Word c of an operation on an atomic says that it is neither: that word goes
+no further than the thread's own manager.
+
+==========================================  =========  =========  ==========================================
+operation                                   RELEASING  ACQUIRING  why
+==========================================  =========  =========  ==========================================
+LOCK_ACQUIRE, RW_READ, RW_WRITE             no         yes        sees what was done under the lock
+LOCK_RELEASE, RW_RELEASE                    yes        no         a reader's too: it may have written
+                                                                  elsewhere
+BARRIER_WAIT                                yes        yes        everybody sees everybody
+BARRIER_RESET, BARRIER_ABORT                yes        no         who is told BROKEN sees what came before
+SEMAPHORE_ACQUIRE                           no         yes        follows the releases of units before it
+SEMAPHORE_RELEASE                           yes        no
+EVENT_SET, EVENT_CLEAR                      yes        no         stores of a flag
+EVENT_IS_SET, EVENT_WAIT                    no         yes        loads of a flag
+CONDITION_WAIT                              yes        yes        releases the lock, acquires it again
+CONDITION_NOTIFY                            no         no         who is notified sees what was done when it
+                                                                  gets the lock, which is released later
+ATOMIC_LOAD                                 no         yes
+ATOMIC_STORE                                yes        no
+ATOMIC_ADD, _EXCHANGE, _COMPARE_EXCHANGE    yes        yes
+==========================================  =========  =========  ==========================================
 
 A call that ends with OWNER_DIED or BROKEN says in its result who is the cause of it (`Cause`).
 
@@ -54,7 +93,76 @@ class Op(IntEnum):
     ATOMIC_COMPARE_EXCHANGE = 39
     BARRIER_RESET = 40
     BARRIER_ABORT = 41
+    RW_READ = 42
+    RW_WRITE = 43
+    RW_RELEASE = 44
+    SEMAPHORE_ACQUIRE = 45
+    SEMAPHORE_RELEASE = 46
     CANCEL = 48
+    EVENT_SET = 49
+    EVENT_CLEAR = 50
+    EVENT_IS_SET = 51
+    EVENT_WAIT = 52
+    CONDITION_WAIT = 53
+    CONDITION_NOTIFY = 54
+
+
+#: Before these the node makes what it wrote visible (a release).
+RELEASING = frozenset(
+    {
+        Op.LOCK_RELEASE, Op.RW_RELEASE, Op.BARRIER_WAIT, Op.BARRIER_RESET, Op.BARRIER_ABORT,
+        Op.SEMAPHORE_RELEASE, Op.EVENT_SET, Op.EVENT_CLEAR, Op.CONDITION_WAIT, Op.ATOMIC_STORE, Op.ATOMIC_ADD,
+        Op.ATOMIC_EXCHANGE, Op.ATOMIC_COMPARE_EXCHANGE,
+    }
+)  # fmt: skip
+#: Behind these the node sees what was made visible before (an acquire).
+ACQUIRING = frozenset(
+    {
+        Op.LOCK_ACQUIRE, Op.RW_READ, Op.RW_WRITE, Op.BARRIER_WAIT, Op.SEMAPHORE_ACQUIRE, Op.EVENT_IS_SET,
+        Op.EVENT_WAIT, Op.CONDITION_WAIT, Op.ATOMIC_LOAD, Op.ATOMIC_ADD, Op.ATOMIC_EXCHANGE,
+        Op.ATOMIC_COMPARE_EXCHANGE,
+    }
+)  # fmt: skip
+#: Calls that last as long as others let them: their thread decides how long it waits.
+WAITING = frozenset(
+    {
+        Op.LOCK_ACQUIRE, Op.RW_READ, Op.RW_WRITE, Op.BARRIER_WAIT, Op.SEMAPHORE_ACQUIRE, Op.EVENT_WAIT,
+        Op.CONDITION_WAIT,
+    }
+)  # fmt: skip
+#: Those among them that end with a lock in the thread's hands.
+LOCKING = frozenset({Op.LOCK_ACQUIRE, Op.RW_READ, Op.RW_WRITE, Op.CONDITION_WAIT})
+
+#: CONDITION_NOTIFY: word b holds the condition in so many bits, and the number of threads above.
+CONDITION_BITS = 32
+#: As many threads as wait.
+NOTIFY_ALL = 0xFFFF_FFFF
+
+
+def notify_word(condition: int, count: int) -> int:
+    """Return word b of CONDITION_NOTIFY."""
+    return min(count, NOTIFY_ALL) << CONDITION_BITS | condition
+
+
+def undoing(op: int, a: int, b: int, owner_died: bool) -> list[tuple[int, int, int]]:
+    """Return what gives back what a call was granted that nobody waits for any more: op, a, b of each step.
+
+    Parameters
+    ----------
+    op, a, b
+        The call.
+    owner_died
+        It was granted with OWNER_DIED: the next owner is to hear of that.
+    """
+    if op == Op.CONDITION_WAIT:  # somebody else is to have the notification
+        return [(Op.CONDITION_NOTIFY, a, notify_word(b, 1)), (Op.LOCK_RELEASE, a, int(owner_died))]
+    if op == Op.LOCK_ACQUIRE:
+        return [(Op.LOCK_RELEASE, a, int(owner_died))]
+    if op in (Op.RW_READ, Op.RW_WRITE):
+        return [(Op.RW_RELEASE, a, int(owner_died))]
+    if op == Op.SEMAPHORE_ACQUIRE:
+        return [(Op.SEMAPHORE_RELEASE, a, b)]
+    return []
 
 
 class SyncKind(IntEnum):

@@ -102,11 +102,13 @@ class RegionList(msgspec.Struct, frozen=True, tag=True):
 
 
 class OpenSync(msgspec.Struct, frozen=True, tag=True):
-    """Create or find a lock, barrier or atomic.  Answer: `SyncOpened`."""
+    """Create or find a synchronization object.  Answer: `SyncOpened`."""
 
     kind: str
     name: str
+    #: As `SyncObject` says.
     value: int = 0
+    bounded: bool = False
 
 
 class SyncOpened(msgspec.Struct, frozen=True, tag=True):

@@ -6,8 +6,8 @@ import pytest
 
 from dsm.errors import InternalError
 from dsm.sync.barrier import Barrier
-from dsm.sync.lock import LOCAL_HANDOVERS
 from dsm.sync.service import Reply, SyncHome
+from dsm.sync.turns import LOCAL_HANDOVERS
 from dsm.testing.simulation.cluster import Parts
 from dsm.testing.simulation.sync import Ask, SyncNode, SyncThread, SyncTruth, run_sync
 from dsm.testing.simulation.world import Violation

@@ -55,21 +55,30 @@ def test_cells_survive_workers():
     assert home.describe()[0].value == 5
 
 
-@pytest.mark.parametrize("kind", ["lock", "barrier", "atomic"])
-def test_an_operation_of_another_kind_is_refused(kind):
-    own = {"lock": "LOCK", "barrier": "BARRIER", "atomic": "ATOMIC"}[kind]
+@pytest.mark.parametrize(
+    ("kind", "own"),
+    [
+        ("lock", "LOCK"),
+        ("rwlock", "RW"),
+        ("semaphore", "SEMAPHORE"),
+        ("event", "EVENT"),
+        ("barrier", "BARRIER"),
+        ("atomic", "ATOMIC"),
+    ],
+)
+def test_an_operation_of_another_kind_is_refused(kind, own):
     home = home_with(kind, 1)
     foreign = [op for op in Op if not op.name.startswith(own) and op != Op.CANCEL]
     for op in [*foreign, 0, 255]:
-        assert home.request(op, 1, 0, 7, (0, 0)) == [Reply(0, 7, Status.USAGE)]
+        assert home.request(op, 1, 0, 7, (0, 0)) == [Reply(0, 7, Status.USAGE, object=1)]
 
 
 def test_unknown_and_dropped_objects_are_told_apart():
     home = home_with(number=5)
     home.drop(5)
     assert home.drop(5) == []
-    assert home.request(Op.ATOMIC_LOAD, 5, 0, 1, (0, 0)) == [Reply(0, 1, Status.CLOSED)]
-    assert home.request(Op.ATOMIC_LOAD, 6, 0, 2, (0, 0)) == [Reply(0, 2, Status.UNKNOWN_NAME)]
+    assert home.request(Op.ATOMIC_LOAD, 5, 0, 1, (0, 0)) == [Reply(0, 1, Status.CLOSED, object=5)]
+    assert home.request(Op.ATOMIC_LOAD, 6, 0, 2, (0, 0)) == [Reply(0, 2, Status.UNKNOWN_NAME, object=6)]
 
 
 def test_creating_again_changes_nothing():
@@ -83,14 +92,14 @@ def test_wrong_creations_are_the_drivers_fault():
     home = home_with()
     with pytest.raises(InternalError, match="number 1 belongs to"):
         home.create(SyncObject(1, "lock", "n", 0))
-    with pytest.raises(InternalError, match="of kind 'rwlock'"):
-        home.create(SyncObject(2, "rwlock", "n", 0))
+    with pytest.raises(InternalError, match="of kind 'latch'"):
+        home.create(SyncObject(2, "latch", "n", 0))
     with pytest.raises(InternalError, match="0 parties"):
         home.create(SyncObject(2, "barrier", "n", 0))
 
 
 def test_cancelling_an_atomic_comes_too_late():
-    assert home_with().request(Op.CANCEL, 1, 0, 2, (0, 0), 1) == [Reply(0, 2, Status.TOO_LATE)]
+    assert home_with().request(Op.CANCEL, 1, 0, 2, (0, 0), 1) == [Reply(0, 2, Status.TOO_LATE, object=1)]
 
 
 def test_one_worker_can_die_in_several_objects():
@@ -109,7 +118,7 @@ def test_one_worker_can_die_in_several_objects():
 
 
 def test_numbers_never_change():
-    assert [op.value for op in Op] == [16, 17, 18, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 48]
+    assert [op.value for op in Op] == [16, 17, 18, *range(32, 47), *range(48, 55)]
     assert max(SyncKind) < 16, "replies and notices share the kind byte with operations"
 
 

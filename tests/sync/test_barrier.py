@@ -5,11 +5,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from dsm.errors import Status
-from dsm.sync.service import Party, Reply, SyncHome
+from dsm.sync.service import Party, SyncHome
+from dsm.sync.service import Reply as AnyReply
 from dsm.types import SyncObject
 from dsm.wire.calls import NO_RANK, Cause, Op, cause_of, cause_word
 
 BARRIER = 9
+
+
+def Reply(node, ticket, status=0, result=0):
+    return AnyReply(node, ticket, status, result, BARRIER)
 
 
 class Home:

@@ -7,13 +7,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from dsm.errors import Status
-from dsm.sync import lock
-from dsm.sync.lock import LOCAL_HANDOVERS
-from dsm.sync.service import Party, Reply, SyncHome
+from dsm.sync import turns
+from dsm.sync.service import Party, SyncHome
+from dsm.sync.service import Reply as AnyReply
+from dsm.sync.turns import LOCAL_HANDOVERS
 from dsm.types import SyncObject
 from dsm.wire.calls import NO_RANK, Cause, Op, cause_of, cause_word
 
 LOCK = 4
+
+
+def Reply(node, ticket, status=0, result=0):
+    return AnyReply(node, ticket, status, result, LOCK)
 
 
 class Home:
@@ -258,7 +263,7 @@ class LockMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        lock.LOCAL_HANDOVERS = FEW_HANDOVERS  # so that the bound is met often
+        turns.LOCAL_HANDOVERS = FEW_HANDOVERS  # so that the bound is met often
         self.driver = Home()
         self.holder = None
         self.died = False
@@ -268,7 +273,7 @@ class LockMachine(RuleBasedStateMachine):
         self.local_run = 0
 
     def teardown(self):
-        lock.LOCAL_HANDOVERS = LOCAL_HANDOVERS
+        turns.LOCAL_HANDOVERS = LOCAL_HANDOVERS
 
     def granted(self, reply):
         entry = next(each for each in self.waiting if each[1] == reply.ticket)

@@ -22,10 +22,17 @@ from dsm.errors import (
     UsageError,
 )
 from dsm.limits import ADDRESS_HIGH, ADDRESS_LOW, MAX_NODES
-from dsm.manager.metadata.options import check_name, check_options, check_rank, check_same, check_sync
+from dsm.manager.metadata.options import (
+    check_name,
+    check_options,
+    check_rank,
+    check_same,
+    check_same_sync,
+    check_sync,
+)
 from dsm.manager.metadata.store import MemberRecord
 from dsm.memory.addresses import AddressRange
-from dsm.types import JOB_BARRIER, Region, RegionOptions, SyncObject
+from dsm.types import FENCE, JOB_BARRIER, Region, RegionOptions, SyncObject
 
 # AUTOINCREMENT: a number that was used is not used again, even when its row is gone.
 _SCHEMA = """
@@ -38,7 +45,7 @@ CREATE TABLE regions (
 );
 CREATE TABLE sync (
     number INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, name TEXT NOT NULL,
-    home INTEGER NOT NULL, value INTEGER NOT NULL, UNIQUE (kind, name)
+    home INTEGER NOT NULL, value INTEGER NOT NULL, bounded INTEGER NOT NULL, UNIQUE (kind, name)
 );
 CREATE TABLE ranks (rank INTEGER PRIMARY KEY);
 """
@@ -164,43 +171,63 @@ class EmbeddedStore:
 
     # -- synchronization objects, ranks ------------------------------------------------------------------
 
-    def open_sync(self, kind: str, name: str, value: int, members: tuple[int, ...]) -> SyncObject:
-        """Create a lock, barrier or atomic, or find it; see `MetadataStore.open_sync`."""
-        check_sync(kind, name, value)
-        if kind == "lock":
+    def open_sync(
+        self, kind: str, name: str, value: int, members: tuple[int, ...], bounded: bool = False
+    ) -> SyncObject:
+        """Create a synchronization object, or find it; see `MetadataStore.open_sync`."""
+        bounded = bounded and kind == "semaphore"
+        if kind in ("lock", "rwlock", "event"):
             value = 0
+        check_sync(kind, name, value, bounded)
         with self._transaction() as database:
             row = database.execute(
-                "SELECT number, home, value FROM sync WHERE kind = ? AND name = ?", (kind, name)
+                "SELECT number, home, value, bounded FROM sync WHERE kind = ? AND name = ?", (kind, name)
             ).fetchone()
             if row is None:
                 if not members:
                     raise InternalError("a synchronization object needs a live node as its home")
-                # The job's barrier outlives every node but the coordinator, without which nothing lives.
-                chosen = 0 if name == JOB_BARRIER else zlib.crc32(f"{kind}:{name}".encode()) % len(members)
-                home = members[chosen]
+                home = self._home_of(kind, name, value, members)
                 cursor = database.execute(
-                    "INSERT INTO sync (kind, name, home, value) VALUES (?, ?, ?, ?)",
-                    (kind, name, home, value),
+                    "INSERT INTO sync (kind, name, home, value, bounded) VALUES (?, ?, ?, ?, ?)",
+                    (kind, name, home, value, bounded),
                 )
-                return SyncObject(_inserted(cursor), kind, name, home, value)
-        number, home, existing = row
-        if home not in members:
-            lost = BrokenBarrierError if kind == "barrier" else PageLostError
-            raise lost(
-                f'{kind} "{name}" was kept by node {home}, which is gone: its state is lost; use another name'
-            )
-        if kind == "barrier" and existing != value:
+                return SyncObject(_inserted(cursor), kind, name, home, value, bounded)
+        existing = SyncObject(row[0], kind, name, *row[1:3], bool(row[3]))
+        if existing.home not in members:
+            raise _lost(kind, name, existing.home)
+        if kind == "condition" and existing.value != value:
             raise UsageError(
-                f'barrier "{name}" exists with parties={existing}, asked for was parties={value}; '
-                f"give parties={existing}, or choose another name"
+                f'condition "{name}" exists with lock {self._lock(existing.value)}, asked for was lock '
+                f"{self._lock(value)}; give the same lock, or choose another name"
             )
-        return SyncObject(number, kind, name, home, existing)
+        check_same_sync(existing, value, bounded)
+        return existing
+
+    def _home_of(self, kind: str, name: str, value: int, members: tuple[int, ...]) -> int:
+        """Return which of the members is to be the home of a new object."""
+        if kind == "condition":
+            row = self._database.execute(
+                "SELECT home, name FROM sync WHERE number = ? AND kind = 'lock'", (value,)
+            ).fetchone()
+            if row is None:
+                raise UsageError(f'condition "{name}" cannot have object {value} as its lock; give it a lock')
+            if row[0] not in members:
+                raise _lost("lock", row[1], row[0])
+            return int(row[0])
+        # What a whole job needs outlives every node but the coordinator, without which nothing lives.
+        everybodys = name in (JOB_BARRIER, FENCE)
+        return members[0 if everybodys else zlib.crc32(f"{kind}:{name}".encode()) % len(members)]
+
+    def _lock(self, number: int) -> str:
+        row = self._database.execute("SELECT name FROM sync WHERE number = ?", (number,)).fetchone()
+        return f'"{row[0]}"' if row else str(number)
 
     def list_sync(self) -> list[SyncObject]:
         """Return the synchronization objects in the order of their creation."""
-        rows = self._database.execute("SELECT number, kind, name, home, value FROM sync ORDER BY number")
-        return [SyncObject(*row) for row in rows]
+        rows = self._database.execute(
+            "SELECT number, kind, name, home, value, bounded FROM sync ORDER BY number"
+        )
+        return [SyncObject(*row[:5], bool(row[5])) for row in rows]
 
     def take_rank(self, rank: int | None = None) -> tuple[int, int]:
         """Give a worker its rank; see `MetadataStore.take_rank`."""
@@ -254,6 +281,13 @@ def _inserted(cursor: sqlite3.Cursor) -> int:
     number = cursor.lastrowid
     assert number is not None
     return number
+
+
+def _lost(kind: str, name: str, home: int) -> BrokenBarrierError | PageLostError:
+    lost = BrokenBarrierError if kind == "barrier" else PageLostError
+    return lost(
+        f'{kind} "{name}" was kept by node {home}, which is gone: its state is lost; use another name'
+    )
 
 
 def _unknown(key: str | int) -> UnknownNameError:

@@ -10,11 +10,21 @@ import msgspec
 
 from dsm.errors import UsageError
 from dsm.limits import MAX_NAME_BYTES, MAX_PAGE_BYTES, MAX_REGION_BYTES, OS_PAGE_BYTES
-from dsm.types import CONSISTENCIES, MAX_DIMENSIONS, MAX_PARTIES, PLACEMENTS, ArrayLayout, RegionOptions
+from dsm.types import (
+    CONSISTENCIES,
+    MAX_DIMENSIONS,
+    MAX_PARTIES,
+    MAX_UNITS,
+    PLACEMENTS,
+    ArrayLayout,
+    RegionOptions,
+    SyncObject,
+)
 
 #: Models that are known but not in this version.
 LATER_CONSISTENCIES = ("release", "bounded")
-SYNC_KINDS = ("lock", "barrier", "atomic")
+SYNC_KINDS = ("lock", "rwlock", "semaphore", "condition", "event", "barrier", "atomic")
+MAX_OBJECT = 2**32 - 1
 MAX_RANK = 2**31 - 1
 #: Characters of a value that an error message shows.
 _SHOWN = 80
@@ -126,7 +136,7 @@ def check_same(existing: RegionOptions, asked: RegionOptions) -> None:
         )
 
 
-def check_sync(kind: str, name: str, value: int) -> None:
+def check_sync(kind: str, name: str, value: int, bounded: bool = False) -> None:
     """Raise `UsageError` unless such a synchronization object may be created."""
     if kind not in SYNC_KINDS:
         known = ", ".join(f'"{each}"' for each in SYNC_KINDS)
@@ -141,6 +151,31 @@ def check_sync(kind: str, name: str, value: int) -> None:
         raise UsageError(
             f'atomic "{name}" cannot begin with initial={value}: it holds 64 bits, '
             f"{-(2**63)} to {2**63 - 1}; use a smaller number"
+        )
+    if kind == "semaphore" and not int(bounded) <= value <= MAX_UNITS:
+        raise UsageError(
+            f'{"bounded " * bounded}semaphore "{name}" cannot begin with value={value}: from {int(bounded)} to '
+            f"{MAX_UNITS} are allowed; give the number of units"
+        )
+    if kind == "condition" and not 1 <= value <= MAX_OBJECT:
+        raise UsageError(f'condition "{name}" cannot have the lock number {value}; give it a lock')
+
+
+def check_same_sync(existing: SyncObject, value: int, bounded: bool) -> None:
+    """Raise `UsageError` unless `value` and `bounded` are those of the object that exists.
+
+    The initial value of an atomic has no effect then.
+    """
+    kind, name, known = existing.kind, existing.name, existing.value
+    if kind == "barrier" and known != value:
+        raise UsageError(
+            f'barrier "{name}" exists with parties={known}, asked for was parties={value}; '
+            f"give parties={known}, or choose another name"
+        )
+    if kind == "semaphore" and (known, existing.bounded) != (value, bounded):
+        raise UsageError(
+            f'semaphore "{name}" exists with value={known}, bounded={existing.bounded}, asked for was '
+            f"value={value}, bounded={bounded}; give the same, or choose another name"
         )
 
 

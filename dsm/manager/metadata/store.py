@@ -103,24 +103,29 @@ class MetadataStore(Protocol):
 
     # -- synchronization objects, ranks ------------------------------------------------------------------
 
-    def open_sync(self, kind: str, name: str, value: int, members: tuple[int, ...]) -> SyncObject:
-        """Create a lock, barrier or atomic, or find the one of that kind and name.
+    def open_sync(
+        self, kind: str, name: str, value: int, members: tuple[int, ...], bounded: bool = False
+    ) -> SyncObject:
+        """Create a synchronization object, or find the one of that kind and name.
 
         Parameters
         ----------
         kind
-            ``"lock"``, ``"barrier"`` or ``"atomic"``; objects of different kinds may share a name.
+            That of a `SyncObject`; objects of different kinds may share a name.
         name
             Its name.
         value
-            Parties of a barrier; initial value of an atomic, without effect when it exists.
+            Parties of a barrier; units of a semaphore; number of a condition's lock; initial value of an
+            atomic, without effect when it exists.
         members
-            Live nodes; the name chooses one of them as home of a new object.
+            Live nodes; the name chooses one of them as home of a new object.  A condition's is its lock's.
+        bounded
+            Of a semaphore.
 
         Raises
         ------
         UsageError
-            An argument is not accepted, or the barrier exists with other parties.
+            An argument is not accepted, or the object exists with another one: parties, units, lock.
         PageLostError, BrokenBarrierError
             The home of the existing object is no longer a member: its state is lost.
         """

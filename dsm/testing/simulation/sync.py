@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 from dsm.coherence.engine import Engine
 from dsm.errors import Status
 from dsm.limits import ADDRESS_LOW
-from dsm.sync.lock import LOCAL_HANDOVERS
 from dsm.sync.service import Reply, SyncHome
+from dsm.sync.turns import LOCAL_HANDOVERS
 from dsm.testing.simulation.cluster import Cluster, Parts, Shape
 from dsm.testing.simulation.network import Network
 from dsm.testing.simulation.node import Node

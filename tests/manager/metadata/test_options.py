@@ -100,7 +100,11 @@ def test_layouts_that_are_not():
 @pytest.mark.parametrize(
     ("kind", "value", "match"),
     [
-        ("semaphore", 0, 'kind "semaphore" is unknown; there are "lock", "barrier", "atomic"'),
+        ("latch", 0, 'kind "latch" is unknown; there are "lock", "rwlock", "semaphore", "condition"'),
+        ("semaphore", -1, "value=-1: from 0 to"),
+        ("semaphore", 2**63, f"value={2**63}"),
+        ("condition", 0, "lock number 0"),
+        ("condition", 2**32, f"lock number {2**32}"),
         ("barrier", 0, "parties=0: from 1 to"),
         ("barrier", -1, "parties=-1"),
         ("barrier", 2**31, f"parties={2**31}"),
