@@ -47,6 +47,8 @@ SOLE_WRITER_RELEASES = 3
 MAX_DATA_BYTES = MAX_PAGE_BYTES
 #: Bytes of changed pages in one message of a release.
 MAX_DIFF_BYTES = 4 * 1024 * 1024
+#: Bytes of the write notices that go with one message of a synchronization object.
+MAX_NOTICE_BYTES = 4 * 1024 * 1024
 #: Bytes of a control message on a node's local socket.
 MAX_CONTROL_BYTES = 128 * 1024
 #: Bytes of the payload of a request to join: an address.

@@ -36,6 +36,7 @@ from dsm.manager.link import Link
 from dsm.manager.loop import Loop
 from dsm.manager.membership import Membership
 from dsm.manager.metadata.embedded import EmbeddedStore
+from dsm.manager.ordering import Ordering
 from dsm.manager.pager import SLOT_BITS
 from dsm.manager.requests import Requests
 from dsm.manager.session import Session, Sessions
@@ -105,7 +106,10 @@ class Manager:
             trace(self.coherence)
         self.coherence.on_pinned = lambda worker, pin: self.sessions.workers[worker].pinned(pin)
         self.loop.on_round = self.coherence.tick
-        self.sync = Sync(node, self.members.links, self.coherence.pager.wake, self.loop.after, patience)
+        ordering = Ordering(self.coherence.engine.fence, self.coherence.release)
+        self.sync = Sync(
+            node, self.members.links, self.coherence.pager.wake, self.loop.after, ordering, patience
+        )
         self._take_epoch()
         if welcome is None:
             store = EmbeddedStore(self.ranks, *_addresses())
@@ -215,8 +219,8 @@ class Manager:
     def _worker_gone(self, session: Session) -> None:
         log.logger.info("worker %d (rank %d, process %d) left", session.worker, session.rank, session.pid)
         self.requests.worker_gone(session)
-        self.sync.worker_gone(session.worker, session.rank, died=not session.left)
         self.coherence.worker_gone(session.worker, session.pins)
+        self.sync.worker_gone(session.worker, session.rank, died=not session.left)
         if not self.sessions.workers:
             self.on_empty()
 
@@ -244,7 +248,7 @@ class Manager:
             self.coherence.message(link, fields, payload)
         elif family == _SYNC:
             self._check_joined(link)
-            self.sync.message(link, fields)
+            self.sync.message(link, fields, payload)
         else:
             try:
                 body = meta.decode(fields[3], payload)

@@ -8,16 +8,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
+from dsm.coherence.messages import Time
 from dsm.errors import InternalError, Status, UsageError, WireError
 from dsm.limits import MAX_WORKERS_PER_NODE
 from dsm.manager.link import Link
 from dsm.manager.metadata.options import check_sync
+from dsm.manager.ordering import Ordering
 from dsm.sync.reply import Reply
 from dsm.sync.service import SyncHome
 from dsm.types import SyncObject
-from dsm.wire.calls import LOCKING, NO_RANK, WAITING, Cause, Op, SyncKind, cause_word, undoing
+from dsm.wire.calls import (
+    ACQUIRING,
+    LOCKING,
+    NO_RANK,
+    RELEASING,
+    WAITING,
+    Cause,
+    Op,
+    SyncKind,
+    cause_word,
+    undoing,
+)
 from dsm.wire.header import Family, Fields, pack
 
 #: Ticket of what nobody waits for; it is not answered.
@@ -65,6 +79,8 @@ class Sync:
         Ends the wait of a slot: ``wake(waiter, status, result)``.
     after
         The loop's timer: ``after(seconds, do)``.
+    ordering
+        Carries consistency along.
     patience
         How many calls of `age` a call survives that is answered at once; 0: as many as come.
     """
@@ -75,6 +91,7 @@ class Sync:
         links: dict[int, Link],
         wake: Callable[[int, int, int], None],
         after: Callable[[float, Callable[[], None]], None],
+        ordering: Ordering,
         patience: int = 0,
     ) -> None:
         self.node = node
@@ -85,6 +102,7 @@ class Sync:
         self._links = links
         self._wake = wake
         self._after = after
+        self._ordering = ordering
         #: Home of each object that a worker of this node has opened, dead or alive.
         self._homes: dict[int, int] = {}
         #: The same objects with their names, for status; also those whose home is lost.
@@ -92,6 +110,8 @@ class Sync:
         self._tickets = 0
         #: Calls whose threads wait, by ticket.
         self._waiting: dict[int, _Call] = {}
+        #: Those of them whose home has not been asked yet.
+        self._unasked: set[int] = set()
         #: Calls that were withdrawn, whose home has not said yet what became of them.
         self._withdrawn: dict[int, _Call] = {}
 
@@ -125,14 +145,33 @@ class Sync:
             return
         self._tickets = ticket = self._tickets % 0xFFFFFFFF + 1
         self._waiting[ticket] = call = _Call(waiter, number, worker, op, a, b, self._ages, c == 1)
+        self._unasked.add(ticket)
         if not any(call.comes_behind(other) for other in self._withdrawn.values()):
-            self._ask(home, op, number, ticket, worker, a, b)
+            self._begin(ticket, call)
+
+    def _begin(self, ticket: int, call: _Call) -> None:
+        """Ask the home, once this node has released if the call does."""
+
+        def ask() -> None:
+            if self._waiting.get(ticket) is call:  # it was not withdrawn meanwhile
+                self._unasked.discard(ticket)
+                self._ask(
+                    self._homes[call.number], call.op, call.number, ticket, call.worker, call.a, call.b,
+                    call.relaxed,
+                )  # fmt: skip
+
+        if call.op in RELEASING and not call.relaxed:
+            self._ordering.release(call.worker, ask)
+        else:
+            self._ordering.in_order(call.worker, ask)
 
     def tell(self, op: int, number: int, a: int, b: int, worker: int) -> None:
         """A worker's thread has done something and waits for no answer."""
         home = self._homes.get(number)
         if home is not None and op in _OPS:
-            self._ask(home, op, number, NO_TICKET, worker, a, b)
+            ask = partial(self._ask, home, op, number, NO_TICKET, worker, a, b)
+            order = self._ordering.release if op in RELEASING else self._ordering.in_order
+            order(worker, ask)
 
     def cancel(self, waiter: int) -> bool:
         """A thread does not want to wait any more; False when it does not wait here.
@@ -143,7 +182,7 @@ class Sync:
         if ticket == NO_TICKET:
             return False
         call = self._waiting[ticket]
-        if any(call.comes_behind(other) for other in self._withdrawn.values()):  # its home was never asked
+        if ticket in self._unasked:
             del self._waiting[ticket]
             self._wake(waiter, Status.CANCELLED, 0)
             return True
@@ -177,22 +216,25 @@ class Sync:
                 self._ask(home, op, number, NO_TICKET, call.worker, a, b)
         for later, other in list(self._waiting.items()):
             if other.comes_behind(call):
-                self._ask(home, other.op, number, later, other.worker, other.a, other.b)
+                self._begin(later, other)
 
     def worker_gone(self, worker: int, rank: int, died: bool) -> None:
         """A worker of this node died, or left on its own: every home forgets it.  `rank` -1: it had none."""
         self._waiting = {t: call for t, call in self._waiting.items() if call.worker != worker}
         self._withdrawn = {t: call for t, call in self._withdrawn.items() if call.worker != worker}
-        rank &= NO_RANK
-        now = time.monotonic_ns()
-        self._deliver(self.home.worker_gone(self.node, worker, now, died=died, rank=rank))
+        self._unasked.intersection_update(self._waiting)
+        # What it wrote is in this node's frames: who gets its locks sees it.
+        self._ordering.release(worker, lambda: self._tell_gone(worker, rank & NO_RANK, died))
+
+    def _tell_gone(self, worker: int, rank: int, died: bool) -> None:
+        self._ordering.times.join_all(self._ordering.time)
+        self._deliver(self.home.worker_gone(self.node, worker, time.monotonic_ns(), died=died, rank=rank))
         for home in set(self._homes.values()) - {self.node}:
-            link = self._links.get(home)
-            if link is not None:
-                link.send(pack(_SYNC, _WORKER_GONE, 0, self.node, self.epoch, 0, 0, worker, 0, rank, died))
+            self._send(home, _WORKER_GONE, 0, worker, 0, rank, died, self._ordering.for_call(home))
 
     def node_gone(self, node: int) -> None:
         """Another node is lost: its threads wait and hold no more, its objects are gone."""
+        self._ordering.node_gone(node)
         self._deliver(self.home.node_gone(node, time.monotonic_ns()))
         for ticket, call in [*self._waiting.items(), *self._withdrawn.items()]:
             if self._homes[call.number] == node:
@@ -202,36 +244,53 @@ class Sync:
         """Which ranks of the job have no process, and the node where each was."""
         self._deliver(self.home.ranks_missing(missing))
 
-    def message(self, link: Link, fields: Fields) -> None:
+    def message(self, link: Link, fields: Fields, payload: memoryview) -> None:
         """A message of the sync family arrived."""
         _, _, _, kind, _, _, _, _, number, count, ticket, a, b = fields
         if kind == _REPLY:
             call = self._waiting.get(ticket)
             if call is not None and self._homes.get(call.number) != link.node:
                 raise WireError(f"node {link.node} answers a call that another node was asked")
-            self._answered(ticket, count, b)
+            self._answered(ticket, count, b, self._ordering.of_reply(link.node, payload))
         elif count >= MAX_WORKERS_PER_NODE:
             raise WireError(f"a call of worker {count}; workers have numbers below {MAX_WORKERS_PER_NODE}")
         elif kind == _WORKER_GONE:
+            self._ordering.times.join_all(self._ordering.of_call(link.node, payload))
             now = time.monotonic_ns()
             self._deliver(self.home.worker_gone(link.node, count, now, died=b != 0, rank=a & NO_RANK))
         elif kind in _OPS:
-            owner = (count, a)
-            now = time.monotonic_ns()
-            self._deliver(self.home.request(kind, number, link.node, ticket, owner, a, b, now))
+            told = self._ordering.of_call(link.node, payload)
+            self._request(kind, number, link.node, ticket, count, a, b, told)
         else:
             raise WireError(f"a synchronization message of unknown kind {kind}")
 
-    def _ask(self, home: int, op: int, number: int, ticket: int, worker: int, a: int, b: int) -> None:
+    def _ask(
+        self, home: int, op: int, number: int, ticket: int, worker: int, a: int, b: int, relaxed: bool = False
+    ) -> None:
         if home == self.node:
-            now = time.monotonic_ns()
-            self._deliver(self.home.request(op, number, home, ticket, (worker, a), a, b, now))
-            return
-        link = self._links.get(home)
-        if link is None:
+            self._request(op, number, home, ticket, worker, a, b, () if relaxed else self._ordering.time)
+        elif home in self._links:
+            payload = b"" if relaxed else self._ordering.for_call(home)
+            self._send(home, op, number, worker, ticket, a, b, payload)
+        else:
             self._lost(ticket, home)
-            return
-        link.send(pack(_SYNC, op, 0, self.node, self.epoch, 0, number, worker, ticket, a, b))
+
+    def _request(
+        self, op: int, number: int, node: int, ticket: int, worker: int, a: int, b: int, told: Time
+    ) -> None:
+        """Let this home decide; `told` is the time of the node that asks, empty for what is relaxed."""
+        if told and op in RELEASING:
+            self._ordering.times.join(number, told)
+        self._deliver(self.home.request(op, number, node, ticket, (worker, a), a, b, time.monotonic_ns()))
+
+    def _send(
+        self, node: int, kind: int, number: int, count: int, ticket: int, a: int, b: int, payload: bytes
+    ) -> None:
+        link = self._links.get(node)
+        if link is not None:
+            about = node if kind == _REPLY else self.node
+            header = pack(_SYNC, kind, 0, about, self.epoch, len(payload), number, count, ticket, a, b)
+            link.send(header, payload or None)
 
     def _lost(self, ticket: int, home: int) -> None:
         """End a call whose object died with its home."""
@@ -241,7 +300,15 @@ class Sync:
             status = Status.BROKEN if call.op in _BARRIER_OPS else Status.PAGE_LOST
             self._wake(call.waiter, status, cause_word(Cause.HOME_DIED, home))
 
-    def _answered(self, ticket: int, status: int, result: int) -> None:
+    def _answered(self, ticket: int, status: int, result: int, told: Time) -> None:
+        """The home has decided; the thread goes on when this node has acquired the object's time."""
+        call = self._waiting.get(ticket)
+        if told and call is not None and call.op in ACQUIRING and not call.relaxed:
+            self._ordering.acquire(told, lambda: self._ended(ticket, status, result))
+        else:
+            self._ended(ticket, status, result)
+
+    def _ended(self, ticket: int, status: int, result: int) -> None:
         call = self._waiting.pop(ticket, None)
         if call is not None:
             self._wake(call.waiter, status, result)
@@ -253,13 +320,8 @@ class Sync:
             if reply.ticket == NO_TICKET:
                 continue
             if reply.node == self.node:
-                self._answered(reply.ticket, reply.status, reply.result)
+                told = self._ordering.times.of(reply.object)
+                self._answered(reply.ticket, reply.status, reply.result, told)
             else:
-                link = self._links.get(reply.node)
-                if link is not None:
-                    link.send(
-                        pack(
-                            _SYNC, _REPLY, 0, reply.node, self.epoch, 0, 0, reply.status, reply.ticket, 0,
-                            reply.result,
-                        )
-                    )  # fmt: skip
+                payload = self._ordering.for_reply(reply.node, reply.object)
+                self._send(reply.node, _REPLY, 0, reply.status, reply.ticket, 0, reply.result, payload)

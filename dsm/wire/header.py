@@ -23,7 +23,7 @@ from typing import TypeAlias
 
 from dsm.coherence.messages import Kind, Message
 from dsm.errors import WireError
-from dsm.limits import MAX_DATA_BYTES, MAX_DIFF_BYTES, MAX_NODES
+from dsm.limits import MAX_DATA_BYTES, MAX_DIFF_BYTES, MAX_NODES, MAX_NOTICE_BYTES
 from dsm.wire.calls import Op, SyncKind
 from dsm.wire.membership import PAYLOAD_LIMITS
 
@@ -55,7 +55,7 @@ LENGTH_LIMITS: dict[int, int] = {
     **{Family.COHERENCE << 8 | kind: 0 for kind in Kind},
     Family.COHERENCE << 8 | Kind.DATA: MAX_DATA_BYTES,
     Family.COHERENCE << 8 | Kind.DIFF: MAX_DIFF_BYTES,
-    **{Family.SYNC << 8 | kind: 0 for kind in (*SyncKind, *Op) if kind not in LOCAL_OPS},
+    **{Family.SYNC << 8 | kind: MAX_NOTICE_BYTES for kind in (*SyncKind, *Op) if kind not in LOCAL_OPS},
     **{Family.METADATA << 8 | kind: limit for kind, limit in PAYLOAD_LIMITS.items()},
 }
 

@@ -2,14 +2,21 @@
 
 import time
 
+from dsm.coherence.engine import Engine
+from dsm.manager.ordering import Ordering
 from dsm.manager.sync import Sync
 from dsm.types import SyncObject
 from dsm.wire.calls import Op
 
 
+def unordered():
+    """Without a region under `release` nothing is carried."""
+    return Ordering(Engine(0).fence, driver=None)
+
+
 def test_a_lock_that_passes_on_from_the_dead_is_held_since_then():
     before = time.monotonic_ns()
-    sync = Sync(0, {}, lambda waiter, status, result: None, lambda seconds, callback: None)
+    sync = Sync(0, {}, lambda waiter, status, result: None, lambda seconds, callback: None, unordered())
     lock = SyncObject(1, "lock", "x", home=0)
     sync.create(lock)
     sync.opened(lock)

@@ -2,7 +2,9 @@
 
 import pytest
 
+from dsm.coherence.engine import Engine
 from dsm.errors import Status
+from dsm.manager.ordering import Ordering
 from dsm.manager.sync import Sync
 from dsm.types import SyncObject
 from dsm.wire.calls import Op, SyncKind
@@ -18,7 +20,7 @@ class Link:
     def __init__(self):
         self.sent = []
 
-    def send(self, header):
+    def send(self, header, payload=None):
         fields = unpack(header)
         self.sent.append((fields[3], fields[10]))  # kind, ticket
 
@@ -30,7 +32,8 @@ class Node:
         self.link = Link()
         self.woken = []
         self.timers = []
-        self.sync = Sync(1, {0: self.link}, self.wake, lambda seconds, do: self.timers.append(do))
+        ordering = Ordering(Engine(1).fence, driver=None)  # without a region under `release` it does nothing
+        self.sync = Sync(1, {0: self.link}, self.wake, lambda seconds, do: self.timers.append(do), ordering)
         self.sync.opened(SyncObject(LOCK, "lock", "name", 0, 0))
 
     def wake(self, waiter, status, result):
@@ -46,7 +49,7 @@ class Node:
 
     def answer(self, ticket, status):
         reply = pack(Family.SYNC, SyncKind.REPLY, 0, 1, 1, 0, 0, status, ticket, 0, 0)
-        self.sync.message(self.link, unpack(reply))
+        self.sync.message(self.link, unpack(reply), memoryview(b""))
 
     def taken(self):
         sent, self.link.sent = self.link.sent, []

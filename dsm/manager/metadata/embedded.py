@@ -192,7 +192,7 @@ class EmbeddedStore:
                     (kind, name, home, value, bounded),
                 )
                 return SyncObject(_inserted(cursor), kind, name, home, value, bounded)
-        existing = SyncObject(row[0], kind, name, *row[1:3], bool(row[3]))
+        existing = SyncObject(row[0], kind, name, row[1], row[2], bool(row[3]))
         if existing.home not in members:
             raise _lost(kind, name, existing.home)
         if kind == "condition" and existing.value != value:
@@ -227,7 +227,7 @@ class EmbeddedStore:
         rows = self._database.execute(
             "SELECT number, kind, name, home, value, bounded FROM sync ORDER BY number"
         )
-        return [SyncObject(*row[:5], bool(row[5])) for row in rows]
+        return [SyncObject(row[0], row[1], row[2], row[3], row[4], bool(row[5])) for row in rows]
 
     def take_rank(self, rank: int | None = None) -> tuple[int, int]:
         """Give a worker its rank; see `MetadataStore.take_rank`."""

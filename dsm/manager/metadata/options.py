@@ -22,7 +22,7 @@ from dsm.types import (
 )
 
 #: Models that are known but not in this version.
-LATER_CONSISTENCIES = ("release", "bounded")
+LATER_CONSISTENCIES = ("bounded",)
 SYNC_KINDS = ("lock", "rwlock", "semaphore", "condition", "event", "barrier", "atomic")
 MAX_OBJECT = 2**32 - 1
 MAX_RANK = 2**31 - 1

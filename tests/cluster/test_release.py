@@ -1,0 +1,59 @@
+"""Release consistency on real managers and workers over loopback TCP: programs without data races."""
+
+from __future__ import annotations
+
+import pytest
+
+import release_programs as programs
+from dsm.testing import Cluster
+
+SHAPES = [(1, 3), (2, 1), (2, 2), (3, 1), (4, 1)]
+HOMES = ["first-touch", "block", "cyclic", 0]
+
+
+@pytest.fixture(scope="module", params=SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
+def cluster(request):
+    nodes, workers = request.param
+    with Cluster(nodes=nodes, workers=workers) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def four():
+    with Cluster(nodes=2, workers=2) as cluster:
+        yield cluster
+
+
+def test_no_increment_under_a_lock_is_lost(cluster):
+    assert set(cluster.all(programs.increments, 60)) == {60 * len(cluster.workers)}
+
+
+def test_bytes_of_many_writers_in_one_page_are_merged(cluster):
+    cluster.all(programs.own_columns, 10)
+
+
+def test_blocks_that_change_hands_at_barriers_are_seen(cluster):
+    cluster.all(programs.rotating_blocks, 12, 40)
+
+
+def test_a_home_follows_its_only_writer_and_nothing_is_lost(cluster):
+    cluster.all(programs.sole_writer, 10)
+
+
+def test_a_record_under_a_lock_is_always_whole(cluster):
+    cluster.all(programs.handed_over, 40)
+
+
+def test_who_sees_an_atomic_sees_what_was_written_before_it(cluster):
+    cluster.all(programs.published, 20)
+
+
+@pytest.mark.parametrize("page_size", [8192, 65536, 2 << 20])
+def test_every_page_size_and_placement(four, page_size):
+    for home in HOMES:
+        four.all(programs.own_columns, 2, page_size, home)
+        four.workers[0].call(_destroy, "columns")
+
+
+def _destroy(node, name):
+    node.destroy(name)
