@@ -8,6 +8,7 @@ of them replaced.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from random import Random
 
@@ -90,16 +91,22 @@ def draw_region(random: Random, number: int, nodes: int) -> Region:
 def unfinished(region: SequentialRegion) -> str:
     """Say what is still under way in an engine's region; empty when nothing is."""
     requester, holder = region.requester, region.holder
-    found = {
-        "requests": requester.requests,
-        "waiting": requester.waiting,
-        "prefetch and pin": region.bulks.under_way,
-        "transactions": region.directory.busy,
-        "demands": holder.demands,
-        "Lower": holder.lowering,
-        "pins": region.pins,
-    }
-    return ", ".join(f"{name}: {what!r}" for name, what in found.items() if what)
+    return words_for(
+        {
+            "requests": requester.requests,
+            "waiting": requester.waiting,
+            "prefetch and pin": region.bulks.under_way,
+            "transactions": region.directory.busy,
+            "demands": holder.demands,
+            "Lower": holder.lowering,
+            "pins": region.pins,
+        }
+    )
+
+
+def words_for(found: Mapping[str, Sized]) -> str:
+    """Name what is not empty."""
+    return ", ".join(f"{name}: {what!r}" for name, what in found.items() if len(what))
 
 
 class Cluster:
@@ -147,10 +154,14 @@ class Cluster:
     def add_region(self, region: Region) -> None:
         """Create a region on every node, before anybody uses it."""
         fill = region.options.fill[0] if region.options.fill else 0
-        truth = self.truths[region.region] = self.parts.truth(region.region, region.pages, fill)
+        truth = self.truths[region.region] = self.make_truth(region, fill)
         self.losses.add_region(region.region, truth)
         for node in self.membership.survivors():
             self._map(region, node)
+
+    def make_truth(self, region: Region, fill: int) -> Truth:
+        """Return what a region's memory really holds."""
+        return self.parts.truth(region.region, region.pages, fill)
 
     def _map(self, region: Region, node: Node) -> None:
         fill = region.options.fill[0] if region.options.fill else 0
@@ -239,13 +250,18 @@ class Cluster:
                     f"node {node.number} rests with effects {list(node.effects)}, inbox {list(node.inbox)}, "
                     f"unfinished Lower {node.lowering}, slots {list(node.slots)}"
                 )
-            for number, engine_region in node.engine.sequential.items():
-                left = unfinished(engine_region)
-                if left:
-                    raise Violation(f"node {node.number} region {number} rests with {left}")
+            for number, left in self.unfinished(node):
+                raise Violation(f"node {node.number} region {number} rests with {left}")
         for region in self.shape.regions:
             if region.region not in self.dropped:
-                self._check_agreement(region)
+                self.check_agreement(region)
+
+    def unfinished(self, node: Node) -> Iterator[tuple[int, str]]:
+        """Say what is still under way in the regions of a node."""
+        for number, region in node.engine.sequential.items():
+            left = unfinished(region)
+            if left:
+                yield number, left
 
     def _explain(self, thread: Thread) -> str:
         lines = [thread.describe()]
@@ -254,7 +270,7 @@ class Cluster:
         lines += [node.engine.story(operation.region, page) + " (dead)" * node.dead for node in self.nodes]
         return "\n".join(lines)
 
-    def _check_agreement(self, region: Region) -> None:
+    def check_agreement(self, region: Region) -> None:
         """Directories, states, wanted tables and frames must tell the same story."""
         number = region.region
         truth = self.truths[number]

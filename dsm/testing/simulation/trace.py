@@ -6,19 +6,29 @@ b, c) and an object for the reader; text is made only when somebody reads it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 from dsm.coherence.messages import (
+    Acquired,
+    Apply,
+    Diff,
     Discard,
+    Effect,
     Fill,
     Flag,
+    Forward,
     Kind,
     Level,
     Lower,
+    LowerRuns,
     Message,
     Raise,
+    Released,
+    Runs,
     Send,
     SendPages,
+    Twin,
     Wake,
 )
 
@@ -67,6 +77,8 @@ class What(IntEnum):
     MENDED = 36
     STOPPED = 37
     AGE = 38
+    DIFF = 39
+    FENCE = 40
 
 
 _TEXT = {
@@ -108,6 +120,8 @@ _TEXT = {
     What.MENDED: "the link from n{a} to n{b} works again",
     What.STOPPED: "{more}",
     What.AGE: "ages, time {a}",
+    What.DIFF: "has received {more} from n{a}",
+    What.FENCE: "{more}",
 }
 
 
@@ -147,13 +161,38 @@ def effect_text(effect: object) -> str:
             return f"Wake waiter {waiter}, status {status}"
         case Discard(region, page, count):
             return f"Discard r{region} {pages(page, count)}"
+        case LowerRuns(region, runs, level, token):
+            return f"LowerRuns r{region} {runs_text(runs)} to {level_name(level)}, token {token}"
+        case Twin(region, page, count):
+            return f"Twin r{region} {pages(page, count)}"
+        case Diff(node, region, runs, request, keep):
+            tail = ", keep" if keep else ""
+            return f"Diff to n{node}: r{region} {runs_text(runs)} #{request}{tail}"
+        case Apply(region, runs):
+            return f"Apply r{region} {runs_text(runs)}"
+        case Forward(node, message, runs):
+            return f"Forward to n{node}: {message_text(message)}, {runs_text(runs)}"
+        case Released(ticket, time):
+            return f"Released ticket {ticket}, time {time_text(time)}"
+        case Acquired(ticket):
+            return f"Acquired ticket {ticket}"
     return repr(effect)
+
+
+def runs_text(runs: Runs) -> str:
+    """Words for runs of pages: ``p0..2 p5``."""
+    return " ".join(pages(page, count) for page, count in runs.tolist()) or "no page"
+
+
+def time_text(time: Sequence[int]) -> str:
+    """Words for a vector time: ``n0:3 n2:1``."""
+    return " ".join(f"n{node}:{number}" for node, number in enumerate(time) if number) or "0"
 
 
 def _more(more: object) -> object:
     if isinstance(more, Message):
         return message_text(more)
-    if isinstance(more, Send | SendPages | Lower | Fill | Raise | Wake | Discard):
+    if isinstance(more, Effect):
         return effect_text(more)
     return more
 
