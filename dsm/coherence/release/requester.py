@@ -18,7 +18,7 @@ from dsm.coherence.states import State
 if TYPE_CHECKING:
     from dsm.coherence.release.region import ReleaseRegion
 
-_SHARED = int(State.SHARED)
+_INVALID, _SHARED = int(State.INVALID), int(State.SHARED)
 _WRITE, _FRESH, _HOME = int(Flag.WRITE), int(Flag.FRESH), int(Flag.HOME)
 _GET = int(Kind.GET)
 _READ_LEVEL, _WRITE_LEVEL = int(Level.READ), int(Level.WRITE)
@@ -37,22 +37,34 @@ class ReleaseRequester(Requester):
         self.pulls: set[int] = set()
 
     def ask(self, page: int, count: int, write: bool) -> None:
-        """Get access to pages that are all INVALID, or (for writing) all SHARED."""
+        """Get access to pages that are all INVALID, or (for writing) all SHARED.
+
+        Serving one of them may let others who wait go on, who then ask for some of these pages themselves.
+        """
         region = self.region
-        if region.table.state[page] == _SHARED:
-            if not (count == 1 and region.writer.wants_home(page)):
-                region.writer.open(page, count)
-                return
-            self.pull(page, 1)
-            return
+        table = region.table
         end = page + count
         while page < end:
-            if region.home.claims(page):
+            state = table.state[page]
+            if state not in (_INVALID, _SHARED) or (state == _SHARED and not write):
+                page += 1
+            elif state == _SHARED:
+                stop = page + 1
+                while stop < end and table.state[stop] == _SHARED:
+                    stop += 1
+                if count == 1 and region.writer.wants_home(page):
+                    self.pull(page, 1)
+                else:
+                    region.writer.open(page, stop - page)
+                page = stop
+            elif region.home.claims(page):
                 page = region.home.open_fresh(page, end, write)
-                continue
-            stop = min(end, region.placement.request_end(page))
-            self._post(_GET, "ask-write" if write else "ask-read", page, stop - page, _WRITE if write else 0)
-            page = stop
+            else:
+                stop = min(end, region.placement.request_end(page))
+                missing = table.missing_runs(page, stop, False)[0][1]
+                event = "ask-write" if write else "ask-read"
+                self._post(_GET, event, page, missing, _WRITE if write else 0)
+                page += missing
 
     def ahead(self, start: int, count: int, write: bool) -> None:
         """Read, or make writable, ahead of a stream; at home that would only be tracked in vain."""
