@@ -49,7 +49,7 @@ class Placement:
         members = np.array(self._members, np.int64)
         rule = self._rule
         if len(members) == 1 or isinstance(rule, int):
-            return np.full(len(pages), self.directory(0), np.int64)
+            return np.full(len(pages), Placement.directory(self, 0), np.int64)  # not where a home moved to
         run = pages // self.run_pages
         if rule == "first-touch":
             run = (run * 0x9E3779B1) >> 7
