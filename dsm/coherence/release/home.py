@@ -17,6 +17,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from dsm.coherence.messages import (
     Apply,
@@ -156,15 +157,21 @@ class Home:
         region = self.region
         table = region.table
         state = table.state[page]
+        if state == _EXCLUSIVE and region.pins:
+            pinned = region.pinned(np.arange(page, page + count), write=True)
+            if not pinned.all() and pinned.any():
+                self._split_run(message, page, count, pinned)
+                return
+            if pinned.all():
+                self._serve_pinned(message, page, count)
+                return
         if state == _EXCLUSIVE:
             alone = table.copysets[page : page + count] == 0
             if message.flags & _HOME:
                 alone[:] = True
             if alone.any():
                 if not alone.all():
-                    cut = int(np.flatnonzero(alone != alone[0])[0])
-                    self._serve_run(message, page, cut)
-                    self._serve_run(message, page + cut, count - cut)
+                    self._split_run(message, page, count, alone)
                     return
                 self._track(page, count)
                 self._wait(message, page, count)
@@ -173,6 +180,24 @@ class Home:
             self._wait(message, page, count)
             return
         self._answer(message, page, count, fresh=state == _INVALID or state in _PENDING)
+
+    def _split_run(self, message: Message, page: int, count: int, alike: npt.NDArray[np.bool_]) -> None:
+        cut = int(np.flatnonzero(alike != alike[0])[0])
+        self._serve_run(message, page, cut)
+        self._serve_run(message, page + cut, count - cut)
+
+    def _serve_pinned(self, message: Message, page: int, count: int) -> None:
+        """Pages stay writable: they count as written from now on.  Their home stays until the pin ends."""
+        if message.flags & _HOME:
+            self._wait(message, page, count)
+            return
+        self.region.writer.track(page, count)
+        self._answer(message, page, count, fresh=False)
+
+    def unpinned(self) -> None:
+        """A pin has ended: who waits for the home of its pages may get it."""
+        if self.queue:
+            self.resume(np.array([min(self.queue), max(self.queue)]))
 
     def _track(self, page: int, count: int) -> None:
         """Take write access to pages away, before their frames are read."""

@@ -120,6 +120,7 @@ class ReleaseRegion(ModelRegion):
     def resume(self) -> None:
         """What waited for the end of a pin may go on."""
         self.acquirer.unpinned()
+        self.home.unpinned()
         self.engine.fence.look()
 
     @property

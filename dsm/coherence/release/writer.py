@@ -95,6 +95,10 @@ class Writer:
         for low, number in runs_of(pages[~mine | (region.table.copysets[pages] != 0)]).tolist():
             self._note(low, number)
 
+    def track(self, page: int, count: int) -> None:
+        """Pages of this home that are writable, and stay so, are not private any more."""
+        self._note(page, count)
+
     def _note(self, page: int, count: int) -> None:
         written = self._written
         if written and written[-1][0] + written[-1][1] == page:
