@@ -4,53 +4,7 @@
  * is loaded from the frame once.  That load is compared, is what is sent, and is the new twin.  A byte that
  * changes behind it differs from the twin, and is in the next diff.
  */
-#include "diff.h"
-
-#if defined(__SSE2__)
-#include <emmintrin.h>
-
-/* Compare 64 bytes of a frame with its twin: one bit a byte that differs.  Only when one does, the bytes that were
- * compared are stored in `snapshot`, and in the twin if it is kept. */
-static inline uint64_t take(const uint8_t *frame, uint8_t *twin, uint8_t *snapshot, bool keep) {
-  __m128i now[4];
-  uint64_t same = 0;
-  for (int i = 0; i < 4; i++) {
-    now[i] = ((const volatile __m128i *)(const void *)frame)[i]; /* volatile: loaded once, whatever follows */
-    __m128i equal = _mm_cmpeq_epi8(now[i], ((const __m128i *)(const void *)twin)[i]);
-    same |= (uint64_t)(uint32_t)_mm_movemask_epi8(equal) << 16 * i;
-  }
-  if (~same == 0) return 0;
-  for (int i = 0; i < 4; i++) ((__m128i *)(void *)snapshot)[i] = now[i];
-  if (keep) {
-    for (int i = 0; i < 4; i++) ((__m128i *)(void *)twin)[i] = now[i];
-  }
-  return ~same;
-}
-#else
-
-/* One bit for each byte of `word` that is not zero. */
-static inline uint64_t nonzero(uint64_t word) {
-  word |= word >> 4 & UINT64_C(0x0f0f0f0f0f0f0f0f);
-  word |= word >> 2 & UINT64_C(0x0303030303030303);
-  word = (word | word >> 1) & UINT64_C(0x0101010101010101);
-  return word * UINT64_C(0x0102040810204080) >> 56;
-}
-
-static inline uint64_t take(const uint8_t *frame, uint8_t *twin, uint8_t *snapshot, bool keep) {
-  uint64_t now[8], old[8], different = 0;
-  memcpy(old, twin, sizeof old);
-  for (int i = 0; i < 8; i++) {
-    now[i] = ((const volatile uint64_t *)(const void *)frame)[i]; /* volatile: loaded once, whatever follows */
-    different |= now[i] ^ old[i];
-  }
-  if (!different) return 0;
-  uint64_t changed = 0;
-  for (int i = 0; i < 8; i++) changed |= nonzero(now[i] ^ old[i]) << 8 * i;
-  memcpy(snapshot, now, sizeof now);
-  if (keep) memcpy(twin, now, sizeof now);
-  return changed;
-}
-#endif
+#include "wide.h"
 
 /* How many runs of changed bytes there are; when they are too many, just more than DSM_RUNS_MOST. */
 static uint32_t count_runs(const uint64_t *changed) {
@@ -70,17 +24,14 @@ static void list_runs(const uint64_t *changed, struct dsm_bytes *runs) {
   for (uint32_t i = 0; i < DSM_WORDS; i++) {
     uint64_t word = changed[i];
     while (word) {
-      uint32_t low = (uint32_t)__builtin_ctzll(word);
-      uint64_t rest = ~(word >> low);
-      uint32_t length = rest ? (uint32_t)__builtin_ctzll(rest) : 64;
-      if (length > 64 - low) length = 64 - low;
+      uint32_t low = (uint32_t)__builtin_ctzll(word), length = dsm_run(word >> low);
       if (64 * i + low == end) {
         runs[count - 1].length = (uint16_t)(runs[count - 1].length + length);
       } else {
         runs[count++] = (struct dsm_bytes){(uint16_t)(64 * i + low), (uint16_t)length};
       }
       end = 64 * i + low + length;
-      word = low + length == 64 ? 0 : word & UINT64_MAX << (low + length);
+      word = dsm_above(word, low + length);
     }
   }
 }
@@ -100,28 +51,12 @@ static uint8_t *write_runs(const uint64_t *changed, const uint8_t *snapshot, uin
   return out;
 }
 
-/* The body of DSM_MASK. */
-static uint8_t *write_mask(const uint64_t *changed, const uint8_t *snapshot, uint8_t *out) {
-  memcpy(out, changed, DSM_MASK_BYTES);
-  out += DSM_MASK_BYTES;
-  for (uint32_t i = 0; i < DSM_WORDS; i++, snapshot += 64) {
-    uint64_t word = changed[i];
-    if (word == UINT64_MAX) {
-      memcpy(out, snapshot, 64);
-      out += 64;
-      continue;
-    }
-    for (; word; word &= word - 1) *out++ = snapshot[__builtin_ctzll(word)];
-  }
-  return out;
-}
-
 /* Bytes of the block's entry in `out`, which has room for any; 0 when nothing changed. */
 static uint64_t diff_block(const uint8_t *frame, uint8_t *twin, bool keep, uint32_t block, uint8_t *out) {
-  _Alignas(64) uint8_t snapshot[DSM_BLOCK];
+  _Alignas(64) uint8_t snapshot[DSM_BLOCK + 8]; /* up to 7 bytes are read too many */
   uint64_t changed[DSM_WORDS], any = 0, all = UINT64_MAX;
   for (uint32_t i = 0; i < DSM_WORDS; i++) {
-    changed[i] = take(frame + 64 * i, twin + 64 * i, snapshot + 64 * i, keep);
+    changed[i] = dsm_take(frame + 64 * i, twin + 64 * i, snapshot + 64 * i, keep);
     any |= changed[i];
     all &= changed[i];
   }
@@ -138,7 +73,8 @@ static uint64_t diff_block(const uint8_t *frame, uint8_t *twin, bool keep, uint3
     end = write_runs(changed, snapshot, count, body);
   } else {
     encoding = DSM_MASK;
-    end = write_mask(changed, snapshot, body);
+    memcpy(body, changed, DSM_MASK_BYTES);
+    end = dsm_gather(changed, snapshot, body + DSM_MASK_BYTES);
   }
   struct dsm_entry entry = {block, (uint16_t)encoding, (uint16_t)(end - body)};
   memcpy(out, &entry, sizeof entry);
@@ -147,7 +83,7 @@ static uint64_t diff_block(const uint8_t *frame, uint8_t *twin, bool keep, uint3
   return dsm_padded(length);
 }
 
-uint64_t dsm_entry_most(void) { return DSM_ENTRY_MOST; }
+uint64_t dsm_entry_most(void) { return DSM_ENTRY_MOST + DSM_BEHIND; }
 
 int64_t dsm_diff(uint64_t frames, uint64_t twins, uint64_t pages, uint32_t page_shift, const uint64_t *runs,
                  uint64_t count, int keep, uint64_t *cursor, uint8_t *out, uint64_t room, uint64_t *changed) {
@@ -158,7 +94,7 @@ int64_t dsm_diff(uint64_t frames, uint64_t twins, uint64_t pages, uint32_t page_
     if (page >= pages || length > pages - page) return -EINVAL;
     uint64_t blocks = length << shift, first = page << shift;
     for (; cursor[1] < blocks; cursor[1]++) {
-      if (room - used < DSM_ENTRY_MOST) return (int64_t)used;
+      if (room - used < DSM_ENTRY_MOST + DSM_BEHIND) return (int64_t)used;
       uint64_t block = first + cursor[1], at = block << DSM_BLOCK_SHIFT;
       uint64_t bytes = diff_block((const uint8_t *)(frames + at), (uint8_t *)(twins + at), keep, (uint32_t)block,
                                   out + used);

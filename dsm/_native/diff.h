@@ -47,13 +47,6 @@ _Static_assert(sizeof(struct dsm_bytes) == 4, "as it travels");
 
 static inline uint64_t dsm_padded(uint64_t length) { return (length + 7) & ~UINT64_C(7); }
 
-static inline uint32_t dsm_bits(uint64_t word) {
-  word -= word >> 1 & UINT64_C(0x5555555555555555);
-  word = (word & UINT64_C(0x3333333333333333)) + (word >> 2 & UINT64_C(0x3333333333333333));
-  word = (word + (word >> 4)) & UINT64_C(0x0f0f0f0f0f0f0f0f);
-  return (uint32_t)(word * UINT64_C(0x0101010101010101) >> 56);
-}
-
 /* Add a page to `*count` ascending rows (page, count), the last of which may have it already. */
 static inline void dsm_note_page(uint64_t page, uint64_t *runs, uint64_t *count) {
   if (*count) {

@@ -20,7 +20,7 @@ from dsm.errors import WireError
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Runs: TypeAlias = npt.NDArray[np.int64]
 
-#: Bytes of the largest entry of a payload: `diff` stops when there is no room for one.
+#: Bytes that must be free for an entry of a payload: more than any entry has.
 ENTRY_MOST: int = lib.dsm_entry_most()
 #: Bytes of the smallest one.
 _ENTRY_LEAST = 16
@@ -130,11 +130,33 @@ def named(pages: int, page_size: int, payload: Buffer) -> Runs:
     return runs[: _sound(count)].copy()
 
 
-def patch(frames: int, pages: int, page_size: int, payload: Buffer, runs: Runs | None) -> None:
-    """Store what a payload says of these pages (None: of all), and no other byte; raises as `named`."""
-    shift = page_size.bit_length() - 1
-    chosen, count = (_ffi.NULL, 0) if runs is None else (words(runs), len(runs))
-    _sound(lib.dsm_patch(frames, pages, shift, _bytes(payload), len(payload), chosen, count))
+class Target:
+    """Frames of a region of `pages` pages that changes are stored into.
+
+    Parameters
+    ----------
+    frames, frames_fd
+        The address of a shared map of all of them, and its file; their owner keeps them.
+    """
+
+    __slots__ = ("_arguments", "_page_size", "_prepared")
+
+    def __init__(self, frames: int, frames_fd: int, pages: int, page_size: int) -> None:
+        #: Where a frame is no hole for certain.
+        self._prepared = bytearray(pages)
+        self._page_size = page_size
+        shift = page_size.bit_length() - 1
+        self._arguments = (frames, frames_fd, pages, shift, _ffi.from_buffer("uint8_t[]", self._prepared))
+
+    def patch(self, payload: Buffer, runs: Runs | None = None) -> None:
+        """Store what a payload says of these pages (None: of all), and no other byte; raises as `named`."""
+        chosen, count = (_ffi.NULL, 0) if runs is None else (words(runs), len(runs))
+        _sound(lib.dsm_patch(*self._arguments, _bytes(payload), len(payload), chosen, count))
+
+    def punched(self, low: int, high: int) -> None:
+        """These bytes of the file have become a hole."""
+        first, end = low // self._page_size, -(-high // self._page_size)
+        self._prepared[first:end] = bytes(end - first)
 
 
 def select(pages: int, page_size: int, payload: Buffer, runs: Runs) -> bytes:

@@ -69,7 +69,7 @@ int64_t dsm_twin_end(uint8_t *states, uint64_t pages, const uint64_t *runs, uint
 /* Return the memory of ended twins. */
 int dsm_twin_release(uint64_t twins, uint8_t *states, uint64_t pages, uint32_t page_shift);
 
-/* Bytes of the largest entry of a payload, with its padding. */
+/* Bytes that must be free for dsm_diff to write an entry: more than any entry has. */
 uint64_t dsm_entry_most(void);
 /* Compare the frames of the runs with their twins and write entries of what changed to `out`, as many as have
  * room for certain; returns their bytes.  With `keep`, what was compared becomes the twin; workers may write.
@@ -80,9 +80,12 @@ int64_t dsm_diff(uint64_t frames, uint64_t twins, uint64_t pages, uint32_t page_
                  uint64_t count, int keep, uint64_t *cursor, uint8_t *out, uint64_t room, uint64_t *changed);
 
 /* The next three return -EBADMSG, and have done nothing, when the payload is not well formed or names a block
- * outside.  Store the changed bytes of the pages of the runs (NULL: of all pages) and no other byte. */
-int dsm_patch(uint64_t frames, uint64_t pages, uint32_t page_shift, const uint8_t *payload, uint64_t length,
-              const uint64_t *runs, uint64_t count);
+ * outside.
+ *
+ * Store the changed bytes of the pages of the runs (NULL: of all pages) and no other byte.  `prepared` is one byte
+ * a page, zero where the frame may be a hole. */
+int dsm_patch(uint64_t frames, int frames_fd, uint64_t pages, uint32_t page_shift, uint8_t *prepared,
+              const uint8_t *payload, uint64_t length, const uint64_t *runs, uint64_t count);
 /* Copy the entries of these pages to `out`, which has room for the whole payload; returns their bytes. */
 int64_t dsm_patch_select(uint64_t pages, uint32_t page_shift, const uint8_t *payload, uint64_t length,
                          const uint64_t *runs, uint64_t count, uint8_t *out);

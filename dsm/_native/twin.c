@@ -1,7 +1,8 @@
 /* Manager side: the twins of a region's pages, in a map as large as the region, and one byte a page about them.
  *
  * A twin that has ended keeps its memory, since a page that was written once is mostly written again, and fresh
- * memory costs a fault; `dsm_twin_release` gives the memory of all of them back.
+ * memory costs a fault; `dsm_twin_release` gives the memory of all of them back.  Twins come in huge pages where
+ * many are made at once; a single one never costs more than its page.
  */
 #include "internal.h"
 
@@ -17,6 +18,23 @@ static bool all_live(const uint8_t *states, uint64_t page, uint64_t count) {
   return true;
 }
 
+#define HUGE_SHIFT 21
+#define MANY_BYTES (UINT64_C(256) << 10) /* twins of so many bytes at once are taken for the beginning of more */
+
+/* Ask for huge pages where [page, page + count) lies, if no twin is there yet.  That it fails does not matter. */
+static void expect_many(uint64_t twins, const uint8_t *states, uint64_t pages, uint32_t page_shift, uint64_t page,
+                        uint64_t count) {
+  uint64_t low = twins + (page << page_shift), high = low + (count << page_shift), end = twins + (pages << page_shift);
+  for (uint64_t at = low >> HUGE_SHIFT << HUGE_SHIFT; at < high; at += UINT64_C(1) << HUGE_SHIFT) {
+    uint64_t behind = at + (UINT64_C(1) << HUGE_SHIFT);
+    if (at < twins || behind > end) continue;
+    uint64_t first = (at - twins) >> page_shift, last = (behind - 1 - twins) >> page_shift;
+    bool empty = true;
+    for (uint64_t p = first; p <= last; p++) empty &= states[p] == NONE;
+    if (empty) madvise((void *)at, behind - at, MADV_HUGEPAGE);
+  }
+}
+
 int64_t dsm_twin_make(uint64_t frames, uint64_t twins, uint8_t *states, uint64_t pages, uint32_t page_shift,
                       uint64_t page, uint64_t count) {
   if (page >= pages || count > pages - page) return -EINVAL;
@@ -24,6 +42,7 @@ int64_t dsm_twin_make(uint64_t frames, uint64_t twins, uint8_t *states, uint64_t
   int64_t reused = 0;
   for (uint64_t p = page; p < page + count; p++) reused += states[p] == ENDED;
   uint64_t at = page << page_shift;
+  if (count << page_shift >= MANY_BYTES && !reused) expect_many(twins, states, pages, page_shift, page, count);
   memcpy((void *)(twins + at), (const void *)(frames + at), count << page_shift);
   memset(states + page, LIVE, count);
   return reused;
@@ -60,7 +79,9 @@ int dsm_twin_release(uint64_t twins, uint8_t *states, uint64_t pages, uint32_t p
     /* One call up to the next live twin: what lies between was never there, which costs next to nothing. */
     uint8_t *live = memchr(first, LIVE, pages - page);
     uint64_t end = live ? (uint64_t)(live - states) : pages;
-    if (madvise((void *)(twins + (page << page_shift)), (end - page) << page_shift, MADV_DONTNEED) != 0) return -errno;
+    void *start = (void *)(twins + (page << page_shift));
+    if (madvise(start, (end - page) << page_shift, MADV_DONTNEED) != 0) return -errno;
+    madvise(start, (end - page) << page_shift, MADV_NOHUGEPAGE);
     memset(first, NONE, end - page);
     page = end;
   }

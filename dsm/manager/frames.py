@@ -49,6 +49,7 @@ class Frames:
         self._view = memoryview(self._map)
         #: Where they lie in this process, for the shim; valid until `close`.
         self.address = diffs.address_of(self._view)
+        self._target: diffs.Target | None = None
         fill = region.options.fill
         #: One page more of the pattern than a page, so that any phase of it can be cut out.
         self._pattern = fill * (self.page_size // len(fill) + 2) if fill else b""
@@ -89,7 +90,11 @@ class Frames:
 
     def apply(self, payload: Buffer, runs: Runs | None = None) -> None:
         """Store what a `DIFF` says of these pages (None: of all), and no other byte; raises as `named`."""
-        diffs.patch(self.address, self.region.pages, self.page_size, payload, runs)
+        target = self._target
+        if target is None:
+            target = diffs.Target(self.address, self.frames_fd, self.region.pages, self.page_size)
+            self._target = target
+        target.patch(payload, runs)
 
     def forwarded(self, payload: Buffer, runs: Runs) -> bytes:
         """Return the part of a `DIFF` that is about these pages, perhaps empty; raises as `named` does."""
@@ -119,6 +124,8 @@ class Frames:
                 if _libc.fallocate(self.frames_fd, mode, low, stop - low):
                     error = ctypes.get_errno()
                     raise OSError(error, f"punching a hole: {os.strerror(error)}")
+                if self._target is not None:
+                    self._target.punched(low, stop)
                 low = stop
 
     def close(self) -> bool:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from diff_machines import Plain, Shim
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 
@@ -44,6 +46,12 @@ def helper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compiler = ["gcc", "-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-pthread"]
     subprocess.run([*compiler, str(HERE / "helper.c"), "-o", str(library)], check=True)
     return library
+
+
+@pytest.fixture(scope="session", params=["shim", "plain"])
+def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Shim | Plain:
+    """Diffs as this machine makes them, and as any other does."""
+    return Shim() if request.param == "shim" else Plain(tmp_path_factory.mktemp("plain"))
 
 
 @pytest.fixture

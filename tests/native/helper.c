@@ -154,3 +154,27 @@ int fork_and_read(volatile uint8_t *at) {
   if (child == 0) _exit(*at);
   return child;
 }
+
+/* Write every byte of an area once, in an order that depends on `seed`, as slowly as `pause` says; *written counts. */
+void write_all(volatile uint8_t *area, uint64_t bytes, uint64_t seed, uint32_t pause, _Atomic uint64_t *written) {
+  uint64_t at = seed % bytes;
+  for (uint64_t i = 0; i < bytes; i++) {
+    at = (at + 40503) % bytes; /* a prime: no byte is met twice unless it divides `bytes` */
+    area[at] = (uint8_t)(area[at] + 1 + seed % 250);
+    for (volatile uint32_t spin = pause; spin; spin--) continue;
+    (*written)++;
+  }
+}
+
+/* Count up every `step`th byte of an area from `first` on until `stop`: how often one was not as it was left. */
+uint64_t count_up(volatile uint8_t *area, uint64_t bytes, uint64_t first, uint64_t step, _Atomic uint64_t *stop,
+                  _Atomic uint64_t *rounds) {
+  uint64_t lost = 0;
+  for (; !*stop; (*rounds)++) {
+    for (uint64_t at = first; at < bytes; at += step) {
+      lost += area[at] != (uint8_t)*rounds;
+      area[at] = (uint8_t)(*rounds + 1);
+    }
+  }
+  return lost;
+}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import diff_reference as reference
+from diff_machines import address, aligned
 from dsm._native import diffs
 from dsm._native.diffs import ENTRY_MOST
 from dsm.errors import WireError
@@ -24,15 +27,15 @@ class Space:
 
     def __init__(self, pages=8, page_size=PAGE, seed=0):
         self.pages, self.page_size = pages, page_size
-        self.frames = _aligned(pages * page_size)
-        self.twins = _aligned(pages * page_size)
+        self.frames = aligned(pages * page_size)
+        self.twins = aligned(pages * page_size)
         self.frames[:] = np.random.default_rng(seed).integers(0, 256, self.frames.size, np.uint8)
         self.twins[:] = self.frames
 
     def diff(self, *runs, keep=False, room=1 << 22):
         """Return the payloads, and the runs of changed pages."""
         comparison = diffs.Diff(
-            _address(self.frames), _address(self.twins), self.pages, self.page_size, runs_array(*runs), keep
+            address(self.frames), address(self.twins), self.pages, self.page_size, runs_array(*runs), keep
         )
         payloads = []
         while not comparison.done:
@@ -44,19 +47,10 @@ class Space:
         return reference.payload(self.frames, self.twins, self.page_size, runs)
 
     def patch(self, frames, payload, runs=None):
-        diffs.patch(_address(frames), self.pages, self.page_size, payload, runs)
+        diffs.Target(address(frames), -1, self.pages, self.page_size).patch(payload, runs)
 
     def named(self, payload):
         return diffs.named(self.pages, self.page_size, payload).tolist()
-
-
-def _aligned(size):
-    memory = np.zeros(size + PAGE, np.uint8)
-    return memory[-memory.ctypes.data % PAGE :][:size]
-
-
-def _address(array):
-    return diffs.address_of(array.data)
 
 
 def check(space, *runs):
@@ -211,3 +205,130 @@ def test_every_truncation_is_refused_and_stores_nothing():
             with pytest.raises(WireError):
                 use(payload[:size])
     assert (target == space.twins).all()
+
+
+def _runs_body(*runs, data=None, count=None):
+    size = sum(length for _, length in runs)
+    pairs = b"".join(struct.pack("<HH", *run) for run in runs)
+    return (
+        struct.pack("<H", len(runs) if count is None else count)
+        + pairs
+        + (bytes(size) if data is None else data)
+    )
+
+
+def _mask_body(bits, data):
+    mask = np.zeros(PAGE, bool)
+    mask[bits] = True
+    return np.packbits(mask, bitorder="little").tobytes() + data
+
+
+ENTRY = reference.entry
+GOOD = ENTRY(1, reference.RUNS, _runs_body((0, 4)))
+MALFORMED = {
+    "nothing": b"",
+    "half a header": bytes(4),
+    "zeros": bytes(8),
+    "encoding 0": ENTRY(0, 0, bytes(8)),
+    "encoding 4": ENTRY(0, 4, bytes(4096)),
+    "a block behind the end": ENTRY(4, reference.RUNS, _runs_body((0, 4))),
+    "the last block that there can be": ENTRY(0xFFFFFFFF, reference.RUNS, _runs_body((0, 4))),
+    "a block twice": GOOD + GOOD,
+    "blocks that descend": ENTRY(2, reference.FULL, bytes(4096)) + GOOD,
+    "a page too short": ENTRY(0, reference.FULL, bytes(4095)),
+    "a page too long": ENTRY(0, reference.FULL, bytes(4097)),
+    "runs without a count": ENTRY(0, reference.RUNS, b""),
+    "no runs": ENTRY(0, reference.RUNS, _runs_body()),
+    "more runs than there are": ENTRY(0, reference.RUNS, _runs_body((0, 4), count=2)),
+    "65535 runs": ENTRY(0, reference.RUNS, _runs_body((0, 4), count=65535)),
+    "an empty run": ENTRY(0, reference.RUNS, _runs_body((8, 0))),
+    "a run over the end": ENTRY(0, reference.RUNS, _runs_body((4093, 4))),
+    "a run far behind the end": ENTRY(0, reference.RUNS, _runs_body((65535, 4))),
+    "a run of 65535 bytes": ENTRY(0, reference.RUNS, _runs_body((0, 65535), data=bytes(100))),
+    "runs that overlap": ENTRY(0, reference.RUNS, _runs_body((0, 4), (3, 2))),
+    "runs that touch": ENTRY(0, reference.RUNS, _runs_body((0, 4), (4, 2))),
+    "runs that descend": ENTRY(0, reference.RUNS, _runs_body((10, 4), (0, 2))),
+    "runs with a byte too few": ENTRY(0, reference.RUNS, _runs_body((0, 4), data=bytes(3))),
+    "runs with a byte too many": ENTRY(0, reference.RUNS, _runs_body((0, 4), data=bytes(5))),
+    "half a mask": ENTRY(0, reference.MASK, bytes(256)),
+    "an empty mask": ENTRY(0, reference.MASK, bytes(512)),
+    "a mask with a byte too few": ENTRY(0, reference.MASK, _mask_body([1, 2], bytes(1))),
+    "a mask with a byte too many": ENTRY(0, reference.MASK, _mask_body([1, 2], bytes(3))),
+    "a body behind the end": struct.pack("<IHH", 0, reference.FULL, 4096),
+    "padding that says something": GOOD[:-1] + b"\1",
+    "padding that is missing": GOOD[:-2],
+}
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+def test_malformed_payloads_are_refused_and_store_nothing(what):
+    assert len(GOOD) == 24
+    space = Space(pages=4)
+    before = space.frames.copy()
+    wrong = MALFORMED[what]
+    good = ENTRY(0, reference.FULL, bytes(4096))
+    # Alone, and behind an entry that could be stored.
+    for payload in (wrong, good + wrong) if wrong else (wrong,):
+        for use in (
+            lambda data: space.patch(space.frames, data),
+            lambda data: space.patch(space.frames, data, runs_array((1, 1))),
+            space.named,
+            lambda data: diffs.select(4, PAGE, data, runs_array((0, 4))),
+        ):
+            with pytest.raises(WireError, match="not well formed"):
+                use(payload)
+        assert (space.frames == before).all()
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_whatever_is_done_to_a_payload_it_is_refused_or_stays_inside(data):
+    space = Space(pages=4)
+    space.frames[3 : 2 * PAGE : 50] ^= 1
+    space.frames[2 * PAGE : 3 * PAGE : 2] ^= 1
+    [payload], _ = space.diff((0, 4))
+    broken = bytearray(payload)
+    for at, value in data.draw(
+        st.lists(st.tuples(st.integers(0, len(payload) - 1), st.integers(0, 255)), max_size=4)
+    ):
+        broken[at] = value
+    guarded = aligned(6 * PAGE)
+    try:
+        space.patch(guarded[PAGE : 5 * PAGE], bytes(broken))
+    except WireError:
+        assert not guarded.any()
+        with pytest.raises(WireError):
+            space.named(bytes(broken))
+    else:
+        pages = _pages(space.named(bytes(broken)))
+        assert pages == sorted(set(pages)) and set(pages) <= set(range(4))
+        untouched = np.ones(6, bool)
+        untouched[[page + 1 for page in pages]] = False
+        assert not guarded.reshape(6, PAGE)[untouched].any()
+
+
+@pytest.mark.parametrize("alignment", range(8))
+def test_a_payload_may_lie_anywhere(alignment):
+    space = Space(pages=4)
+    space.frames[::8] ^= 1
+    space.frames[:PAGE] ^= 2
+    [payload], _ = space.diff((0, 4))
+    target = space.twins.copy()
+    memory = bytearray(alignment) + payload
+    space.patch(target, memoryview(memory)[alignment:])
+    assert (target == space.frames).all()
+
+
+@pytest.mark.parametrize("shift", range(10))
+def test_pages_of_every_size(shift):
+    space = Space(pages=2, page_size=PAGE << shift)
+    space.frames[(PAGE << shift) - 3 :: PAGE // 2 + 1] ^= 1
+    check(space, (0, 2))
+    assert space.diff((1, 1))[1] == [[1, 1]]
+
+
+def test_runs_outside_the_region_are_refused():
+    space = Space(pages=4)
+    for runs in ([(3, 2)], [(0, 1), (4, 1)], [(-1, 1)], [(2, -1)]):
+        with pytest.raises(OSError, match="Invalid argument"):
+            space.diff(*runs, room=ENTRY_MOST)
