@@ -3,16 +3,16 @@
 Owns who holds the lock for reading or alone, and which readers wait.  Writers wait as for a lock
 (`dsm.sync.turns`).
 
-Order.  Phases alternate (phase-fair: Brandenburg and Anderson, "Spin-based reader-writer synchronization for
-multiprocessor real-time systems", 2010).  Behind a writer, *all* readers that wait at that moment go together;
-behind such a batch, one writer.  A reader that comes while a writer waits, waits.  So a reader waits for one
-writer, however many wait; and a writer for those writers that a lock would put before it, each with a batch of
-readers.
+Order.  Phases alternate (phase-fair: Brandenburg and Anderson, "Spin-based reader-writer synchronization
+for multiprocessor real-time systems", 2010).  Behind a writer, *all* readers that wait at that moment go
+together; behind such a batch, one writer.  A reader that comes while a writer waits, waits.  So a reader
+waits for one writer, however many wait; and a writer for those writers that a lock would put before it, each
+with a batch of readers.
 
-Death.  A reader that dies has changed nothing and just releases.  When who holds the lock alone dies, or leaves
-with it, the next one to get it is told OWNER_DIED, and holds it *alone*, even if it asked to read: so it
-may repair what is half changed, and nobody else sees it before.  Told once, unless that one dies or releases
-*inconsistent*, as with a lock.
+Death.  A reader that dies has changed nothing and just releases.  When who holds the lock alone dies, or
+leaves with it, the next one to get it is told OWNER_DIED, and holds it *alone*, even if it asked to read: so
+it may repair what is half changed, and nobody else sees it before.  Told once, unless that one dies or
+releases *inconsistent*, as with a lock.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ Owns the order of those who wait, and how often one node may be preferred.
 Nodes with waiters form a queue, in the order in which each began to wait, and the waiters of a node another.
 What is released goes to the next waiter of the *same* node, whose pages are there, but at most
 `LOCAL_HANDOVERS` times in a row while other nodes wait; then the node goes to the end of the queue and the
-first one is served.  In a cluster of n nodes, a thread at the head of its node's queue is overtaken by at most
-``(n - 1) * (LOCAL_HANDOVERS + 1)`` others.
+first one is served.  In a cluster of n nodes, a thread at the head of its node's queue is overtaken by at
+most ``(n - 1) * (LOCAL_HANDOVERS + 1)`` others.
 """
 
 from __future__ import annotations

@@ -181,7 +181,8 @@ class EmbeddedStore:
         check_sync(kind, name, value, bounded)
         with self._transaction() as database:
             row = database.execute(
-                "SELECT number, home, value, bounded FROM sync WHERE kind = ? AND name = ?", (kind, name)
+                "SELECT number, kind, name, home, value, bounded FROM sync WHERE kind = ? AND name = ?",
+                (kind, name),
             ).fetchone()
             if row is None:
                 if not members:
@@ -192,7 +193,7 @@ class EmbeddedStore:
                     (kind, name, home, value, bounded),
                 )
                 return SyncObject(_inserted(cursor), kind, name, home, value, bounded)
-        existing = SyncObject(row[0], kind, name, row[1], row[2], bool(row[3]))
+        existing = _object_of(row)
         if existing.home not in members:
             raise _lost(kind, name, existing.home)
         if kind == "condition" and existing.value != value:
@@ -227,7 +228,7 @@ class EmbeddedStore:
         rows = self._database.execute(
             "SELECT number, kind, name, home, value, bounded FROM sync ORDER BY number"
         )
-        return [SyncObject(row[0], row[1], row[2], row[3], row[4], bool(row[5])) for row in rows]
+        return [_object_of(row) for row in rows]
 
     def take_rank(self, rank: int | None = None) -> tuple[int, int]:
         """Give a worker its rank; see `MetadataStore.take_rank`."""
@@ -288,6 +289,11 @@ def _lost(kind: str, name: str, home: int) -> BrokenBarrierError | PageLostError
     return lost(
         f'{kind} "{name}" was kept by node {home}, which is gone: its state is lost; use another name'
     )
+
+
+def _object_of(row: tuple[int, str, str, int, int, int]) -> SyncObject:
+    number, kind, name, home, value, bounded = row
+    return SyncObject(number, kind, name, home, value, bool(bounded))
 
 
 def _unknown(key: str | int) -> UnknownNameError:

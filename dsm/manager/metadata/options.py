@@ -154,8 +154,8 @@ def check_sync(kind: str, name: str, value: int, bounded: bool = False) -> None:
         )
     if kind == "semaphore" and not int(bounded) <= value <= MAX_UNITS:
         raise UsageError(
-            f'{"bounded " * bounded}semaphore "{name}" cannot begin with value={value}: from {int(bounded)} to '
-            f"{MAX_UNITS} are allowed; give the number of units"
+            f'semaphore "{name}" cannot begin with value={value}: from {int(bounded)} to {MAX_UNITS} are '
+            "allowed; give the number of units"
         )
     if kind == "condition" and not 1 <= value <= MAX_OBJECT:
         raise UsageError(f'condition "{name}" cannot have the lock number {value}; give it a lock')
