@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from dsm.worker.reference import ArrayRef, ref
     from dsm.worker.regions import Region
     from dsm.worker.statistics import Statistics
-    from dsm.worker.synchronization import Atomic, Lock
+    from dsm.worker.synchronization import Atomic, Condition, Event, Lock, RWLock, Semaphore
 
 __version__ = "0.1.0"
 
@@ -69,7 +69,11 @@ _HOMES = {
     "Region": "dsm.worker.regions",
     "Statistics": "dsm.worker.statistics",
     "Atomic": "dsm.worker.synchronization",
+    "Condition": "dsm.worker.synchronization",
+    "Event": "dsm.worker.synchronization",
     "Lock": "dsm.worker.synchronization",
+    "RWLock": "dsm.worker.synchronization",
+    "Semaphore": "dsm.worker.synchronization",
 }
 
 __all__ = [
@@ -80,7 +84,9 @@ __all__ = [
     "AuthenticationError",
     "BrokenBarrierError",
     "ClosedError",
+    "Condition",
     "DSMError",
+    "Event",
     "InternalError",
     "LimitError",
     "Lock",
@@ -92,7 +98,9 @@ __all__ = [
     "PageTimeoutError",
     "PeerError",
     "Pin",
+    "RWLock",
     "Region",
+    "Semaphore",
     "Statistics",
     "UnknownNameError",
     "UsageError",

@@ -6,7 +6,7 @@ at the data and its wait.
 
 A notification moves a waiter to the queue of the lock, which somebody holds then.  If it does not want the
 lock any more when its turn comes (its time was over, it was interrupted, it died), the notification goes to
-the next one who *waited already when it was sent*; is there none, then it is as if the waiter had gone before.
+the next one who *waited already when it was sent*; is there none, it is as if the waiter had gone before.
 """
 
 from __future__ import annotations

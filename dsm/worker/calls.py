@@ -84,7 +84,7 @@ def check_timeout(timeout: float | None) -> float | None:
 def ask(
     op: Op, number: int, a: int = 0, b: int = 0, c: int = 0, *, what: str, timeout: float | None = None,
     brief: bool = False, granted: Callable[[int], None] | None = None,
-    undo: Callable[[int], Request] | None = None, meaning: Meaning | None = None,
+    undo: Callable[[int], Request | None] | None = None, meaning: Meaning | None = None,
 ) -> int:  # fmt: skip
     """Ask the manager and wait for the answer.
 
@@ -101,8 +101,8 @@ def ask(
     granted
         Called with the status of a call that was granted.
     undo
-        Called with that status when nobody waits any more, maybe after `granted`: returns the request
-        that undoes the call.
+        Called with that status when nobody waits any more, maybe after `granted`, in another thread: returns
+        the request that undoes the call, or None to keep what was granted.
     meaning
         Explains the statuses that are special to what is asked.
 
@@ -236,11 +236,13 @@ class _Call:
             cancel.end()
 
 
-def _undo(call: _Call, undo: Callable[[int], Request] | None) -> None:
+def _undo(call: _Call, undo: Callable[[int], Request | None] | None) -> None:
     call.withdraw()
     if undo is not None and call.answer is not None and call.answer[0] in _GRANTED:
-        op, number, a, b, c = undo(call.answer[0])
-        ask(Op(op), number, a, b, c, what=f"undoing {call.what}", brief=True)
+        request = undo(call.answer[0])
+        if request is not None:
+            op, number, a, b, c = request
+            ask(Op(op), number, a, b, c, what=f"undoing {call.what}", brief=True)
 
 
 def _apart(work: Callable[[], T]) -> T:

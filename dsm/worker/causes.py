@@ -24,13 +24,18 @@ def explain(described: SyncObject, status: int, result: int) -> str | None:
             f"node {described.home}, which keeps it, did not answer in time (see `dsm status`): it may have "
             "been done, or be done yet; look before you do it again, or raise DSM_PAGE_TIMEOUT"
         )
+    if described.kind == "semaphore" and status == Status.NOT_OWNER:
+        return "this process has not taken so many units; a bounded semaphore's are released by who took them"
+    if described.kind == "semaphore" and status == Status.USAGE:
+        return "so many units it never has"
     if status == Status.OWNER_DIED:
         who = f"node {node} died, whose worker held it" if cause is Cause.NODE_DIED else "its owner died"
         if cause in (Cause.DIED, Cause.LEFT):
             how = "died while it held it" if cause is Cause.DIED else "ended without releasing it"
             who = f"{_rank(number)} on node {node} {how}"
+        alone = ", alone" if described.kind == "rwlock" else ""
         return (
-            f"{who}. This thread holds it now: repair what it protects and call consistent(), or call "
+            f"{who}. This thread holds it now{alone}: repair what it protects and call consistent(), or call "
             "release() for the next one to be told"
         )
     if status != Status.BROKEN:

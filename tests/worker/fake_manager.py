@@ -276,7 +276,7 @@ class Manager:
         if found is None:
             count = len(self.objects) + 1
             found = self.objects[body.kind, body.name] = SyncObject(
-                count, body.kind, body.name, 0, body.value
+                count, body.kind, body.name, 0, body.value, body.bounded
             )
             self.home.create(found)
         self.answer(session, number, control.SyncOpened(found))
