@@ -17,6 +17,7 @@ B, which everybody only reads.
 import argparse
 import sys
 import time
+from functools import partial
 
 import numpy as np
 
@@ -35,6 +36,7 @@ def main():
         "--page-size", type=int, default=65536, help="bytes of a page, 4096 times a power of 2 (65536)"
     )
     parser.add_argument("--no-prefetch", action="store_true", help="let BLAS fault instead")
+    parser.add_argument("--consistency", choices=("sequential", "release"), default="sequential")
     parser.add_argument("--check", action="store_true", help="compare with one process and plain numpy")
     options = parser.parse_args()
     size = options.size
@@ -43,9 +45,10 @@ def main():
 
     node = dsm.attach()
     first, last = size * node.rank // node.size, size * (node.rank + 1) // node.size  # my rows, or none
-    a, b, c = (node.array(name, (size, size), page_size=options.page_size) for name in "abc")
-    counts = node.array("counts", (node.size, 3), "i8")
-    times = node.array("times", (node.size, 2))
+    array = partial(node.array, consistency=options.consistency)
+    a, b, c = (array(name, (size, size), page_size=options.page_size) for name in "abc")
+    counts = array("counts", (node.size, 3), "i8")
+    times = array("times", (node.size, 2))
 
     rows, columns = np.arange(first, last), np.arange(size)
     a[first:last] = entries(rows, columns, 1)  # who writes a page first has it, without any message
@@ -55,9 +58,9 @@ def main():
     started = time.perf_counter()
     if not options.no_prefetch:
         node.prefetch(b)
-        # BLAS writes a row of C many times.  The page in which my rows meet another worker's would go to
-        # and fro between the nodes; a worker that has few rows to a page should compute into memory of its
-        # own and copy once.  Here a block has many pages, and only its first and last are shared.
+        # BLAS writes a row of C many times.  With sequential consistency the page in which my rows meet
+        # another worker's goes to and fro between the nodes; a worker that has few rows to a page should
+        # compute into memory of its own and copy once.  Here only a block's first and last page are shared.
         node.prefetch(c[first:last], write=True)
     fetched = time.perf_counter()
     np.matmul(a[first:last], b, out=c[first:last])
@@ -73,7 +76,7 @@ def main():
         pages, faults = (sum(column) for column in zip(*by_node.values(), strict=True))
         prefetching, multiplying = times.max(axis=0)
         print(f"{size} × {size}: {node.size} workers on {len(by_node)} nodes")
-        print(f"{seconds:.2f} s, {2e-9 * size**3 / seconds:.1f} Gflop/s; ", end="")
+        print(f"{seconds:.3f} s, {2e-9 * size**3 / seconds:.1f} Gflop/s; ", end="")
         print(f"the slowest worker's prefetch {prefetching:.2f} s, BLAS {multiplying:.2f} s")
         print(f"{pages} pages moved between nodes, {faults} faults")
         if options.check:

@@ -8,7 +8,8 @@ The workers paint the Mandelbrot set.  multiprocessing.Pool paints blocks of row
 process is free, because rows cost very different time; then concurrent.futures counts what was painted.  An
 array of dsm given to either, or a view of one, arrives as the same memory: the functions below know nothing
 of dsm, write where they were told to, and return only what is small.  (Ordinary arrays are copied into every
-task, and what a process writes into its copy is lost.)
+task, and what a process writes into its copy is lost.)  The pools' pipes order what processes of one node do,
+with either consistency; what another node painted is read after a barrier.
 
 Look at the first line: how many bytes a task is, and how many bytes of picture it stands for.
 """
@@ -19,6 +20,7 @@ import multiprocessing
 import os
 import sys
 import time
+from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
@@ -41,7 +43,7 @@ def paint(block, first, size):
             break
         steps += inside
         z[inside] = z[inside] ** 2 + c[inside]
-    block[:] = steps  # at once, so that no page goes to and fro while another worker writes beside me
+    block[:] = steps  # at once: a page in which blocks of two nodes meet does not go to and fro for long
     return os.getpid()
 
 
@@ -58,6 +60,7 @@ def main():
     parser.add_argument("--rows", type=int, default=20, help="rows of a block (20)")
     parser.add_argument("--workers", type=int, default=4, help="processes of a pool (4)")
     parser.add_argument("--method", choices=multiprocessing.get_all_start_methods(), help="how they start")
+    parser.add_argument("--consistency", choices=("sequential", "release"), default="sequential")
     parser.add_argument("--check", action="store_true", help="compare with one process and plain numpy")
     options = parser.parse_args()
     if min(options.size, options.rows, options.workers) < 1:
@@ -65,8 +68,9 @@ def main():
     size, context = options.size, multiprocessing.get_context(options.method)
 
     node = dsm.attach()  # before the pools: their processes join the node of this one
-    picture = node.array("picture", (size, size), "u1")
-    counts = node.array("counts", (node.size, 3), "i8")
+    array = partial(node.array, consistency=options.consistency)
+    picture = array("picture", (size, size), "u1")
+    counts = array("counts", (node.size, 3), "i8")
     blocks = [(picture[first : first + options.rows], first, size) for first in range(0, size, options.rows)]
     mine = blocks[node.rank :: node.size]  # by itself: all of them
     node.barrier(parties=node.size)

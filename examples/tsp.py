@@ -7,15 +7,17 @@ The cities are eil51 of TSPLIB (Christofides and Eilon), the published optimum i
 tours: some roads are demanded, some forbidden.  Held and Karp's 1-tree (a spanning tree under prices that
 push every city towards two roads) bounds their lengths; unless none can be shorter than the best tour known,
 the task is split at one road: with it, and without it.  Every worker takes the most promising task out of a
-shared queue and puts the parts back, under a lock.  The best length is compared with at every step without
-a lock: a plain load sees what was stored last.  Look at how evenly the tasks spread, and at the pages that
-move between nodes: as every visit to the queue moves some, a worker does several tasks from one to the next.
+shared queue and puts the parts back, under a lock; there it also looks how long the best tour is by now.
+(What it compares with may be old by one visit: that costs some work, never the optimum.)  Look at how evenly
+the tasks spread, and at the pages that move between nodes: as every visit to the queue moves some, a worker
+does several tasks from one to the next.
 """
 
 import argparse
 import contextlib
 import sys
 import time
+from functools import partial
 
 import numpy as np
 
@@ -64,14 +66,14 @@ def split(road, rule, price, best):
         a, b = one_tree(base + price[:, None] + price)
         excess = np.bincount(np.r_[a, b], minlength=len(road)) - 2  # roads of each city beyond two
         low = road[a, b].sum() + price @ excess + FAR * (rule[a, b] < 0).any()
-        better = low <= best["length"] - 1 + 1e-6  # lengths are integers
+        better = low <= best - 1 + 1e-6  # lengths are integers
         if not (better and excess.any()):
             return (a, b) if better else None, []
         if low > bound:
             bound, kept = low, (a, b, excess, price)
         stride *= 1.0 if low == bound else 0.85
         push, before = 0.7 * excess + 0.3 * before, excess
-        price = price + stride * (best["length"] - low) / (excess @ excess) * push
+        price = price + stride * (best - low) / (excess @ excess) * push
     a, b, excess, price = kept
     free = np.flatnonzero((rule[a, b] == 0) & ((excess[a] > 0) | (excess[b] > 0)))
     chosen = free[road[a, b][free].argmin()]
@@ -94,14 +96,14 @@ def search(road, tasks, queue, best, lock):
                 queue["open"] += len(parts) - 1
                 if tour and road[tour].sum() < best["length"]:  # another worker may have been quicker
                     best["roads"], best["length"] = tour, road[tour].sum()
-            slot, left = bounds.argmin(), queue["open"].item()
+            slot, left, length = bounds.argmin(), queue["open"].item(), best["length"].item()
             if taken := bounds[slot] < np.inf:
                 task, bounds[slot] = tasks[slot].copy(), np.inf
         if taken:
             tour, parts = None, [(0, task.item())]
             for _ in range(8):  # several between two visits to the queue
                 if parts and not tour:
-                    tour, more = split(road, *parts.pop()[1], best)
+                    tour, more = split(road, *parts.pop()[1], length)
                     parts, done = parts + more, done + 1
         elif left:
             time.sleep(0.001)  # others work on theirs: there may be parts soon
@@ -112,14 +114,16 @@ def search(road, tasks, queue, best, lock):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cities", type=int, default=51, choices=range(3, 52), metavar="3…51", help="(51)")
+    parser.add_argument("--consistency", choices=("sequential", "release"), default="sequential")
     parser.add_argument("--check", action="store_true", help="compare with the optimum, or with plain numpy")
     options = parser.parse_args()
     x, y = np.array(EIL51.split(), "f8").reshape(-1, 2)[: options.cities].T
     road = np.floor(np.hypot(x[:, None] - x, y[:, None] - y) + 0.5)  # rounded as TSPLIB says
 
     node = dsm.attach()
-    tasks, queue, best = start(road, node.array, node.rank == 0)
-    counts = node.array("counts", (node.size, 3), "i8")
+    array = partial(node.array, consistency=options.consistency)
+    tasks, queue, best = start(road, array, node.rank == 0)
+    counts = array("counts", (node.size, 3), "i8")
     node.barrier(parties=node.size)
     started = time.perf_counter()
     done = search(road, tasks, queue, best, node.lock("queue"))
@@ -134,7 +138,7 @@ def main():
         tour.append(beside[beside[0] == tour[-2]])
     pages = sum(dict(counts[:, :2].tolist()).values())  # of each node once
     print(f"{len(road)} cities, the shortest way round is {length}: {tour[1:-1]}")
-    print(f"{seconds:.2f} s, {pages} pages moved; tasks of each worker: {counts[:, 2].tolist()}")
+    print(f"{seconds:.3f} s, {pages} pages moved; tasks of each worker: {counts[:, 2].tolist()}")
     if options.check:
         expected, source = 426, "the published optimum"
         if len(road) < 51:

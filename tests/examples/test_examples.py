@@ -1,7 +1,8 @@
 """Each example runs over nodes, workers and options, and finds its own result right.
 
 In the suite the values are combined in pairs: of any two values, some run has both.  With DSM_MATRIX=1
-(`make matrix`) every combination runs, and every command that the examples name.
+(`make matrix`) every combination runs, every example on 1 to 4 nodes with 1 to 3 workers each, and every
+command that the examples name.
 """
 
 import importlib.util
@@ -16,16 +17,21 @@ from pathlib import Path
 
 import pytest
 
+from dsm.types import CONSISTENCIES
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 EVERYTHING = os.environ.get("DSM_MATRIX", "") not in ("", "0")
 
 #: What an example needs besides dsm.
 NEEDS = {"terrain": "matplotlib", "kmeans": "sklearn"}
-#: What every example is run over: nodes, and workers beyond one for each node.
-PLACES = {"nodes": (1, 2, 4), "more": (0, 2)}
+#: Models that a program without data races cannot tell apart.
+MODELS = tuple(model for model in ("sequential", "release") if model in CONSISTENCIES)
+#: What every example is run over: nodes, workers beyond one for each node, and the model.
+PLACES = {"nodes": (1, 2, 4), "more": (0, 2), "--consistency": MODELS}
 #: The options of each: more workers than work, sizes that nothing divides, pages small and larger than all.
 OPTIONS = {
+    "jacobi": {"--size": (3, 200), "--sweeps": (0, 9)},
     "kmeans": {"--points": (3, 1001), "--clusters": (1, 3), "--rounds": (2,), "--page-size": (4096, 65536)},
     "matmul": {"--size": (1, 333), "--page-size": (4096, 2097152), "--no-prefetch": (False, True)},
     "pool": {"--size": (1, 75), "--rows": (1, 20), "--workers": (1, 3)},
@@ -61,6 +67,11 @@ def cases():
         for row in matrix(name) if EVERYTHING else pairwise(matrix(name)):
             said = "-".join(f"{key.strip('-')}={value}" for key, value in row.items())
             yield pytest.param(name, row, id=f"{name}-{said}")
+
+
+def largest(name):
+    """Return the last value of each of an example's options."""
+    return {key: values[-1] for key, values in OPTIONS[name].items()}
 
 
 def words(options):
@@ -125,7 +136,7 @@ def test_pairwise_has_every_pair():
 @pytest.mark.parametrize(("name", "row"), list(cases()))
 def test_it_finds_its_result_right(name, row, tmp_path):
     nodes, workers = row["nodes"], row["nodes"] + row["more"]
-    options = {key: value for key, value in row.items() if key not in PLACES}
+    options = {key: value for key, value in row.items() if key.startswith("--")}
     said = launch(workers, nodes, EXAMPLES / f"{name}.py", *words(options), *check_flag(name), cwd=tmp_path)
     assert CHECKED.search(said), said
     assert nodes > 1 or set(MOVED.findall(said)) <= {"0"}
@@ -133,11 +144,21 @@ def test_it_finds_its_result_right(name, row, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "queue"])
 def test_it_runs_without_a_launcher(name, tmp_path):
-    size = {key: values[-1] for key, values in OPTIONS[name].items()}
-    assert CHECKED.search(run(["python", EXAMPLES / f"{name}.py", *words(size), "--check"], tmp_path))
+    command = ["python", EXAMPLES / f"{name}.py", *words(largest(name)), "--consistency", MODELS[-1]]
+    assert CHECKED.search(run([*command, "--check"], tmp_path))
 
 
-if EVERYTHING:  # with the sizes that a user gets: this takes a minute
+if EVERYTHING:  # this takes some minutes
+
+    @pytest.mark.parametrize("model", MODELS)
+    @pytest.mark.parametrize("each", [1, 2, 3])
+    @pytest.mark.parametrize("nodes", [1, 2, 3, 4])
+    @pytest.mark.parametrize("name", NAMES)
+    def test_every_place(name, nodes, each, model, tmp_path):
+        if name == "queue" and nodes * each < 2:
+            pytest.skip("a producer and a consumer are needed")
+        program = [EXAMPLES / f"{name}.py", *words(largest(name)), "--consistency", model, *check_flag(name)]
+        assert CHECKED.search(launch(nodes * each, nodes, *program, cwd=tmp_path))
 
     @pytest.mark.parametrize(
         ("name", "command"), [(name, command) for name in NAMES for command in commands(name)]
@@ -189,6 +210,7 @@ def test_pools_that_do_not_fork(method, tmp_path):
 
 #: How to spoil what an example computes, or what it compares that with; `it` is the module.
 SPOILED = {
+    "jacobi": "it.alone = lambda size, sweeps: np.ones((size, size))",
     "kmeans": "it.alone = lambda data, k, n: (data[:k] + 1, None, n)",
     "matmul": "matmul = np.matmul; np.matmul = lambda a, b, out: matmul(a, b + 1, out=out)",
     "pool": "it.np.bincount = lambda *a, **k: bincount(*a, **k) + (os.getpid() != mine)",
