@@ -35,6 +35,20 @@ _ENTRY_BYTES = 300
 _HANGUP = select.EPOLLHUP | select.EPOLLERR
 
 
+class Traffic:
+    """Messages of every kind to and from other nodes, and the bytes of them on the wire."""
+
+    __slots__ = ("bytes_in", "bytes_out", "messages_in", "messages_out")
+
+    def __init__(self) -> None:
+        self.messages_in = self.messages_out = self.bytes_in = self.bytes_out = 0
+
+    def add(self, other: Traffic) -> None:
+        """Count what `other` has counted, too."""
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
 class Link:
     """One peer.
 
@@ -71,6 +85,7 @@ class Link:
         #: Who it is, for messages.
         self.name = "a peer"
         self.reader = FrameReader()
+        self.traffic = Traffic()
         self._on_message = on_message
         self._on_pages = on_pages
         self._on_received = on_received
@@ -112,6 +127,7 @@ class Link:
         if not self._is_dirty:
             self._is_dirty = True
             self.loop.dirty.append(self)
+        self.traffic.messages_out += 1
         self._gathered.append(header)
         if payload is not None:
             self._gathered.append(payload)
@@ -123,6 +139,7 @@ class Link:
         """
         if not self._later and not self._is_dirty:
             self.loop.lazy.append(self)
+        self.traffic.messages_out += 1
         self._later.append(header)
 
     def flush(self) -> None:
@@ -142,10 +159,12 @@ class Link:
         try:
             if len(gathered) == 1:
                 sent = self.sock.send(gathered[0])
+                self.traffic.bytes_out += sent
                 if sent == len(gathered[0]):
                     return
             else:
                 sent = self.sock.sendmsg(gathered[:512])
+                self.traffic.bytes_out += sent
         except BlockingIOError:
             sent = 0
         except OSError as error:
@@ -186,6 +205,7 @@ class Link:
             except OSError as error:
                 self.lose(f"sending failed: {error.strerror}")
                 return
+            self.traffic.bytes_out += sent
             while sent:
                 size = len(queue[0])
                 self._unread -= _cost(queue[0])
@@ -221,6 +241,7 @@ class Link:
             if not count:
                 self.lose("the peer closed" if reader.idle else "the peer broke off in a message")
                 return
+            self.traffic.bytes_in += count
             reader.fill(count)
             if not self.read() or count < len(space):
                 return
@@ -228,13 +249,16 @@ class Link:
     def read(self) -> bool:
         """Handle every message that is complete; False when the link is closed."""
         reader = self.reader
+        traffic = self.traffic
         try:
             while event := reader.next():
                 if event == MESSAGE:
+                    traffic.messages_in += 1
                     self._on_message(self, reader.fields, reader.payload)
                 elif event == SINK:
                     self._on_pages(self, reader.fields)
                 else:
+                    traffic.messages_in += 1
                     self._on_received(self, reader.fields)
                 if self.closed:
                     return False

@@ -32,7 +32,7 @@ from dsm.errors import (
 )
 from dsm.limits import HANDSHAKE_TIMEOUT_S, JOIN_TIMEOUT_S, JOIN_WAIT_S, MAX_HALF_OPEN, MAX_JOINING
 from dsm.manager import border
-from dsm.manager.link import Link, show_address
+from dsm.manager.link import Link, Traffic, show_address
 from dsm.manager.loop import Loop
 from dsm.manager.notices import Notices
 from dsm.wire import membership as meta
@@ -120,6 +120,8 @@ class Membership:
         self.address = ""
         #: Live links by node number.
         self.links: dict[int, Link] = {}
+        #: Over links that have ended.
+        self._past_traffic = Traffic()
         #: Live nodes, this one among them, ascending.
         self.nodes: list[int] = [0]
         #: Numbers below it are decided: those that are not in `nodes` are dead for good.
@@ -414,6 +416,14 @@ class Membership:
         self._overdue.pop(link, None)
         if self.links.get(link.node) is link:
             del self.links[link.node]
+            self._past_traffic.add(link.traffic)
+
+    def traffic(self) -> Traffic:
+        """Return what was exchanged with other nodes, also with those that have gone."""
+        total = Traffic()
+        for part in (self._past_traffic, *(link.traffic for link in self.links.values())):
+            total.add(part)
+        return total
 
     def forget(self, node: int) -> bool:
         """A node is no member any more; False when it was none."""

@@ -192,11 +192,16 @@ class Requests:
         """Counters of this node: its coherence, and the sum over its workers."""
         manager = self._manager
         coherence = manager.coherence
+        traffic = manager.members.traffic()
         values = {
             "pages_in": coherence.pages_in,
             "pages_out": coherence.pages_out,
             "bytes_in": coherence.bytes_in,
             "bytes_out": coherence.bytes_out,
+            "messages_in": traffic.messages_in,
+            "messages_out": traffic.messages_out,
+            "message_bytes_in": traffic.bytes_in,
+            "message_bytes_out": traffic.bytes_out,
             "invalidations": coherence.invalidations,
         }
         live = [manager.board.statistics(worker) for worker in manager.sessions.workers]

@@ -23,6 +23,10 @@ class Statistics:
         Pages received from and sent to other nodes.
     bytes_in, bytes_out
         Bytes of those pages.
+    messages_in, messages_out
+        Messages of every kind received from and sent to other nodes: about pages, synchronization, names.
+    message_bytes_in, message_bytes_out
+        All bytes of these messages, pages included.
     invalidations
         Pages given up because another node wrote them.
     mprotects
@@ -42,6 +46,10 @@ class Statistics:
     pages_out: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
+    messages_in: int = 0
+    messages_out: int = 0
+    message_bytes_in: int = 0
+    message_bytes_out: int = 0
     invalidations: int = 0
     mprotects: int = 0
     merges: int = 0

@@ -8,6 +8,7 @@ import pytest
 
 from dsm.coherence.messages import Kind
 from dsm.errors import WireError
+from dsm.manager.link import Traffic
 from dsm.manager.manager import Manager
 from dsm.manager.membership import Membership, announced
 from dsm.wire.header import Family, pack, unpack
@@ -19,6 +20,7 @@ class Link:
         self.manager, self.node = manager, node
         self.closed = self.leaving = False
         self.sent = []
+        self.traffic = Traffic()
         self.name = "a peer"
 
     def send(self, header, payload=None):
