@@ -12,7 +12,7 @@ CHAOS_SEED ?=
 CHAOS_EVENTS ?= 200
 FUZZ_SECONDS ?= 60
 PYTEST_ARGS ?=
-BENCH_ARGS ?= all
+BENCH_ARGS ?= basic
 
 SHIM_SOURCES := $(wildcard dsm/_native/*.c dsm/_native/*.h dsm/_native/*.cdef dsm/_native/build_shim.py)
 LINTED := dsm tests examples setup.py

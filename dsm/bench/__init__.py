@@ -14,24 +14,41 @@ import msgspec
 
 __all__ = ["add_arguments", "run"]
 
-NAMES = ("fault", "scan", "lock", "barrier", "atomic", "hit", "metadata", "all")
+#: Rows and groups of rows (`dsm.bench.registry`), here so that asking for help imports nothing else.
+NAMES = (
+    *("basic", "release", "programs", "all"),
+    *("fault", "scan", "lock", "barrier", "atomic", "hit", "metadata"),
+    *("jacobi", "sharing", "dirty", "fill"),
+    *("kmeans", "tsp", "matmul", "sort", "placement"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``dsm bench``."""
-    parser.add_argument("row", nargs="?", default="all", choices=NAMES, help="what to measure (default: all)")
+    parser.add_argument(
+        "rows",
+        nargs="*",
+        metavar="row",
+        help=f"what to measure (default: basic): groups of rows {', '.join(NAMES[:4])}; "
+        f"rows {', '.join(NAMES[4:])}",
+    )
     parser.add_argument("--write", action="store_true", help="with fault: only write faults")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as a list of objects")
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure and print; returns the exit status."""
-    from dsm.bench.measure import ROWS
+    unknown = [name for name in options.rows if name not in NAMES]
+    if unknown:
+        print(f"dsm bench: there is no row {unknown[0]!r}; there are {', '.join(NAMES)}", file=sys.stderr)
+        return 2
+    from dsm.bench.registry import GROUPS, ROWS
     from dsm.bench.row import Row, format_table
 
-    names = list(ROWS) if options.row == "all" else [n for n in ROWS if n.split()[0] == options.row]
-    if options.row == "fault" and options.write:
-        names = ["fault --write"]
+    asked = options.rows or ["basic"]
+    names = list(dict.fromkeys(row for name in asked for row in GROUPS.get(name, [name])))
+    if options.write and "fault" in asked:
+        names.remove("fault")
     rows: list[Row] = []
     for name in names:
         rows.extend(ROWS[name](_progress))

@@ -1,4 +1,4 @@
-"""The rows: how each is measured, against which floor, and what it is to reach.
+"""The basic rows, of single operations: how each is measured, against which floor, and what it is to reach.
 
 Owns the protocol of a measurement: start a cluster, run rounds of the measurement and of its floor
 alternately, combine them.
@@ -25,7 +25,8 @@ _OPERATIONS = 1000
 Progress = Callable[[str], None]
 
 
-def _placements() -> list[tuple[str, set[int] | None]]:
+def placements() -> list[tuple[str, set[int] | None]]:
+    """Return where the processes of a row may run, with the words for it."""
     first = min(os.sched_getaffinity(0))
     return [("one core", {first}), ("unpinned", None)]
 
@@ -34,7 +35,7 @@ def fault_rows(progress: Progress, write: bool) -> Iterator[Row]:
     """Cold faults on random pages that the other node owns."""
     kind = "fault --write" if write else "fault"
     target = 2.2 if write else 2.0
-    for placement, cpus in _placements():
+    for placement, cpus in placements():
         for mapped in (False, True):
             values, bases = [], []
             name = f"{kind}, mapped by its owner's worker" if mapped else kind
@@ -72,7 +73,7 @@ def _destroy(node, name):  # type: ignore[no-untyped-def]
 def synchronization_rows(progress: Progress, which: str) -> Iterator[Row]:
     """Locks, barriers, atomics between two nodes, per operation."""
     target = {"lock": 4.0, "barrier": 3.0, "atomic": None}[which]
-    for placement, cpus in _placements():
+    for placement, cpus in placements():
         values, bases = [], []
         with floors.Pair(64, 64, cpus) as pair, Cluster(nodes=2, cpus=cpus) as cluster:
             for turn in range(ROUNDS):

@@ -30,6 +30,10 @@ class Row(msgspec.Struct, frozen=True):
         (Largest - smallest) / median of the floor's rounds.
     placement : str
         ``one core``: every process on one processor; ``unpinned``: where the system puts them.
+    messages, bytes : int or None
+        What all nodes together sent to each other, where that is counted.
+    note : str
+        What the figures need to be understood; that a peer is missing, say.
     """
 
     row: str
@@ -42,19 +46,22 @@ class Row(msgspec.Struct, frozen=True):
     pager: str = "signals"
     fabric: str = "tcp loopback"
     placement: str = "unpinned"
+    messages: int | None = None
+    bytes: int | None = None
+    note: str = ""
 
     @property
     def reached(self) -> bool | None:
         """Whether the target was reached; None without one.
 
-        A target that lies inside the floor's spread is met when the ratio lies inside it.
+        The target 1, as fast as the floor, is met by a ratio inside the floor's spread.
         """
         if self.target is None:
             return None
         if self.ratio is None:
             return self.value <= self.target
         slack = self.spread or 0.0
-        return self.ratio <= self.target or (self.target <= 1 + slack and self.ratio <= 1 + slack)
+        return self.ratio <= self.target or (self.target == 1.0 and self.ratio <= 1 + slack)
 
 
 def combine(
@@ -85,13 +92,13 @@ def combine(
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """Return the rows as text."""
-    head = ("row", "placement", "value", "floor", "unit", "ratio", "target", "spread", "")
+    """Return the rows as text; columns and notes that no row has are left out."""
+    head = ["row", "placement", "value", "floor", "unit", "ratio", "target", "spread", "messages", "MiB", ""]
     lines = [head]
     for r in rows:
         reached = r.reached
         lines.append(
-            (
+            [
                 r.row,
                 r.placement,
                 f"{r.value:.4g}",
@@ -100,12 +107,12 @@ def format_table(rows: Sequence[Row]) -> str:
                 "" if r.ratio is None else f"{r.ratio:.2f}",
                 "" if r.target is None else f"{r.target:g}",
                 "" if r.spread is None else f"{r.spread:.0%}",
-                "" if reached is None else ("reached" if reached else "NOT reached"),
-            )
+                "" if r.messages is None else str(r.messages),
+                "" if r.bytes is None else f"{r.bytes / 2**20:.2f}",
+                r.note if reached is None else ("reached" if reached else "NOT reached"),
+            ]
         )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    text = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
+    shown = [i for i in range(len(head)) if any(line[i] for line in lines[1:])]
+    widths = {i: max(len(line[i]) for line in lines) for i in shown}
+    text = ["  ".join(line[i].ljust(widths[i]) for i in shown).rstrip() for line in lines]
     return "\n".join([text[0], "-" * max(map(len, text)), *text[1:]])

@@ -8,10 +8,13 @@ import sys
 
 import pytest
 
-from dsm.bench import measure
+from dsm.bench import NAMES, examples, jacobi
+from dsm.bench.registry import GROUPS, ROWS
 from dsm.bench.row import Row, combine, format_table
+from dsm.types import CONSISTENCIES
 
 KEYS = ["row", "value", "unit", "floor", "ratio", "target", "spread", "pager", "fabric", "placement"]
+KEYS += ["messages", "bytes", "note"]
 
 
 def test_value_and_floor_are_medians_and_the_ratio_is_that_of_the_rounds():
@@ -28,6 +31,7 @@ def test_a_target_inside_the_spread_is_met_by_a_ratio_inside_it():
     assert row(1.09).reached
     assert not row(1.11).reached
     assert not Row("fault", 2.05, "us", 1.0, 2.05, 2.0, 0.1).reached
+    assert not Row("sharing", 0.5, "messages", 1.0, 0.5, 0.05, 0.9).reached
 
 
 def test_a_row_without_floor_is_judged_by_its_value():
@@ -43,20 +47,70 @@ def test_the_table_has_a_line_for_each_row():
     assert lines[-1].endswith("reached")
 
 
+def test_the_table_has_the_columns_that_some_row_fills():
+    row = Row("x", 1.0, "ms", None, None, None, None)
+    assert "messages" not in format_table([row])
+    counted = Row("y", 1.0, "ms", None, None, None, None, messages=7, bytes=3 << 20, note="no peer: why")
+    head, _, first, second = format_table([row, counted]).splitlines()
+    assert head.split() == ["row", "placement", "value", "unit", "messages", "MiB"]
+    assert first.split() == ["x", "unpinned", "1", "ms"]
+    assert second.split() == ["y", "unpinned", "1", "ms", "7", "3.00", "no", "peer:", "why"]
+
+
+def test_every_row_and_group_can_be_asked_for():
+    assert set(NAMES) == {name for name in ROWS if name != "fault --write"} | set(GROUPS)
+    assert {row for rows in GROUPS.values() for row in rows} == set(ROWS)
+
+
+def test_a_row_that_is_not_there_is_told():
+    done = subprocess.run(
+        [sys.executable, "-m", "dsm", "bench", "hit", "flight"], timeout=60, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("dsm bench: there is no row 'flight'; there are basic, ")
+
+
+def test_a_peer_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr(jacobi.importlib.util, "find_spec", lambda name: None)
+    mpirun, lacking = jacobi._peer()
+    assert mpirun is None
+    assert "mpi4py is not installed; pip install 'dsm[bench]'" in lacking
+    row = jacobi._row("jacobi", [2.0, 1.0, 3.0], [], 1.15, lacking)
+    assert (row.value, row.ratio, row.reached, row.note) == (2000.0, None, None, lacking)
+
+
+@pytest.mark.parametrize("name", sorted(examples.PLACED))
+def test_the_options_of_a_measured_example_exist(name):
+    text = (examples._FOLDER / f"{name}.py").read_text()
+    assert [word for word in examples.PLACED[name] if word.startswith("--") and f'"{word}"' not in text] == []
+
+
 #: Runs in a process of its own: multiprocessing's helper process ends with it.
 SMALL = """
 import sys
-from dsm.bench import measure
-from dsm.bench.row import Row
+from dsm.bench import dirty, examples, fill, jacobi, measure, registry, sharing
 measure.ROUNDS, measure._FAULT_BYTES, measure._SCAN_BYTES = 1, 1 << 20, 8 << 20
 measure._METADATA_PAGES, measure._OPERATIONS = 1 << 14, 50
+jacobi._SIZE, jacobi._SWEEPS = 64, 3
+sharing._BARRIERS, sharing._PAUSE_S = 1, 0.0001
+dirty._PAGES, fill._BYTES = 64, 1 << 20
+examples._NODES, examples._PLACEMENTS = (2,), ("0",)
+examples.OPTIONS["sort"] = examples.PLACED["sort"] = ("--keys", "100000")
+for name in set(examples.PLACED) - {"sort"}:
+    del examples.PLACED[name]
 if __name__ == "__main__":
     import msgspec
-    print(msgspec.json.encode(list(measure.ROWS[sys.argv[1]](lambda text: None))).decode())
+    print(msgspec.json.encode(list(registry.ROWS[sys.argv[1]](lambda text: None))).decode())
 """
 
 
-@pytest.mark.parametrize("name", list(measure.ROWS))
+#: Of the programs one is enough: they differ in their options.
+MEASURED = [name for name in ROWS if name == "sort" or name not in examples.OPTIONS]
+if "release" not in CONSISTENCIES:
+    MEASURED.remove("dirty")
+
+
+@pytest.mark.parametrize("name", MEASURED)
 def test_every_row_can_be_measured(name, tmp_path):
     script = tmp_path / "small.py"
     script.write_text(SMALL)

@@ -1,0 +1,141 @@
+"""The rows of whole programs: the examples on several nodes, both models, against plain numpy; placements.
+
+Owns how an example is run and what its workers' costs add up to.  The floor is the same program with plain
+numpy arrays in one process (`dsm.bench.alone`); messages and bytes are those of the whole program, from the
+first array to the last barrier.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+import dsm
+from dsm.bench import measure
+from dsm.bench.row import Row, combine
+from dsm.bench.tally import Cost
+from dsm.errors import DSMError, UsageError
+from dsm.types import CONSISTENCIES
+
+#: The options with which an example is measured.
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "kmeans": ("--points", "20000", "--rounds", "10"),
+    "tsp": ("--cities", "40"),
+    "matmul": ("--size", "2048"),
+    "sort": ("--keys", "4000000"),
+}
+#: Examples whose placement is compared; those that write nothing where another node reads it are left out.
+PLACED: dict[str, tuple[str, ...]] = {
+    **OPTIONS,
+    "jacobi": ("--size", "1024", "--sweeps", "50"),
+    "terrain": ("--size", "1024", "--sweeps", "20", "--output", os.devnull),
+}
+_PLACEMENTS = ("block", "cyclic", "0")
+_NODES = (1, 2, 4)
+_WORKERS = 4
+#: Rounds of a program: each starts processes.
+_ROUNDS = 3
+_TIMEOUT_S = 180.0
+_FOLDER = Path(dsm.__file__).parents[1] / "examples"
+
+
+class Run(msgspec.Struct, frozen=True):
+    """One run of a program, its nodes together."""
+
+    seconds: float
+    messages: int
+    bytes: int
+
+
+def program_rows(name: str) -> Callable[[measure.Progress], Iterator[Row]]:
+    """Return what measures one example on all numbers of nodes."""
+
+    def rows(progress: measure.Progress) -> Iterator[Row]:
+        for nodes in _NODES:
+            models = [model for model in ("sequential", "release") if model in CONSISTENCIES]
+            runs: dict[str, list[Run]] = {model: [] for model in models}
+            floors = []
+            for turn in range(_rounds()):
+                progress(f"{name} on {nodes} nodes: round {turn + 1} of {_rounds()}")
+                floors.append(_plain(name, OPTIONS[name]).seconds * 1000)
+                for model in models:
+                    runs[model].append(_shared(name, OPTIONS[name], nodes, model, None))
+            for model in models:
+                yield _row(f"{name}, {nodes} nodes, {model}", runs[model], floors)
+
+    return rows
+
+
+def placement_rows(progress: measure.Progress) -> Iterator[Row]:
+    """Compare the default placement of each example with the best one."""
+    model = CONSISTENCIES[min(1, len(CONSISTENCIES) - 1)]
+    for name, options in PLACED.items():
+        runs: dict[str | None, list[Run]] = {home: [] for home in (None, *_PLACEMENTS)}
+        for turn in range(_rounds()):
+            for home, done in runs.items():
+                progress(f"placement, {name}, {home or 'default'}: round {turn + 1} of {_rounds()}")
+                done.append(_shared(name, options, 2, model, home))
+        default = runs.pop(None)
+        best = min(runs, key=lambda home: statistics.median(run.seconds for run in runs[home]))
+        floors = [run.seconds * 1000 for run in runs[best]]
+        yield _row(f"placement: {name}, default against {_word(best)}", default, floors, 1.1)
+
+
+def _word(home: str | None) -> str:
+    return f"node {home}" if home is not None and home.isdecimal() else str(home)
+
+
+def _rounds() -> int:
+    return min(_ROUNDS, measure.ROUNDS)
+
+
+def _row(name: str, runs: list[Run], floors: list[float], target: float | None = None) -> Row:
+    row = combine(name, "ms", [run.seconds * 1000 for run in runs], floors, target=target)
+    return msgspec.structs.replace(
+        row,
+        messages=round(statistics.median(run.messages for run in runs)),
+        bytes=round(statistics.median(run.bytes for run in runs)),
+    )
+
+
+def _shared(name: str, options: tuple[str, ...], nodes: int, model: str, home: str | None) -> Run:
+    launcher = ["-m", "dsm", "run", "-n", str(_WORKERS), "--nodes", str(nodes), "-m", "dsm.bench.tally"]
+    placed = [] if home is None else ["--home", home]
+    costs = _run([*launcher, *placed, _program(name), *options, "--consistency", model])
+    seconds = max(cost.seconds for cost in costs if cost.seconds is not None)
+    by_node = {cost.node: cost for cost in sorted(costs, key=lambda cost: cost.messages)}.values()
+    return Run(seconds, sum(cost.messages for cost in by_node), sum(cost.bytes for cost in by_node))
+
+
+def _plain(name: str, options: tuple[str, ...]) -> Run:
+    (cost,) = _run(["-m", "dsm.bench.tally", "--plain", _program(name), *options])
+    if cost.seconds is None:
+        raise DSMError(f"the example {name} has not said how long it took")
+    return Run(cost.seconds, 0, 0)
+
+
+def _program(name: str) -> str:
+    file = _FOLDER / f"{name}.py"
+    if not file.exists():
+        raise UsageError(f"{file} is not there: run this in a clone or a source distribution of dsm")
+    return str(file)
+
+
+def _run(command: list[str]) -> list[Cost]:
+    done = subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+        check=False,
+    )
+    if done.returncode:
+        raise DSMError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+    return [msgspec.json.decode(line, type=Cost) for line in done.stdout.splitlines()]
