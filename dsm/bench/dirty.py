@@ -79,23 +79,28 @@ def _pages(node: Any, name: str, pages: int) -> Any:
     return node.array(name, (pages, _PAGE), "u1", consistency="release", home=0)
 
 
+def _meet(node: Any) -> None:
+    """Release and acquire: a barrier of one party, which waits for nobody."""
+    node.barrier("dirty", parties=1)
+
+
 def _prepare(node: Any, name: str, pages: int) -> None:
     _pages(node, name, pages)[:] = 7
-    node.release()
+    _meet(node)
 
 
 def _release(node: Any, name: str, pages: int, pattern: str) -> float:
-    node.acquire()
+    _meet(node)
     array = _pages(node, name, pages)
     node.prefetch(array)
     PATTERNS[pattern](array)
     started = time.perf_counter()
-    node.release()
+    _meet(node)
     return time.perf_counter() - started
 
 
 def _verify(node: Any, name: str, pages: int, pattern: str) -> None:
-    node.acquire()
+    _meet(node)
     expected = np.full((pages, _PAGE), 7, "u1")
     PATTERNS[pattern](expected)
     if not np.array_equal(_pages(node, name, pages), expected):

@@ -26,9 +26,8 @@ def rows(progress: measure.Progress) -> Iterator[Row]:
     value = "release" if "release" in CONSISTENCIES else "sequential"
     with Cluster(nodes=2) as cluster:
         for pause in (_PAUSE_S, 0.0):
-            label = (
-                f"sharing: an increment every {pause * 1000:g} ms" if pause else "sharing: increments at once"
-            )
+            every = f"an increment every {pause * 1000:g} ms" if pause else "increments at once"
+            label = f"sharing: {every}"
             counts: dict[str, list[float]] = {"release": [], "sequential": []}
             times: dict[str, list[float]] = {"release": [], "sequential": []}
             for turn in range(measure.ROUNDS):
