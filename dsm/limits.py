@@ -51,6 +51,8 @@ MAX_DIFF_BYTES = 4 * 1024 * 1024
 MAX_NOTICE_BYTES = 4 * 1024 * 1024
 #: Bytes of a control message on a node's local socket.
 MAX_CONTROL_BYTES = 128 * 1024
+#: Rows of page tables that one answer to a question about pages has, of all nodes together.
+MAX_ROWS = 32 * 1024
 #: Bytes of the payload of a request to join: an address.
 MAX_JOIN_BYTES = 1024
 #: Bytes of the payload of a metadata message between nodes.

@@ -86,9 +86,11 @@ class Requester:
     def fault(self, page: int, write: bool, waiter: int, worker: int, instruction: int) -> None:
         """A thread touched `page` without the access it needs; it waits, or may go on at once."""
         region = self.region
+        table = region.table
+        (table.faults_write if write else table.faults_read).one(page)
         # A slot that asks again has mapped what it was given before.
         region.hold.applied(waiter, region.engine.now)
-        state = region.table.state[page]
+        state = table.state[page]
         if state == _EXCLUSIVE or (not write and state in _READABLE):
             # Granted to another thread meanwhile; the wanted table has it.
             region.effects.append(Wake(waiter, _OK))
@@ -275,6 +277,7 @@ class Requester:
         self._settled(message.request, request, message.page, message.count)
         for page, count in runs:
             region.table.shift("install-exclusive" if write else "install-shared", page, count)
+            region.table.versions.run(page, count)
             if flags & _FRESH:
                 region.effects.append(Fill(region.number, page, count))
             mark = region.take_mark(page, count)

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dsm.coherence.directory import Directory
 from dsm.coherence.holder import Holder
 from dsm.coherence.messages import Flag, Kind, Message
 from dsm.coherence.placement import Placement
 from dsm.coherence.region import ModelRegion
 from dsm.coherence.requester import Requester
+from dsm.coherence.rows import GONE, Rows, members, rows_of
 from dsm.coherence.states import READABLE, State
 from dsm.coherence.table import LOST
 from dsm.limits import WRITE_AHEAD_MAX_BYTES
@@ -107,6 +110,17 @@ class SequentialRegion(ModelRegion):
             if low < end and page < high and (takes_all or write):
                 return True
         return any(bulk.holds(page, end, takes_all) for bulk in self.bulks.under_way)
+
+    def rows(self, page: int, count: int) -> Rows:
+        """Return what this node knows of these pages, for the page table."""
+        table = self.table
+        rows = rows_of(table, page, count)
+        rows["home"] = self.placement.directories(np.arange(page, page + count))
+        here = rows["home"] == self.node
+        owners = table.owners[page : page + count].astype(np.int16)
+        rows["owner"][here] = np.where(owners >= LOST, GONE, owners - 1)[here]
+        rows["copyset"][here] = members(table.copysets[page : page + count])[here]
+        return rows
 
     def describe(self, page: int) -> str:
         """One line about a page, for errors and status."""

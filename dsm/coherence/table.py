@@ -1,7 +1,8 @@
 """The page table of one region on one node.
 
-Owns the arrays: state, directory owner, copyset: ten bytes a page, of which pages never touched cost
-no memory.  Scalar access goes through memoryviews (30 ns), ranges through numpy on the same memory.
+Owns the arrays: state, directory owner, copyset and three counts: thirteen bytes a page, of which pages
+never touched cost no memory.  Scalar access goes through memoryviews (30 ns), ranges through numpy on the
+same memory.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from dsm.coherence.counts import PageCounts
 from dsm.coherence.states import ILLEGAL, MISSING_RUN, PRESENT_RUN, TABLES, State
 from dsm.errors import InternalError
 from dsm.limits import MAX_NODES
@@ -28,7 +30,20 @@ _SCAN = 1 << 20
 class PageTable:
     """State of each page here, and (for pages whose directory is here) owner and copyset."""
 
-    __slots__ = ("broken", "copyset", "copysets", "owner", "owners", "pages", "state", "states", "taken")
+    __slots__ = (
+        "broken",
+        "copyset",
+        "copysets",
+        "faults_read",
+        "faults_write",
+        "owner",
+        "owners",
+        "pages",
+        "state",
+        "states",
+        "taken",
+        "versions",
+    )
 
     def __init__(self, pages: int) -> None:
         self.pages = pages
@@ -42,6 +57,11 @@ class PageTable:
         self.owners = np.zeros(pages, np.uint8)
         #: Directory: bit n is set when node n may have a copy.  The owner's bit always is.
         self.copysets = np.zeros(pages, np.uint64)
+        #: Faults of this node's workers that came to the engine.
+        self.faults_read = PageCounts(pages)
+        self.faults_write = PageCounts(pages)
+        #: How often the contents, or the right to write them, came here or were merged here or from here.
+        self.versions = PageCounts(pages)
         self.state = memoryview(self.states.data)
         self.owner = memoryview(self.owners.data)
         self.copyset = memoryview(self.copysets.data)

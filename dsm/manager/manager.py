@@ -38,6 +38,7 @@ from dsm.manager.membership import Membership
 from dsm.manager.metadata.embedded import EmbeddedStore
 from dsm.manager.ordering import Ordering
 from dsm.manager.pager import SLOT_BITS
+from dsm.manager.pages import PagesDesk
 from dsm.manager.requests import Requests
 from dsm.manager.session import Session, Sessions
 from dsm.manager.status import StatusDesk
@@ -81,6 +82,7 @@ class Manager:
         self.sync: Sync
         self.requests: Requests
         self.status = StatusDesk(self)
+        self.pages = PagesDesk(self)
         #: Seconds that a thread waits for a page; 0 without end.
         self._page_timeout = page_timeout(os.environ)
         #: Called when the last worker has gone.
@@ -268,6 +270,13 @@ class Manager:
             return
         if isinstance(body, NodeStatus):
             self.status.told(link.node, request, body)
+            return
+        if isinstance(body, (meta.AskPages, meta.PagesTold)):
+            self._check_joined(link)
+            if isinstance(body, meta.AskPages):
+                self.pages.asked(link, request, body)
+            else:
+                self.pages.told(link.node, request, body.rows)
             return
         if coordinator is not None:
             if isinstance(body, meta.Join):

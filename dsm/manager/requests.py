@@ -99,6 +99,8 @@ class Requests:
             session.answer(number, self._statistics())
         elif isinstance(body, control.GetStatus):
             manager.status.collect(lambda status: answer_status(session, number, status))
+        elif isinstance(body, control.GetPages):
+            manager.pages.ask(session, number, body)
 
     def _attach(self, session: Session, number: int, body: control.Attach) -> None:
         manager = self._manager

@@ -40,6 +40,8 @@ from dsm.wire import control
 
 _HANGUP = select.EPOLLHUP | select.EPOLLERR
 _CREDENTIALS = struct.Struct("3i")
+#: What a process may ask that is no worker.
+_BEFORE_ATTACH = (control.Attach, control.GetStatus, control.GetPages)
 
 
 class Session:
@@ -275,7 +277,7 @@ class Sessions:
             session.asking[call.number] = (call.body, time.monotonic_ns())
             session.asked += 1
             try:
-                if session.worker < 0 and not isinstance(call.body, (control.Attach, control.GetStatus)):
+                if session.worker < 0 and not isinstance(call.body, _BEFORE_ATTACH):
                     session.fail(call.number, Status.USAGE, "the first request of a worker is Attach")
                 else:
                     self._handle(session, call.number, call.body)

@@ -143,10 +143,11 @@ class StatusDesk:
             return
         members = self._manager.members
         parts = sorted([*collection.answers, self.node_status()], key=lambda part: part.node)
-        silent = tuple(self._silent(node) for node in sorted(collection.missing))
+        silent = tuple(self.silent(node) for node in sorted(collection.missing))
         collection.then(ClusterStatus(members.cluster.hex(), members.epoch, tuple(parts), silent))
 
-    def _silent(self, node: int) -> SilentNode:
+    def silent(self, node: int) -> SilentNode:
+        """Return what is known of a node that does not answer."""
         link = self._manager.members.links.get(node)
         if link is None or link.closed:
             return SilentNode(node)

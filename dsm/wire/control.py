@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from dsm.types import Region, RegionOptions, SyncObject
+from dsm.wire.status import SilentNode
 
 
 class Attach(msgspec.Struct, frozen=True, tag=True):
@@ -149,6 +150,41 @@ class Status(msgspec.Struct, frozen=True, tag=True):
     nbytes: int
 
 
+class GetPages(msgspec.Struct, frozen=True, tag=True):
+    """What is known of these pages?  Also before `Attach`.  Answer: `Pages` with [rows].
+
+    Nothing is asked of any node for ``count=0``, which tells what region it is.
+    """
+
+    #: Name or number of the region.
+    key: str | int
+    page: int
+    count: int
+    #: Nodes to ask; None: all that live.
+    nodes: tuple[int, ...] | None = None
+
+
+class Pages(msgspec.Struct, frozen=True, tag=True):
+    """Rows of `dsm.coherence.rows` in the memory file that comes with it: `count` for each of `nodes`.
+
+    `page` and `count` are as asked.
+    """
+
+    region: int
+    name: str | None
+    address: int
+    page_size: int
+    #: Pages of the region, and its consistency model.
+    pages: int
+    consistency: str
+    page: int
+    count: int
+    #: Those that answered, ascending; with ``count=0`` those that would be asked.
+    nodes: tuple[int, ...]
+    #: Those that did not, or do not live.
+    silent: tuple[SilentNode, ...] = ()
+
+
 class Done(msgspec.Struct, frozen=True, tag=True):
     """What was asked is done."""
 
@@ -162,10 +198,10 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 Request = (
     Attach | Leave | CreateRegion | OpenRegion | RegionReady | CloseRegion | DestroyRegion | ListRegions
-    | OpenSync | ListNodes | GetStatistics | GetStatus
+    | OpenSync | ListNodes | GetStatistics | GetStatus | GetPages
 )  # fmt: skip
 Reply = (
-    Attached | Opened | RegionList | SyncOpened | NodeList | Statistics | Status | Done | Failed
+    Attached | Opened | RegionList | SyncOpened | NodeList | Statistics | Status | Pages | Done | Failed
 )  # fmt: skip
 
 

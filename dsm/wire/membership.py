@@ -49,6 +49,10 @@ class MetaKind(IntEnum):
     ASK_STATUS = 20
     #: The answer: `NodeStatus`.
     STATUS = 21
+    #: Node to node: what do you know of these pages?  `AskPages`, answered by PAGES with the same number.
+    ASK_PAGES = 22
+    #: The answer: `PagesTold`.
+    PAGES = 23
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -141,6 +145,20 @@ class Finished(msgspec.Struct, frozen=True, tag=True):
     """What was asked is done."""
 
 
+class AskPages(msgspec.Struct, frozen=True):
+    """A range of pages of a region."""
+
+    region: int
+    page: int
+    count: int
+
+
+class PagesTold(msgspec.Struct, frozen=True):
+    """Rows of `dsm.coherence.rows`, one a page; none when the region is not known here (any more)."""
+
+    rows: bytes
+
+
 Question = (
     CreateRegion | OpenRegion | RegionReady | DestroyRegion | OpenSync | TakeRank | WorkerGone | ListNamed
 )
@@ -179,6 +197,8 @@ PAYLOADS: dict[int, object] = {
     MetaKind.RANKS: Ranks,
     MetaKind.ASK_STATUS: None,
     MetaKind.STATUS: NodeStatus,
+    MetaKind.ASK_PAGES: AskPages,
+    MetaKind.PAGES: PagesTold,
 }
 #: Most bytes of each kind's payload.  JOIN is heard from nodes that have not joined: an address.
 PAYLOAD_LIMITS: dict[int, int] = {

@@ -6,6 +6,7 @@ module that owns it.  It does not know how a process finds its node (`dsm.worker
 
 from __future__ import annotations
 
+import warnings
 from types import TracebackType
 from typing import Any, SupportsIndex
 
@@ -17,7 +18,7 @@ from dsm.errors import DSMError, LimitError, UsageError
 from dsm.types import CONDITION_LOCK, MAX_UNITS, SyncObject
 from dsm.wire import control
 from dsm.wire.calls import to_signed
-from dsm.worker import calls, lacking, layouts, ranges
+from dsm.worker import calls, lacking, layouts, pagetable, ranges
 from dsm.worker.connection import Connection
 from dsm.worker.regions import Region, RegionTable
 from dsm.worker.statistics import Statistics, statistics_of
@@ -512,6 +513,83 @@ class Node:
         """Return what this node has counted, frozen."""
         reply, _ = self._connection.session.call(control.GetStatistics(), control.Statistics)
         return statistics_of(reply.values, reply.latency_ns_log2)
+
+    def page_table(
+        self, array: np.ndarray[Any, Any] | Region, nodes: str | int = "all"
+    ) -> np.ndarray[Any, Any]:
+        """Return what the nodes know of the pages of an array, a row for each page and node.
+
+        Nothing is fetched and nobody waits for anybody: it is a picture, not of one moment.  A node that
+        does not answer within 1.5 s is left out, with a `RuntimeWarning`.
+
+        Parameters
+        ----------
+        array
+            As in `prefetch`: all pages between its lowest and highest byte.
+        nodes
+            ``"all"``, ``"here"`` (this node) or the number of a live node.
+
+        Returns
+        -------
+        numpy.ndarray
+            Structured, by page and then by node:
+
+            ``node``, ``page``, ``address``, ``size``
+                The node that says this; number of the page in its region, its address and bytes.
+            ``home``
+                Node that decides about the page.
+            ``owner``
+                Node with the writable copy, or that had it last; -1: none yet, or the home was not
+                asked; -2: it went away with a node.
+            ``permissions``
+                What workers of the node may do without a fault: ``"---"``, ``"r--"`` or ``"rw-"``.
+            ``model``, ``state``
+                Consistency of the region, and the state of the page on the node (ARCHITECTURE.md).
+            ``faults_read``, ``faults_write``
+                Faults of the node's workers that its manager was asked about.
+            ``dirty``
+                Whether the node may have written what no other node has.
+            ``version``
+                How often the contents, or the right to write them, came to the node or were merged there
+                or from there.
+            ``copyset``
+                How many nodes have, or may have, a copy; -1 when the home was not asked.
+            ``lease``
+                Seconds for which the node may still read its copy without asking; NaN where there is none.
+
+        Raises
+        ------
+        UsageError
+            When it is no array of an open region, or `nodes` is wrong.
+        ClosedError
+            When the region is destroyed meanwhile.
+        LimitError
+            When the table is larger than this machine's memory.
+
+        Examples
+        --------
+        >>> table = node.page_table(a)  # doctest: +SKIP
+        >>> table[table["version"] > 100]["page"]  # doctest: +SKIP
+        """
+        pages = ranges.pages_of(array, self._regions)
+        asked = pagetable.chosen(nodes, self.node_id, self.nodes)
+        if pages is None:
+            return np.empty(0, pagetable.COLUMNS)
+        ranges.check_table(pages, len(asked))
+        table, silent = pagetable.gather(self._ask_pages, *pages, asked)
+        if silent:
+            numbers = ", ".join(str(each.node) for each in silent)
+            warnings.warn(
+                f"the page table lacks rows of node {numbers}, which did not answer: stopped, or cut off "
+                "(see `dsm status`)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return table
+
+    def _ask_pages(self, question: control.GetPages) -> tuple[control.Pages, int]:
+        answer, received = self._connection.session.call(question, control.Pages)
+        return answer, received.take(1)[0]
 
     def check(self) -> None:
         """Raise the error of this thread's memory accesses that has not been raised yet, if there is one."""

@@ -17,6 +17,7 @@ from dsm import _native
 from dsm.errors import LimitError, PeerError, Status, UsageError
 from dsm.wire.calls import Op
 from dsm.worker import calls, lacking
+from dsm.worker.pagetable import COLUMNS
 from dsm.worker.regions import Region, RegionTable, label, name_of
 
 try:
@@ -91,6 +92,17 @@ def check_fits(pages: PageRange, page_size: int, doing: str) -> None:
         raise LimitError(
             f"{doing} {_words(pages)} needs {needed} bytes on this node, whose machine has {most} of memory "
             "and swap; take a part at a time"
+        )
+
+
+def check_table(pages: PageRange, nodes: int) -> None:
+    """Refuse a page table of `nodes` nodes that no memory could hold."""
+    rows = pages.pages * nodes
+    needed, most = rows * COLUMNS.itemsize, lacking.memory_of_machine()
+    if needed > most:
+        raise LimitError(
+            f"the page table of {_words(pages)} has {rows} rows of {COLUMNS.itemsize} bytes, more than the "
+            f'{most} bytes of memory and swap of this machine; take a part at a time, or nodes="here"'
         )
 
 
