@@ -22,6 +22,8 @@ VERBS = {
     "node": ("dsm.launch.node", "run one node's manager in the foreground, to join hosts by hand"),
     "bench": ("dsm.bench", "measure faults, scans, locks and barriers against their floors"),
     "status": ("dsm.cli.status", "show the clusters of this machine, and why a job stands still"),
+    "pages": ("dsm.cli.pages", "show where the pages of an array are, and who faults on them"),
+    "sql": ("dsm.cli.sql", "ask anything about pages, regions, nodes, workers, locks and barriers in SQL"),
     "doctor": ("dsm.cli.doctor", "say what this machine allows, and which limits a program will meet"),
     "report": ("dsm.cli.report", "print what a report of an error needs, without secrets"),
     "version": ("dsm.cli.version", "print the versions of dsm and of what it runs on"),

@@ -297,6 +297,7 @@ class _Part:
                 here,
                 exclusive,
                 lost,
+                region.options.consistency,
             )
 
     def transactions(self) -> Iterable[Transaction]:

@@ -63,6 +63,7 @@ class RegionStatus(msgspec.Struct, frozen=True):
     exclusive: int
     #: Pages that went away with a node, among those whose directory is here; -1: too many to count.
     lost: int = 0
+    consistency: str = ""
 
 
 class PinStatus(msgspec.Struct, frozen=True):

@@ -1,8 +1,8 @@
 """Finding the managers of this machine, and asking them.
 
-Owns the socket of one question and the search: managers by their local sockets, in ``/proc/net/unix``, each
-known by the process that listens there.  A manager that is stopped is never waited for: its state letter says
-it.  One that answers speaks for its whole cluster.
+Owns the connection of a conversation and the search: managers by their local sockets, in
+``/proc/net/unix``, each known by the process that listens there.  A manager that is stopped is never waited
+for: its state letter says it.  One that answers speaks for its whole cluster.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import msgspec
 
@@ -26,6 +27,7 @@ from dsm.wire.status import STOPPED, ClusterStatus, SilentNode
 #: How long a manager has to answer; it gives the others of its cluster a little less.
 ANSWER_S = 3.0
 _CREDENTIALS = struct.Struct("3i")
+R = TypeVar("R")
 _decode = msgspec.msgpack.Decoder(ClusterStatus).decode
 
 
@@ -137,54 +139,102 @@ def ask(address: str) -> ClusterStatus | Silent:
     DSMError
         What the manager refused, or sent.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as connection:
-        connection.settimeout(ANSWER_S)
+    with Conversation(address) as manager:
+        state = process_state(manager.pid).letter
+        if state in STOPPED:
+            return Silent(address, manager.pid, state, STOPPED[state])
         try:
-            connection.connect("\0" + address.removeprefix("@"))
+            answer, descriptor = manager.ask(control.GetStatus(), control.Status)
+        except TimeoutError:
+            state = process_state(manager.pid).letter
+            reason = STOPPED.get(state, f"no answer within {ANSWER_S:g} s")
+            return Silent(address, manager.pid, state, reason)
+    try:
+        return _decode(os.pread(descriptor, answer.nbytes, 0))
+    except (msgspec.MsgspecError, OSError) as error:
+        raise NodeLostError(f"the manager at {address} sent what is no status: {error}") from None
+    finally:
+        os.close(descriptor)
+
+
+class Conversation:
+    """A connection to the manager at `address`, of a process that attaches to nothing.
+
+    Raises
+    ------
+    OSError, DSMError
+        As `ask`.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        try:
+            #: Process of the manager.
+            self.pid = self._connect()
+        except BaseException:
+            self._socket.close()
+            raise
+        self._numbers = itertools.count(1)
+
+    def _connect(self) -> int:
+        self._socket.settimeout(ANSWER_S)
+        try:
+            self._socket.connect("\0" + self.address.removeprefix("@"))
         except BlockingIOError:
             # Nobody accepts, and the queue is full: whose it is cannot be asked, either.
-            raise PageTimeoutError(f"the manager at {address} accepts no connection") from None
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            raise PageTimeoutError(f"the manager at {self.address} accepts no connection") from None
+        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         pid, uid, _ = _CREDENTIALS.unpack(credentials)
         if uid != os.geteuid():
             raise AuthenticationError(
-                f"the manager at {address} belongs to user {uid}, this process to {os.geteuid()}"
+                f"the manager at {self.address} belongs to user {uid}, this process to {os.geteuid()}"
             )
-        state = process_state(pid).letter
-        if state in STOPPED:
-            return Silent(address, pid, state, STOPPED[state])
-        connection.send(control.encode(control.Call(1, control.GetStatus())))
+        return int(pid)
+
+    def __enter__(self) -> Conversation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def ask(self, body: control.Request, expect: type[R]) -> tuple[R, int]:
+        """Return the answer and the one descriptor that comes with it, the caller's from then on.
+
+        Raises
+        ------
+        TimeoutError
+            There is none within `ANSWER_S`.
+        DSMError
+            What the manager refused, or sent.
+        """
+        self._socket.send(control.encode(control.Call(next(self._numbers), body)))
+        received = array.array("i")
+        data, ancillary, _, _ = self._socket.recvmsg(
+            MAX_CONTROL_BYTES, socket.CMSG_SPACE(received.itemsize), socket.MSG_CMSG_CLOEXEC
+        )
+        for level, kind, carried in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                received.frombytes(carried[: len(carried) - len(carried) % received.itemsize])
         try:
-            return _receive(connection, address)
-        except TimeoutError:
-            state = process_state(pid).letter
-            reason = STOPPED.get(state, f"no answer within {ANSWER_S:g} s")
-            return Silent(address, pid, state, reason)
+            answer = self._checked(data)
+            if isinstance(answer, expect) and received:
+                return answer, received.pop()
+            raise NodeLostError(f"the manager at {self.address} answered {type(answer).__name__}")
+        finally:
+            for fd in received:
+                os.close(fd)
 
-
-def _receive(connection: socket.socket, address: str) -> ClusterStatus:
-    received = array.array("i")
-    data, ancillary, _, _ = connection.recvmsg(
-        MAX_CONTROL_BYTES, socket.CMSG_SPACE(received.itemsize), socket.MSG_CMSG_CLOEXEC
-    )
-    for level, kind, carried in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            received.frombytes(carried[: len(carried) - len(carried) % received.itemsize])
-    try:
+    def _checked(self, data: bytes) -> control.Reply:
         if not data:
-            raise NodeLostError(f"the manager at {address} ended")
+            raise NodeLostError(f"the manager at {self.address} ended")
         try:
             body = control.decode_answer(data).body
-            if isinstance(body, control.Status) and received:
-                return _decode(os.pread(received[0], body.nbytes, 0))
-        except (msgspec.MsgspecError, OSError) as error:
-            raise NodeLostError(f"the manager at {address} sent what is no status: {error}") from None
+        except msgspec.MsgspecError as error:
+            raise NodeLostError(f"the manager at {self.address} sent what is no answer: {error}") from None
         if isinstance(body, control.Failed):
-            raise error_for(body.status, f"the manager at {address}: {body.message}")
-        raise NodeLostError(f"the manager at {address} answered {type(body).__name__}")
-    finally:
-        for fd in received:
-            os.close(fd)
+            raise error_for(body.status, f"the manager at {self.address}: {body.message}")
+        return body
 
 
 # -- which silent manager is which node ------------------------------------------------------------------

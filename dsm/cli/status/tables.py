@@ -5,10 +5,10 @@ Owns the wording and the widths.  Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from dsm.cli.status.verdict import PAGES, verdict
-from dsm.cli.status.words import enumerate_words, plural, seconds
+from dsm.cli.status.words import enumerate_words, plural, seconds, table
 from dsm.types import JOB_BARRIER
 from dsm.wire.status import (
     STOPPED,
@@ -60,7 +60,7 @@ class _Text:
         rows: list[tuple[int, Sequence[str]]] = [(node.node, _node(node)) for node in self._cluster.nodes]
         rows += [(node.node, _silent(node)) for node in self._cluster.silent]
         head = ("node", "address", "local socket", "pid", "state", "up", "cpu")
-        return _table(head, [row for _, row in sorted(rows)])
+        return table(head, [row for _, row in sorted(rows)])
 
     def workers(self) -> str:
         """Who works, and what each thread waits for."""
@@ -71,7 +71,7 @@ class _Text:
             rows += [(worker.rank, (*first, waits[0]))]
             rows += [(worker.rank, ("", "", "", "", "", wait)) for wait in waits[1:]]
         rows.sort(key=lambda row: row[0])
-        return _table(("rank", "pid", "node", "state", "cpu", "waits for"), [row for _, row in rows])
+        return table(("rank", "pid", "node", "state", "cpu", "waits for"), [row for _, row in rows])
 
     def _wait(self, wait: Wait) -> str:
         since = f"since {seconds(wait.since_s)}"
@@ -105,7 +105,7 @@ class _Text:
             rows.append(
                 (str(number), name, _bytes(it.nbytes), str(it.pages), _bytes(it.page_size), here, damaged)
             )
-        return _table(("region", "name", "size", "pages", "page", "node:here/exclusive", ""), rows)
+        return table(("region", "name", "size", "pages", "page", "node:here/exclusive", ""), rows)
 
     def locks(self) -> str:
         """Who holds and who waits."""
@@ -117,7 +117,7 @@ class _Text:
                 )
                 died = "its owner died" if it.damaged else ""
                 rows.append((it.name, str(it.home), holder, since, self._waiting(it), died))
-        return _table(("lock", "home", "held by", "since", "waiting, in order", ""), rows)
+        return table(("lock", "home", "held by", "since", "waiting, in order", ""), rows)
 
     def barriers(self) -> str:
         """Who has come, and who has not."""
@@ -129,7 +129,7 @@ class _Text:
                 rows.append(
                     (_object_name(it.name), str(it.home), come, self._waiting(it), self._missing(it), broken)
                 )
-        return _table(("barrier", "home", "come", "waiting, in order", "missing", ""), rows)
+        return table(("barrier", "home", "come", "waiting, in order", "missing", ""), rows)
 
     def _missing(self, it: ObjectStatus) -> str:
         if it.name != JOB_BARRIER or not it.waiting:
@@ -145,7 +145,7 @@ class _Text:
     def atomics(self) -> str:
         """Values."""
         rows = [(it.name, str(it.home), str(it.value)) for it in self._objects if it.kind == "atomic"]
-        return _table(("atomic", "home", "value"), rows)
+        return table(("atomic", "home", "value"), rows)
 
     def pins(self) -> str:
         """Pages that workers hold."""
@@ -162,7 +162,7 @@ class _Text:
                 rows.append(
                     (str(name if name is not None else pin.region), pages, mode, who, str(node.node), since)
                 )
-        return _table(("pins in", "pages", "for", "held by", "node", "since"), rows)
+        return table(("pins in", "pages", "for", "held by", "node", "since"), rows)
 
     def left_out(self) -> str:
         """Say that lists were cut."""
@@ -213,19 +213,3 @@ def _bytes(count: int) -> str:
             break
         value /= 1024
     return f"{value:.0f} {unit}" if value == int(value) else f"{value:.1f} {unit}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return the rows in columns; nothing when there are none."""
-    rows = list(rows)
-    if not rows:
-        return ""
-    lines = [[_printable(cell) for cell in line] for line in (head, *rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
-    return "\n".join("  ".join(cells).rstrip() for cells in padded)
-
-
-def _printable(text: str) -> str:
-    """Return a cell without what would move a terminal's cursor: names are whatever a program chose."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

@@ -1,8 +1,8 @@
-"""How numbers and lists are written for people.  Pure."""
+"""How numbers, lists and tables are written for people.  Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def seconds(value: float) -> str:
@@ -23,3 +23,19 @@ def enumerate_words(words: Sequence[str]) -> str:
 def plural(count: int, one: str, many: str = "") -> str:
     """Return ``1 node`` or ``2 nodes``; `many` where an s will not do."""
     return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return the rows in columns; nothing when there are none."""
+    rows = list(rows)
+    if not rows:
+        return ""
+    lines = [[_printable(cell) for cell in line] for line in (head, *rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join("  ".join(cells).rstrip() for cells in padded)
+
+
+def _printable(text: str) -> str:
+    """Return a cell without what would move a terminal's cursor: names are whatever a program chose."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
