@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import sys
 
+import numpy as np
+
 from dsm.cli.sql.answer import as_json, as_text
-from dsm.cli.sql.choose import MAX_TABLE_ROWS, NobodyError, Pages, add_address, cluster, tell_silent
+from dsm.cli.sql.choose import MAX_TABLE_ROWS, PIECE, NobodyError, Pages, add_address, cluster, tell_silent
 from dsm.cli.sql.contents import PAGES, page_rows
 from dsm.cli.sql.database import Database
 from dsm.cli.status.words import enumerate_words, plural
@@ -60,37 +62,37 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace, pages: Pages) -> int:
-    region = _region(pages, options)
+    region = _region(pages, options.name)
+    shown = _nodes(options.node, region)
     low, high = _part(options.pages, region)
+    last = high
     if options.limit and not options.where and not options.order:
-        # Nothing else is looked at.
-        last = min(high, low + -(-options.limit // len(region.nodes)))
-    else:
-        last = high
-    rows = (last - low) * len(region.nodes)
-    if rows > MAX_TABLE_ROWS:
+        last = min(high, low + -(-options.limit // len(shown)))  # nothing else is looked at
+    if (last - low) * len(shown) > MAX_TABLE_ROWS:
         raise LimitError(
-            f"region {options.name!r} has {(high - low) * len(region.nodes)} rows, a page and node each; at "
-            f"most {MAX_TABLE_ROWS} are fetched: choose with --pages LOW:HIGH or --node, or --limit without "
+            f"region {options.name!r} has {(high - low) * len(shown)} rows, a page and node each; at most "
+            f"{MAX_TABLE_ROWS} are fetched: choose with --pages LOW:HIGH or --node, or --limit without "
             "--where and --order"
         )
     database = Database([PAGES])
-    for page in range(low, last, 1 << 16):
-        part = pages.table(region, page, min(1 << 16, last - page))
+    for page in range(low, last, PIECE):
+        # All nodes are asked: the owner of a page is known to its home.
+        part = pages.table(region, page, min(PIECE, last - page))
+        part = part[np.isin(part["node"], shown)]
         database.fill("pages", page_rows(region.region, region.name, part))
-    heard = [node for node in region.nodes if node not in pages.silent]
+    heard = [node for node in shown if node not in pages.silent]
     where = f"WHERE (\n{options.where}\n)" if options.where else ""
     order = f"ORDER BY\n{options.order}\n, page, node" if options.order else "ORDER BY page, node"
     _, [(total,)], _ = database.ask(f"SELECT count(*) FROM pages {where}", 1, options.timeout)
     if not options.where:
         total = (high - low) * len(heard)
     columns = "*" if options.json else _SHOWN
-    names, found, _ = database.ask(
-        f"SELECT {columns} FROM pages {where} {order}", options.limit, options.timeout
-    )
+    question = f"SELECT {columns} FROM pages {where} {order}"
+    names, found, _ = database.ask(question, options.limit, options.timeout)
+    silent = [node for number, node in sorted(pages.silent.items()) if number in shown]
     if options.json:
         about = {"region": region.region, "name": region.name, "pages": region.pages, "total": total}
-        print(as_json(names, found, **about, silent=[n for n in region.nodes if n not in heard]))
+        print(as_json(names, found, **about, silent=[node.node for node in silent]))
     else:
         name = "anonymous" if region.name is None else ascii(region.name)
         print(
@@ -100,24 +102,27 @@ def _show(options: argparse.Namespace, pages: Pages) -> int:
         print(as_text(names, found))
         if len(found) < total:
             print(f"({len(found)} of {plural(total, 'row')}; --limit N shows more)", file=sys.stderr)
-    tell_silent("pages", [node for number, node in pages.silent.items() if number in region.nodes])
+    tell_silent("pages", silent)
     return 0
 
 
-def _region(pages: Pages, options: argparse.Namespace) -> control.Pages:
+def _region(pages: Pages, name: str) -> control.Pages:
     """Return the region of that name, or number."""
-    nodes = sorted(set(options.node)) if options.node else None
     try:
-        region = pages.describe(options.name, nodes)
+        return pages.describe(name)
     except UnknownNameError:
-        if not options.name.isdigit():
+        if not name.isdecimal():
             raise
-        region = pages.describe(int(options.name), nodes)
-    if region.silent:
-        wrong = enumerate_words([str(each.node) for each in region.silent])
-        live = enumerate_words([str(node) for node in pages.describe(region.region).nodes])
-        raise UsageError(f"--node {wrong}: no live node of the cluster, which has {live}")
-    return region
+        return pages.describe(int(name))
+
+
+def _nodes(said: list[int] | None, region: control.Pages) -> list[int]:
+    """Return the nodes whose rows are shown."""
+    wrong = sorted(set(said or ()).difference(region.nodes))
+    if wrong:
+        words, live = (enumerate_words(list(map(str, each))) for each in (wrong, region.nodes))
+        raise UsageError(f"--node {words}: no live node of the cluster, which has {live}")
+    return sorted(set(said or region.nodes))
 
 
 def _part(said: str | None, region: control.Pages) -> tuple[int, int]:

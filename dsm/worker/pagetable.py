@@ -49,9 +49,9 @@ _COPIED: Final = ("faults_read", "faults_write", "version")
 assert all(len(state.name) <= 12 for state in State)
 
 
-def describe(ask: Ask, key: str | int, nodes: Sequence[int] | None = None) -> Pages:
-    """Return what region that is, and which nodes (of `nodes`) would be asked about it."""
-    answer, descriptor = ask(GetPages(key, 0, 0, None if nodes is None else tuple(nodes)))
+def describe(ask: Ask, key: str | int) -> Pages:
+    """Return what region that is, and which nodes live."""
+    answer, descriptor = ask(GetPages(key, 0, 0))
     os.close(descriptor)
     return answer
 

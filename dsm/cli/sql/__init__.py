@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from dsm.cli.sql.answer import as_json, as_text
-from dsm.cli.sql.choose import MAX_TABLE_ROWS, NobodyError, Pages, add_address, cluster, tell_silent
+from dsm.cli.sql.choose import MAX_TABLE_ROWS, PIECE, NobodyError, Pages, add_address, cluster, tell_silent
 from dsm.cli.sql.contents import KINDS, TABLES, kinds, page_rows, rows
 from dsm.cli.sql.database import Database, schema
 from dsm.errors import DSMError, LimitError
@@ -93,7 +93,7 @@ def _fill_pages(database: Database, of: ClusterStatus, names: list[str] | None) 
                 f"has {largest.pages} pages), or see `dsm pages NAME --pages LOW:HIGH`"
             )
         for region in regions:
-            for page in range(0, region.pages, 1 << 16):
-                part = pages.table(region, page, min(1 << 16, region.pages - page))
+            for page in range(0, region.pages, PIECE):
+                part = pages.table(region, page, min(PIECE, region.pages - page))
                 database.fill("pages", page_rows(region.region, region.name, part))
         return pages.silent

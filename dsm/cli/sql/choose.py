@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ from dsm.worker import pagetable
 
 #: Rows of pages that are put into a database: more is more than anybody reads, and some seconds.
 MAX_TABLE_ROWS = 4_000_000
+#: Pages of a region that are fetched before their rows go into a database.
+PIECE = 1 << 16
 
 
 class NobodyError(DSMError):
@@ -96,9 +98,9 @@ class Pages:
         except TimeoutError:
             raise NodeLostError(f"the manager at {self._manager.address} does not answer any more") from None
 
-    def describe(self, key: str | int, nodes: Sequence[int] | None = None) -> control.Pages:
-        """Return what region that is, and which nodes will be asked about it."""
-        return pagetable.describe(self._ask, key, nodes)
+    def describe(self, key: str | int) -> control.Pages:
+        """Return what region that is, and which nodes live."""
+        return pagetable.describe(self._ask, key)
 
     def table(self, region: control.Pages, page: int, count: int) -> npt.NDArray[Any]:
         """Return the page table of a part of a region, from the nodes that answer."""

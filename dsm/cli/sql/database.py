@@ -142,7 +142,7 @@ class Database:
         said = str(error)
         if said == "interrupted":
             return f"no answer within {seconds:g} s (--timeout): ask for less"
-        if "not authorized" in said or "prohibited" in said:
+        if "not authorized" in said or "authorization denied" in said or "prohibited" in said:
             return "only reading is possible here: one SELECT, or EXPLAIN"
         if "one statement at a time" in said:
             return "one statement at a time"
