@@ -49,6 +49,15 @@ class PageCounts:
             for over in np.flatnonzero(lows == 0).tolist():
                 self._carry(page + over)
 
+    def each(self, pages: npt.NDArray[np.int64]) -> None:
+        """It happened to each of `pages`, no two of which are alike, once more."""
+        lows = self._lows[pages]
+        lows += 1
+        self._lows[pages] = lows
+        if not lows.all():
+            for over in pages[lows == 0].tolist():
+                self._carry(over)
+
     def _carry(self, page: int) -> None:
         """The byte of `page` runs over."""
         high = self._high

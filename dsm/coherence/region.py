@@ -12,12 +12,15 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dsm.coherence.bulk import Bulks
 from dsm.coherence.hold import key_of
 from dsm.coherence.messages import Effect, Level, Message, Raise, Send
 from dsm.coherence.placement import Placement
 from dsm.coherence.readahead import ReadAhead
 from dsm.coherence.requester import Requester
+from dsm.coherence.rows import GONE, Rows, rows_of
 from dsm.coherence.table import PageTable
 from dsm.errors import InternalError, Status
 from dsm.limits import BULK_WINDOW_BYTES, READ_AHEAD_MAX_BYTES, READ_AHEAD_MIN_BYTES
@@ -144,6 +147,17 @@ class ModelRegion(abc.ABC):
     def broken(self, page: int, text: str) -> InternalError:
         """Return the error for an impossible state of a page, with the story of the page."""
         return InternalError(f"{text}\n{self.engine.story(self.number, page)}")
+
+    def rows(self, page: int, count: int) -> Rows:
+        """Return what this node knows of these pages, for the page table.
+
+        A model adds owner and copyset in the rows of the pages that it decides about here.
+        """
+        rows = rows_of(self.table, page, count)
+        homes = rows["home"] = self.placement.directories(np.arange(page, page + count))
+        if self.engine.lost:
+            rows["owner"][np.isin(homes, list(self.engine.lost)) & (rows["level"] == 0)] = GONE
+        return rows
 
     @property
     @abc.abstractmethod

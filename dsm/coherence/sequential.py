@@ -17,7 +17,7 @@ from dsm.coherence.messages import Flag, Kind, Message
 from dsm.coherence.placement import Placement
 from dsm.coherence.region import ModelRegion
 from dsm.coherence.requester import Requester
-from dsm.coherence.rows import GONE, Rows, members, rows_of
+from dsm.coherence.rows import GONE, Rows, members
 from dsm.coherence.states import READABLE, State
 from dsm.coherence.table import LOST
 from dsm.limits import WRITE_AHEAD_MAX_BYTES
@@ -114,8 +114,7 @@ class SequentialRegion(ModelRegion):
     def rows(self, page: int, count: int) -> Rows:
         """Return what this node knows of these pages, for the page table."""
         table = self.table
-        rows = rows_of(table, page, count)
-        rows["home"] = self.placement.directories(np.arange(page, page + count))
+        rows = super().rows(page, count)
         here = rows["home"] == self.node
         owners = table.owners[page : page + count].astype(np.int16)
         rows["owner"][here] = np.where(owners >= LOST, GONE, owners - 1)[here]

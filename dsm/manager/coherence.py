@@ -30,8 +30,8 @@ from dsm.types import Region
 from dsm.wire.header import Fields, pack_coherence, unpack_coherence
 
 _FETCH, _INVALIDATE = int(Kind.FETCH), int(Kind.INVALIDATE)
-#: Bytes of the manager's tables for each page: state, owner, copyset, three counts, wanted level; of `release`
-#: besides: home, streak, notice.
+#: Bytes of the manager's tables for each page: state, owner, copyset, three counts, wanted level; and of
+#: `release` besides: home, streak, notice.
 _PAGE_ENTRY_BYTES = 17
 #: Page tables that are made without looking how much memory there is.
 _SMALL_BYTES = 16 * 1024 * 1024

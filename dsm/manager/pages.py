@@ -110,7 +110,8 @@ class PagesDesk:
         raise UnknownNameError(f"there is no array or region {key!r} in this cluster")
 
     def _rows(self, region: int, page: int, count: int) -> bytes:
-        return self._manager.coherence.engine.regions[region].rows(page, count).tobytes()
+        rows: bytes = self._manager.coherence.engine.regions[region].rows(page, count).tobytes()
+        return rows
 
     # -- other nodes -------------------------------------------------------------------------------------
 

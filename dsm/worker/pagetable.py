@@ -117,7 +117,7 @@ def assemble(answer: Pages, rows: Rows) -> npt.NDArray[Any]:
     known, which = decides.any(axis=0), decides.argmax(axis=0)
     every = np.arange(answer.count)
     for name in ("owner", "copyset"):
-        table[name] = np.where(known, rows[name][which, every], UNKNOWN)[:, None]
+        table[name] = np.where(known, rows[name][which, every], rows[name].max(axis=0))[:, None]
     table["home"] = np.where(known, nodes[which], rows["home"]).T
     return table.reshape(-1)
 

@@ -53,6 +53,18 @@ def _shape_of(node, name, nodes):
     return len(table), ordered, table["page"][table["permissions"] == "rw-"][::count].tolist()[:3]
 
 
+def _share_falsely(node, name, turns):
+    """Both ranks write words of page 0 between barriers; page 1 is rank 1's alone."""
+    array = node.array(name, (200, ITEMS), "i8", consistency="release", home=0)
+    for turn in range(turns):
+        array[0, node.rank] = turn
+        if node.rank == 1:
+            array[1] = turn
+        node.barrier()
+        assert array[0, :2].tolist() == [turn, turn]
+        node.barrier()
+
+
 @pytest.fixture(scope="module")
 def two():
     with Cluster(nodes=2, workers=1) as cluster:
@@ -99,6 +111,24 @@ def test_a_page_that_goes_to_and_fro_stands_out(two):
     assert hot["page"].tolist() == [1, 1] and hot["node"].tolist() == [0, 1]
     assert hot["faults_write"].tolist() == hot["version"].tolist() == [10, 10]
     assert not table[table["page"] != 1]["version"].any()
+
+
+def test_pages_under_release(two):
+    two.all(_share_falsely, "several writers", 6)
+    for worker in two.workers:
+        table = worker.call(_table, "several writers")
+        assert set(table["model"].tolist()) == {"release"}
+        here, other = table[table["page"] == 0]
+        assert (here["home"], other["home"], here["owner"], other["owner"]) == (0, 0, 0, 0)
+        assert (here["copyset"], other["copyset"]) == (2, 2)
+        # At each barrier node 1 sends what it wrote to the home, and it fetches what the home wrote.
+        assert other["faults_read"] + other["faults_write"] >= 6 and other["version"] >= 6
+        assert here["version"] >= 6
+        untouched = table[table["page"] == 199]
+        assert set(untouched["state"].tolist()) == {"INVALID"} and set(untouched["copyset"].tolist()) == {0}
+        assert set(untouched["owner"].tolist()) == {-1} and not untouched["version"].any()
+        lone = table[table["page"] == 1]
+        assert len(set(lone["home"].tolist())) == 1 and len(set(lone["owner"].tolist())) == 1
 
 
 def test_only_the_nodes_that_are_asked_for(two):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 
 from dsm.coherence import counts
@@ -17,7 +18,10 @@ def test_counts_are_exact_beyond_a_byte():
     for _ in range(5000):
         page = rng.randrange(40)
         count = rng.randint(1, 40 - page)
-        pages.run(page, count)
+        if rng.random() < 0.5:
+            pages.run(page, count)
+        else:
+            pages.each(np.arange(page, page + count)[:: rng.choice((1, -1))])
         for each in range(page, page + count):
             expected[each] += 1
     assert max(expected) > 1000

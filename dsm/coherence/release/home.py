@@ -304,6 +304,7 @@ class Home:
         fresh = self._begin_fresh(pages)
         region.table.copysets[pages] |= np.uint64(1 << message.node)
         region.effects.append(Apply(region.number, mine, payload))
+        region.table.versions.each(pages)
         for page, count in fresh:
             region.effects.append(Raise(region.number, page, count, _READ_LEVEL))
             region.requester.settle(page, count)

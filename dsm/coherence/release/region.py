@@ -23,6 +23,7 @@ from dsm.coherence.release.homes import Homes
 from dsm.coherence.release.requester import ReleaseRequester
 from dsm.coherence.release.runs import Pages
 from dsm.coherence.release.writer import Writer
+from dsm.coherence.rows import Rows, members
 from dsm.coherence.states import READABLE, State
 from dsm.limits import READ_AHEAD_MAX_BYTES
 from dsm.types import Region
@@ -132,6 +133,16 @@ class ReleaseRegion(ModelRegion):
         """Nothing here is kept for a thread's sake."""
 
     # -- reports -------------------------------------------------------------------------------------------
+
+    def rows(self, page: int, count: int) -> Rows:
+        """Return what this node knows of these pages, for the page table: their owner is their home."""
+        rows = super().rows(page, count)
+        mine = self.placement.mine(np.arange(page, page + count))
+        touched = rows["state"] != State.INVALID
+        rows["owner"][mine & touched] = self.node
+        rows["copyset"][mine] = (members(self.table.copysets[page : page + count]) + touched)[mine]
+        rows["copyset"][~mine & (rows["home"] == self.node)] = 0  # nobody has claimed them
+        return rows
 
     def describe(self, page: int) -> str:
         """One line about a page, for errors and status."""

@@ -99,6 +99,7 @@ class ReleaseRequester(Requester):
                 region.placement.set(page, count, message.value - 1)
             if message.flags & _FRESH:
                 region.effects.append(Fill(region.number, page, count))
+            region.table.versions.run(page, count)
             mark = region.take_mark(page, count)
             region.acquirer.listed[page : page + count] = not region.placement.is_mine(page)
             if write:

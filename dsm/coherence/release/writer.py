@@ -126,6 +126,7 @@ class Writer:
         noticed = pages[mine]
         if len(noticed):
             self._closing.append(runs_of(noticed))
+            table.versions.each(noticed)
         # What was flushed early is not EXCLUSIVE any more; what became private again needs no tracking.
         live = (table.states[pages] == _EXCLUSIVE) & ~(mine & (table.copysets[pages] == 0))
         pinned = live & region.pinned(pages, write=True)
@@ -177,6 +178,7 @@ class Writer:
             pages = pages_of(changed)
             streaks = self.streaks[pages]
             self.streaks[pages] = np.minimum(streaks, 254) + 1
+            self.region.table.versions.each(pages)
             (self._closing if flush[2] else self._changed).append(changed)
         flush[1] = parts
         if not flush[1] or flush[0] in self.region.engine.lost:
