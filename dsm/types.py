@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 #: Consistency models that a region may choose.
-CONSISTENCIES = ("sequential", "release")
+CONSISTENCIES = ("sequential", "release", "bounded")
 #: Rules for which nodes keep a region's directory entries; or a node's number (`RegionOptions.home`).
 PLACEMENTS = ("first-touch", "block", "cyclic")
 #: Parties of a barrier.

@@ -84,6 +84,11 @@ def node_board_bytes() -> int:
     return int(lib.dsm_node_board_bytes())
 
 
+def wanted_bytes(pages: int, leased: bool) -> int:
+    """Bytes of the file of a region's wanted table, with its leases if it has some."""
+    return int(lib.dsm_wanted_bytes(pages, leased))
+
+
 def worker_board_bytes() -> int:
     """Bytes of a worker board's file."""
     return int(lib.dsm_worker_board_bytes())
@@ -203,8 +208,8 @@ class Tables:
 
     __slots__ = ("_asked", "_c_lower", "_c_lower_runs", "_c_raise", "_tables", "pages", "region")
 
-    def __init__(self, board: Board, region: int, pages: int, wanted_fd: int) -> None:
-        self._tables = lib.dsm_tables_new(board._board, region, pages, wanted_fd)
+    def __init__(self, board: Board, region: int, pages: int, wanted_fd: int, leased: bool = False) -> None:
+        self._tables = lib.dsm_tables_new(board._board, region, pages, wanted_fd, leased)
         if not self._tables:
             check(-_ffi.errno or -errno.EINVAL, f"map the wanted table of region {region}")
         self.region = region
@@ -232,6 +237,10 @@ class Tables:
         """Raise the wanted level of `count` pages to `level`; mark page `mark`."""
         self._c_raise(self._tables, page, count, level, mark)
 
+    def lease(self, page: int, count: int, end: int) -> None:
+        """Let what is raised to READ count until `end`, in nanoseconds of CLOCK_MONOTONIC."""
+        lib.dsm_lease(self._tables, page, count, end)
+
     def lower(self, page: int, count: int, level: int) -> list[tuple[int, int]]:
         """Lower the wanted level and ask the workers that may have more.
 
@@ -258,6 +267,18 @@ class Tables:
     def _who(self, asked: int) -> list[tuple[int, int]]:
         numbers = _unpack(self._asked, 2 * asked)
         return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def words_out(shared: memoryview) -> bytearray:
+    """Return a copy of frames that others write meanwhile: each aligned word of eight bytes is whole."""
+    copy = bytearray(len(shared))
+    lib.dsm_words_out(_ffi.from_buffer(copy), _ffi.from_buffer(shared), len(copy))
+    return copy
+
+
+def words_in(shared: memoryview, data: memoryview) -> None:
+    """Store as many bytes into frames that others read meanwhile, word by word."""
+    lib.dsm_words_in(_ffi.from_buffer(shared), _ffi.from_buffer(data), len(shared))
 
 
 # ---- worker's side ---------------------------------------------------------------------------------
@@ -331,10 +352,22 @@ def handler_check() -> bool:
 
 
 def region_map(
-    region: int, address: int, pages: int, page_shift: int, frames_fd: int, wanted_fd: int, applied_fd: int
+    region: int,
+    address: int,
+    pages: int,
+    page_shift: int,
+    frames_fd: int,
+    wanted_fd: int,
+    applied_fd: int,
+    lease_look_ns: int = 0,
 ) -> None:
-    """Map a region at `address` with no access; the descriptors may be closed afterwards."""
-    code = lib.dsm_region_map(region, address, pages, page_shift, frames_fd, wanted_fd, applied_fd)
+    """Map a region at `address` with no access; the descriptors may be closed afterwards.
+
+    With `lease_look_ns` its wanted table has leases, and those that end within that time end together.
+    """
+    code = lib.dsm_region_map(
+        region, address, pages, page_shift, frames_fd, wanted_fd, applied_fd, lease_look_ns
+    )
     if code < 0:
         check(code, f"map region {region}, {pages << page_shift} bytes at {address:#x}")
 

@@ -31,9 +31,14 @@ void dsm_page_unlock(struct dsm_region *region, uint64_t page, uint8_t applied) 
   store_release(&region->applied[page], applied & (uint8_t)~DSM_LOCKED);
 }
 
-static uint8_t wanted_level(struct dsm_region *region, uint64_t page) {
-  return load_ordered(&region->wanted[page]) & DSM_LEVEL;
+/* What counts of the wanted level at `time`, which matters only where there are leases. */
+static uint8_t wanted_level(struct dsm_region *region, uint64_t page, uint64_t time) {
+  uint8_t level = load_ordered(&region->wanted[page]) & DSM_LEVEL;
+  if (level == DSM_READ && region->leases && load_ordered(&region->leases[page]) <= time) return DSM_NONE;
+  return level;
 }
+
+static uint64_t lease_time(const struct dsm_region *region) { return region->leases ? dsm_now() : 0; }
 
 int dsm_protect(struct dsm_region *region, uint64_t page, uint64_t count, uint32_t level) {
   int protection = level == DSM_WRITE ? PROT_READ | PROT_WRITE : level == DSM_READ ? PROT_READ : PROT_NONE;
@@ -62,7 +67,13 @@ uint64_t dsm_next_mapped(struct dsm_region *region, uint64_t page, uint64_t end)
  * dsm_region_apply. */
 static int change_locked(struct dsm_region *region, uint64_t page, uint64_t end, uint8_t level, int pin) {
   int64_t before = dsm_borders(region, page, end);
+  bool leased = level == DSM_READ && region->leases;
+  if (leased) dsm_lease_note(region, page, end);
   int result = dsm_protect(region, page, end - page, level);
+  if (leased && result == 0 && dsm_lease_over(region, page, end)) { /* this thread had to wait for its processor */
+    result = dsm_protect(region, page, end - page, DSM_NONE);
+    if (result == 0) level = DSM_NONE;
+  }
   for (uint64_t p = page; p < end; p++) {
     uint8_t old = load_relaxed(&region->applied[p]);
     uint8_t now = result < 0 && (old & DSM_LEVEL) > level ? old & DSM_LEVEL : level;
@@ -76,12 +87,12 @@ static int change_locked(struct dsm_region *region, uint64_t page, uint64_t end,
 }
 
 /* Lock `page` if it can join a run that is raised to `level`: only tried, as we hold locks already. */
-static bool join_run(struct dsm_region *region, uint64_t page, uint8_t level) {
+static bool join_run(struct dsm_region *region, uint64_t page, uint8_t level, uint64_t time) {
   uint8_t applied = load_relaxed(&region->applied[page]);
   if ((applied & DSM_LOCKED) || (applied & DSM_LEVEL) >= level) return false;
   if (load_relaxed(&region->wanted[page]) != level) return false; /* nor marked: its first use must trap */
   if (!atomic_compare_exchange_strong(&region->applied[page], &applied, applied | DSM_LOCKED)) return false;
-  if (load_ordered(&region->wanted[page]) == level) return true;
+  if (load_ordered(&region->wanted[page]) == level && wanted_level(region, page, time) == level) return true;
   dsm_page_unlock(region, page, applied);
   return false;
 }
@@ -93,7 +104,8 @@ static bool take_mark(struct dsm_region *region, uint64_t page) {
 
 static enum dsm_applied try_apply(struct dsm_region *region, uint64_t page, uint32_t need, bool *mark) {
   dsm_page_lock(region, page);
-  uint8_t level = wanted_level(region, page);
+  uint64_t time = lease_time(region);
+  uint8_t level = wanted_level(region, page, time);
   if ((level & need) != need) {
     dsm_page_unlock(region, page, load_relaxed(&region->applied[page]));
     return DSM_MISSING;
@@ -103,7 +115,7 @@ static enum dsm_applied try_apply(struct dsm_region *region, uint64_t page, uint
     uint64_t most = AROUND_BYTES >> region->page_shift;
     if (most > AROUND_PAGES) most = AROUND_PAGES;
     if (most > region->pages - page) most = region->pages - page;
-    while (end < page + most && join_run(region, end, level)) end++;
+    while (end < page + most && join_run(region, end, level, time)) end++;
   }
   /* Also when applied says that all is well: after a part of a failed change the kernel may allow less. */
   if (change_locked(region, page, end, level, -1) < 0) return DSM_EXHAUSTED;
@@ -124,11 +136,12 @@ enum dsm_applied dsm_apply_for(struct dsm_region *region, uint64_t page, uint32_
 }
 
 /* Lock the pages from `page` on that want the same level; only those that have more, if `lower`. */
-static uint64_t lock_run(struct dsm_region *region, uint64_t page, uint64_t end, uint8_t level, bool lower) {
+static uint64_t lock_run(struct dsm_region *region, uint64_t page, uint64_t end, uint8_t level, bool lower,
+                         uint64_t time) {
   if (end - page > RANGE_PAGES) end = page + RANGE_PAGES;
   for (page++; page < end; page++) {
     uint8_t applied = dsm_page_lock(region, page);
-    if (wanted_level(region, page) == level && (!lower || (applied & DSM_LEVEL) > level)) continue;
+    if (wanted_level(region, page, time) == level && (!lower || (applied & DSM_LEVEL) > level)) continue;
     dsm_page_unlock(region, page, applied);
     break;
   }
@@ -141,8 +154,9 @@ int dsm_apply_range(struct dsm_region *region, uint64_t page, uint64_t count, in
   while (page < end) {
     dsm_merge_if_many();
     dsm_page_lock(region, page);
-    uint8_t level = wanted_level(region, page);
-    uint64_t behind = lock_run(region, page, end, level, false);
+    uint64_t time = lease_time(region);
+    uint8_t level = wanted_level(region, page, time);
+    uint64_t behind = lock_run(region, page, end, level, false, time);
     if (change_locked(region, page, behind, level, pin) < 0) {
       if (++attempt == ATTEMPTS) return -ENOMEM;
       dsm_merge(MERGE_FIRST << attempt);
@@ -163,37 +177,38 @@ static void drop_all(struct dsm_region *region) {
 
 /* The first page from `page` on that has more than is wanted, or that somebody is just changing.  One that is not
  * locked and has no more needs no lock to be passed over: whoever locks it later reads wanted behind this. */
-static uint64_t next_to_lower(struct dsm_region *region, uint64_t page, uint64_t end) {
+static uint64_t next_to_lower(struct dsm_region *region, uint64_t page, uint64_t end, uint64_t time) {
   while (page < end) {
     if (page % 8 == 0 && end - page >= 8) {
       uint64_t word = __atomic_load_n((const uint64_t *)(const void *)(region->applied + page), __ATOMIC_SEQ_CST);
       uint64_t wanted = __atomic_load_n((const uint64_t *)(const void *)(region->wanted + page), __ATOMIC_SEQ_CST);
       /* Levels are nested sets of bits. */
+      if (region->leases) wanted = 0; /* what is wanted may be over */
       if (!(word & MAPPED_BITS & ~(wanted & LEVEL_BITS))) {
         page += 8;
         continue;
       }
     }
     uint8_t applied = load_ordered(&region->applied[page]);
-    if ((applied & DSM_LOCKED) || (applied & DSM_LEVEL) > wanted_level(region, page)) return page;
+    if ((applied & DSM_LOCKED) || (applied & DSM_LEVEL) > wanted_level(region, page, time)) return page;
     page++;
   }
   return end;
 }
 
-void dsm_lower_range(struct dsm_region *region, uint64_t page, uint64_t count) {
+void dsm_lower_range(struct dsm_region *region, uint64_t page, uint64_t count, uint64_t time) {
   if (page >= region->pages) return;
   uint64_t end = count > region->pages - page ? region->pages : page + count;
   uint32_t attempt = 0;
   fence_ordered(); /* between having learnt of the revocation and reading applied: see dsm_page_lock */
-  while ((page = next_to_lower(region, page, end)) < end) {
+  while ((page = next_to_lower(region, page, end, time)) < end) {
     uint8_t applied = dsm_page_lock(region, page);
-    uint8_t level = wanted_level(region, page);
+    uint8_t level = wanted_level(region, page, time);
     if ((applied & DSM_LEVEL) <= level) {
       dsm_page_unlock(region, page++, applied);
       continue;
     }
-    uint64_t behind = lock_run(region, page, end, level, true);
+    uint64_t behind = lock_run(region, page, end, level, true, time);
     if (change_locked(region, page, behind, level, -1) == 0) {
       page = behind;
     } else if (++attempt < ATTEMPTS) {

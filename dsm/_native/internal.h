@@ -57,6 +57,8 @@ struct dsm_region {
   _Atomic uint64_t poisoned; /* OS pages from (low half) up to (high half) are to be mended yet; 0 = none */
   _Atomic uint8_t *wanted; /* open only, as are the next two */
   _Atomic uint8_t *applied;
+  _Atomic uint64_t *leases; /* behind `wanted`; NULL: what is wanted has no end */
+  uint64_t lease_look_ns;   /* leases that end so soon after one that is over end with it; 0: no leases */
   uint64_t bridge; /* bytes reserved right in front of a closed region, under dsm_lock: see region.c */
   uint64_t shadow; /* a second map of the frames, never accessible: what a poisoned page is mended from */
   struct dsm_region *next; /* in its bucket of the number index */
@@ -115,7 +117,16 @@ uint64_t dsm_next_mapped(struct dsm_region *region, uint64_t page, uint64_t end)
 /* `need` 0: whatever is wanted.  Enters by itself.  *mark: the page was marked and is not any more. */
 enum dsm_applied dsm_apply_for(struct dsm_region *region, uint64_t page, uint32_t need, bool *mark);
 int dsm_apply_range(struct dsm_region *region, uint64_t page, uint64_t count, int pin);
-void dsm_lower_range(struct dsm_region *region, uint64_t page, uint64_t count);
+/* `time`: leases that end until then are over. */
+void dsm_lower_range(struct dsm_region *region, uint64_t page, uint64_t count, uint64_t time);
+
+/* lease.c */
+void dsm_lease_note(struct dsm_region *region, uint64_t page, uint64_t end); /* SIGNAL-SAFE; before it is mapped */
+bool dsm_lease_over(struct dsm_region *region, uint64_t page, uint64_t end); /* SIGNAL-SAFE; one of them, by now */
+uint64_t dsm_lease_look(void); /* service thread; when to look again */
+bool dsm_lease_sleep(uint64_t until); /* service thread; false: it must not, something ends before */
+void dsm_lease_awake(void);
+void dsm_lease_forget(void);
 
 /* merge.c; SIGNAL-SAFE */
 int64_t dsm_borders(struct dsm_region *region, uint64_t page, uint64_t end);
@@ -162,6 +173,7 @@ bool dsm_tell_thread(void);
 void dsm_die(const char *message); /* SIGNAL-SAFE: the message, then SIGBUS */
 
 /* service.c, fork.c */
+void dsm_service_nudge(void); /* SIGNAL-SAFE */
 int dsm_service_start(void);
 void dsm_service_stop(void);
 void dsm_service_forget(void);

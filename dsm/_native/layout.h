@@ -8,6 +8,8 @@
  *                   a worker clears DSM_MARK.
  *   applied table   one byte a page, one table a worker and region.  Written by the worker only, under
  *                   DSM_LOCKED of that byte (the page lock).  The manager reads it.
+ *   leases          eight bytes a page, behind the wanted table of a region that has them: CLOCK_MONOTONIC in
+ *                   ns, until when DSM_READ counts.  Written by the manager, before it raises the page.
  *
  * The rule that makes a revocation safe (each line is sequentially consistent):
  *
@@ -16,6 +18,11 @@
  *
  * If the manager reads a level that is not higher and no lock, whoever locks the page later reads the
  * new wanted.  Otherwise it asks the worker's service thread, which waits for the lock and re-reads.
+ *
+ * A wanted DSM_READ whose lease is over counts as DSM_NONE.  Nobody is told that it is over: whoever maps a page
+ * first notes when its lease ends, and the service thread takes the access away at that time by itself, whatever
+ * has become of the manager.  To the manager that looks like a worker that gave maps up: applied is lower than
+ * wanted, and the next touch asks.
  */
 #ifndef DSM_LAYOUT_H
 #define DSM_LAYOUT_H
@@ -45,6 +52,10 @@
 #define DSM_OP_DONE 15u   /* pseudo-operation: a worker finished revocations up to `a` */
 #define DSM_OP_CALL 16u   /* and above: calls of dsm_call_begin, their meaning is not the shim's */
 #define DSM_OP_NO_REPLY 0x40000000u /* flag of a call: nobody waits, the manager's side frees the slot */
+
+/* Where the leases lie behind a wanted table. */
+#define DSM_LEASES_AT(pages) (((pages) + 7) / 8 * 8)
+#define DSM_WANTED_BYTES(pages, leased) ((leased) ? DSM_LEASES_AT(pages) + 8 * (pages) : (pages))
 
 #define DSM_SLOT_FREE 0u
 #define DSM_SLOT_POSTED 1u

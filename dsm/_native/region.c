@@ -66,10 +66,11 @@ static void break_bridges(uint64_t low, uint64_t high) {
 }
 
 static void unmap_helpers(struct dsm_region *region) {
-  if (region->wanted) munmap((void *)region->wanted, region->pages);
+  if (region->wanted) munmap((void *)region->wanted, DSM_WANTED_BYTES(region->pages, region->lease_look_ns));
   if (region->applied) munmap((void *)region->applied, region->pages);
   if (region->shadow) munmap((void *)region->shadow, region->end - region->address);
   region->wanted = region->applied = NULL;
+  region->leases = NULL;
   region->shadow = 0;
 }
 
@@ -90,8 +91,10 @@ static int map_helpers(struct dsm_region *region, int frames_fd, int wanted_fd, 
   if (fstat(frames_fd, &frames) != 0) return -errno;
   if ((uint64_t)frames.st_size < bytes) return -EINVAL;
   clear_file(applied_fd, region->pages);
-  region->wanted = dsm_map_file(wanted_fd, region->pages, region->pages, 1);
+  uint64_t wanted_bytes = DSM_WANTED_BYTES(region->pages, region->lease_look_ns);
+  region->wanted = dsm_map_file(wanted_fd, wanted_bytes, wanted_bytes, 1);
   if (!region->wanted) return -errno;
+  if (region->lease_look_ns) region->leases = (void *)(region->wanted + DSM_LEASES_AT(region->pages));
   region->applied = dsm_map_file(applied_fd, region->pages, region->pages, 1);
   if (!region->applied) return -errno;
   void *shadow = mmap(NULL, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, frames_fd, 0);
@@ -199,13 +202,14 @@ static int map_locked(struct dsm_region *region, int frames_fd, int wanted_fd, i
 }
 
 int dsm_region_map(uint32_t number, uint64_t address, uint64_t pages, uint32_t page_shift, int frames_fd, int wanted_fd,
-                   int applied_fd) {
+                   int applied_fd, uint64_t lease_look_ns) {
   if (!load_ordered(&dsm_worker.started)) return -ESRCH;
   if (page_shift < 12 || page_shift > 21 || UINT64_C(1) << page_shift < dsm_worker.os_page) return -EINVAL;
   uint64_t page_bytes = UINT64_C(1) << page_shift;
   if (pages == 0 || address == 0 || address % page_bytes || pages > (UINT64_C(1) << 47) >> page_shift) return -EINVAL;
   struct dsm_region *region = dsm_region_record(number, address, address + (pages << page_shift), page_shift);
   if (!region) return -ENOMEM;
+  region->lease_look_ns = lease_look_ns;
   sigset_t old;
   dsm_lock(&old);
   int result = map_locked(region, frames_fd, wanted_fd, applied_fd);

@@ -3,7 +3,7 @@
  * Owns the thread.  It never takes the interpreter's lock and touches no region, so it answers while every
  * Python thread is stuck in a fault or a long computation.  It also notices that the manager is gone: then
  * what is mapped is nobody's any more and is closed, so that a thread that needs no fault does not go on alone.
- * And once a second it looks whether our SIGSEGV handler was replaced (faulthandler.enable() called later does that).
+ * It takes away by itself what a lease allowed, when that is over.  And once a second it looks whether our SIGSEGV handler was replaced (faulthandler.enable() called later does that).
  */
 #include "internal.h"
 
@@ -12,7 +12,8 @@
 #include <sys/prctl.h>
 
 #define STACK_BYTES (256 * 1024) /* other libraries' thread-local data is taken from it, too */
-#define TICK_MS 1000
+#define SECOND UINT64_C(1000000000)
+#define TICK_NS SECOND
 
 static pthread_t thread;
 static bool running;
@@ -25,7 +26,7 @@ static void obey_one(const struct dsm_command *command) {
   bool entered = region && dsm_region_enter(region, DSM_OPEN);
   dsm_unlock(&old); /* every signal is blocked in this thread all the time */
   if (!entered) return;
-  dsm_lower_range(region, command->page, command->count);
+  dsm_lower_range(region, command->page, command->count, dsm_now());
   dsm_region_leave(region);
 }
 
@@ -33,7 +34,7 @@ static void obey_one(const struct dsm_command *command) {
 static void obey_all(void) {
   for (struct dsm_region *region = dsm_registry_next(0); region; region = dsm_registry_next(region->end)) {
     if (!dsm_region_enter(region, DSM_OPEN)) continue;
-    dsm_lower_range(region, 0, region->pages);
+    dsm_lower_range(region, 0, region->pages, dsm_now());
     dsm_region_leave(region);
   }
 }
@@ -70,14 +71,25 @@ static void tick(void) {
   dsm_poison_tend();
 }
 
-static void sleep_until_nudged(struct dsm_worker_board *board, int timeout_ms) {
+void dsm_service_nudge(void) {
+  uint64_t one = 1;
+  if (write(dsm_worker.options.nudge_fd, &one, sizeof one) < 0) { /* full: it is awake anyway */
+  }
+}
+
+static void sleep_until_nudged(struct dsm_worker_board *board, uint64_t until) {
   store_ordered(&board->service_sleeping, 1);
   fence_ordered();
   bool work = load_ordered(&board->commands_posted) != load_relaxed(&board->commands_done);
   bool lost = load_relaxed(&dsm_worker.lost);
   struct pollfd fds[2] = {{.fd = dsm_worker.options.nudge_fd, .events = POLLIN},
                           {.fd = lost ? -1 : dsm_worker.options.manager_pidfd, .events = POLLIN}};
-  if (!work && !load_ordered(&stopping)) poll(fds, 2, timeout_ms);
+  if (!work && !load_ordered(&stopping) && dsm_lease_sleep(until)) {
+    uint64_t now = dsm_now(), rest = until > now ? until - now : 0;
+    struct timespec timeout = {.tv_sec = (time_t)(rest / SECOND), .tv_nsec = (long)(rest % SECOND)};
+    ppoll(fds, 2, &timeout, NULL);
+  }
+  dsm_lease_awake();
   store_ordered(&board->service_sleeping, 0);
   uint64_t count;
   if ((fds[0].revents & POLLIN) && read(fds[0].fd, &count, sizeof count) < 0) { /* somebody else drained it */
@@ -90,15 +102,17 @@ static void sleep_until_nudged(struct dsm_worker_board *board, int timeout_ms) {
 
 static void *serve(void *unused) {
   prctl(PR_SET_NAME, "dsm-service");
+  prctl(PR_SET_TIMERSLACK, 1); /* leases end on time, not when it is convenient */
   struct dsm_worker_board *board = dsm_worker.board;
   uint64_t last_work = 0, last_tick = dsm_now(), spin_ns = (uint64_t)dsm_worker.options.spin_ns;
   while (!load_ordered(&stopping)) {
+    uint64_t look = dsm_lease_look();
     if (obey(board)) {
       last_work = dsm_now();
       continue;
     }
     uint64_t now = dsm_now();
-    if (now - last_tick >= TICK_MS * UINT64_C(1000000)) {
+    if (now - last_tick >= TICK_NS) {
       tick();
       last_tick = dsm_now();
     }
@@ -106,7 +120,7 @@ static void *serve(void *unused) {
       sched_yield();
       continue;
     }
-    sleep_until_nudged(board, TICK_MS);
+    sleep_until_nudged(board, look < now + TICK_NS ? look : now + TICK_NS);
   }
   return unused;
 }
@@ -117,6 +131,7 @@ int dsm_service_start(void) {
   pthread_attr_init(&attributes);
   pthread_attr_setstacksize(&attributes, STACK_BYTES);
   store_ordered(&stopping, 0);
+  dsm_lease_forget();
   int result = pthread_create(&thread, &attributes, serve, NULL);
   pthread_attr_destroy(&attributes);
   running = result == 0;
@@ -126,9 +141,7 @@ int dsm_service_start(void) {
 void dsm_service_stop(void) {
   if (!running) return;
   store_ordered(&stopping, 1);
-  uint64_t one = 1;
-  if (write(dsm_worker.options.nudge_fd, &one, sizeof one) < 0) { /* it looks once a second */
-  }
+  dsm_service_nudge();
   pthread_join(thread, NULL);
   running = false;
 }

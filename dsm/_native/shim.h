@@ -22,7 +22,9 @@ uint64_t dsm_worker_board_bytes(void);
 int dsm_board_add(struct dsm_board *board, uint32_t worker, int worker_fd, int nudge_fd);
 int dsm_board_remove(struct dsm_board *board, uint32_t worker);
 
-struct dsm_tables *dsm_tables_new(struct dsm_board *board, uint32_t region, uint64_t pages, int wanted_fd);
+/* Bytes of a wanted table's file, with leases behind it if `leased`. */
+uint64_t dsm_wanted_bytes(uint64_t pages, int leased);
+struct dsm_tables *dsm_tables_new(struct dsm_board *board, uint32_t region, uint64_t pages, int wanted_fd, int leased);
 void dsm_tables_free(struct dsm_tables *tables);
 int dsm_tables_add(struct dsm_tables *tables, uint32_t worker, int applied_fd);
 int dsm_tables_remove(struct dsm_tables *tables, uint32_t worker);
@@ -37,6 +39,8 @@ int dsm_board_wait(struct dsm_board *board, int epoll_fd, uint64_t *events, uint
 
 /* Raise `count` wanted bytes to `level` (with DSM_MARK on page `mark` unless it is UINT64_MAX). */
 void dsm_raise(struct dsm_tables *tables, uint64_t page, uint64_t count, uint32_t level, uint64_t mark);
+/* Let DSM_READ of `count` pages count until `end` (CLOCK_MONOTONIC in ns); comes before dsm_raise. */
+void dsm_lease(struct dsm_tables *tables, uint64_t page, uint64_t count, uint64_t end);
 /* Lower them to at most `level` (marks go), and post a command to each worker that may have more.
  * asked[2*i..] = worker, sequence (of commands_posted): that worker has obeyed once its commands_done
  * has reached the sequence.  Returns the number of workers asked. */
@@ -52,6 +56,11 @@ int dsm_worker_statistics(struct dsm_board *board, uint32_t worker, uint64_t *ou
 /* What each thread of a worker waits for now: eight words a slot (slot, op, object, a, b, c, kernel thread id, since
  * when), as many slots as find room; returns their number.  A snapshot for people: slots change while it is taken. */
 int dsm_worker_waits(struct dsm_board *board, uint32_t worker, uint64_t *out, uint32_t max_slots);
+
+/* Copy memory that other processes write at the same time, or read: each aligned word of eight bytes is whole.  The
+ * shared side is aligned, as is the size. */
+void dsm_words_out(void *to, const void *shared, uint64_t bytes);
+void dsm_words_in(void *shared, const void *from, uint64_t bytes);
 
 /* ---- manager side: twins and diffs (twin.c, diff.c, patch.c; the format is in diff.h) -------------- */
 
@@ -123,9 +132,10 @@ int dsm_handler_check(void);
 int dsm_worker_forked(void);
 
 /* Map a region at `address`, with no access; the descriptors may be closed afterwards.  -EEXIST when the range is
- * taken by somebody else, -EALREADY when the region is mapped. */
+ * taken by somebody else, -EALREADY when the region is mapped.  `lease_look_ns`: 0, or leases lie behind the wanted
+ * table, and those that end within so many ns may end together. */
 int dsm_region_map(uint32_t region, uint64_t address, uint64_t pages, uint32_t page_shift, int frames_fd, int wanted_fd,
-                   int applied_fd);
+                   int applied_fd, uint64_t lease_look_ns);
 /* The addresses stay reserved; touching them is an error from now on.  Waits for no one. */
 int dsm_region_close(uint32_t region);
 /* Apply what is wanted to these pages now; `pin` adds (1) or takes away (0) DSM_PINNED, -1 leaves it. */

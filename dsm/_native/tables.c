@@ -18,26 +18,34 @@ struct dsm_tables {
   uint32_t region;
   uint32_t count;
   uint64_t pages;
+  uint64_t wanted_bytes;
   _Atomic uint8_t *wanted;
+  _Atomic uint64_t *leases; /* NULL: none */
   struct sharer *sharers;
 };
 
-struct dsm_tables *dsm_tables_new(struct dsm_board *board, uint32_t region, uint64_t pages, int wanted_fd) {
+uint64_t dsm_wanted_bytes(uint64_t pages, int leased) { return DSM_WANTED_BYTES(pages, leased); }
+
+struct dsm_tables *dsm_tables_new(struct dsm_board *board, uint32_t region, uint64_t pages, int wanted_fd, int leased) {
   struct dsm_tables *tables = calloc(1, sizeof *tables);
   if (!tables) return NULL;
   tables->board = board;
   tables->region = region;
   tables->pages = pages;
-  tables->wanted = dsm_map_file(wanted_fd, pages, pages, 1);
-  if (tables->wanted) return tables;
-  free(tables);
-  return NULL;
+  tables->wanted_bytes = DSM_WANTED_BYTES(pages, leased);
+  tables->wanted = dsm_map_file(wanted_fd, tables->wanted_bytes, tables->wanted_bytes, 1);
+  if (!tables->wanted) {
+    free(tables);
+    return NULL;
+  }
+  if (leased) tables->leases = (void *)(tables->wanted + DSM_LEASES_AT(pages));
+  return tables;
 }
 
 void dsm_tables_free(struct dsm_tables *tables) {
   if (!tables) return;
   while (tables->count) dsm_tables_remove(tables, tables->sharers[0].worker);
-  munmap((void *)tables->wanted, tables->pages);
+  munmap((void *)tables->wanted, tables->wanted_bytes);
   free(tables->sharers);
   free(tables);
 }
@@ -74,6 +82,11 @@ void dsm_raise(struct dsm_tables *tables, uint64_t page, uint64_t count, uint32_
     store_release(&tables->wanted[p], p == mark ? new | DSM_MARK : new);
   }
   fence_ordered();
+}
+
+void dsm_lease(struct dsm_tables *tables, uint64_t page, uint64_t count, uint64_t end) {
+  if (!tables->leases || page >= tables->pages || count > tables->pages - page) return;
+  for (uint64_t p = page; p < page + count; p++) store_ordered(&tables->leases[p], end);
 }
 
 #define EIGHT UINT64_C(0x0101010101010101) /* a byte, eight times */

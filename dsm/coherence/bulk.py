@@ -67,6 +67,7 @@ class Bulks:
         """Bring pages here, and hold them with `pin`; `waiter` is woken when all have been, or are, here."""
         engine = self.region.engine
         engine.hold.applied(waiter, engine.now)
+        write = write or (pin and self.region.pins_take)
         bulk = Bulk(page, count, write, waiter, pin, engine.ages, engine.now)
         self.under_way.append(bulk)
         self._ask_ahead(bulk)
@@ -76,6 +77,14 @@ class Bulks:
         """The state of these pages changed: go on where they were waited for."""
         for bulk in list(self.under_way):
             if page < bulk.end and page + count > bulk.cursor:
+                self._advance(bulk)
+
+    def pass_over(self, page: int, count: int) -> None:
+        """Pages have been here, if only for a moment: no prefetch waits for them any more."""
+        for bulk in list(self.under_way):
+            if not bulk.pin and page <= bulk.cursor < page + count:
+                bulk.cursor = min(page + count, bulk.end)
+                bulk.age = self.region.engine.ages
                 self._advance(bulk)
 
     def fall_back(self, page: int, count: int) -> None:

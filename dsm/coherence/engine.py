@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+from dsm.coherence.bounded.region import BoundedRegion
 from dsm.coherence.hold import Hold
 from dsm.coherence.messages import Effect, Kind, Message, Runs
 from dsm.coherence.region import ModelRegion
@@ -72,7 +73,8 @@ class Engine:
             self.regions[region.region] = joined
             self.fence.regions[region.region] = joined
         else:
-            self.regions[region.region] = SequentialRegion(self, region)
+            made = BoundedRegion if region.options.consistency == "bounded" else SequentialRegion
+            self.regions[region.region] = made(self, region)
 
     def drop_region(self, number: int) -> None:
         """Forget a destroyed region: waits end with `CLOSED`, late messages find nothing."""

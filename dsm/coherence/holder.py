@@ -53,6 +53,9 @@ class Holder:
 
     __slots__ = ("deadline", "demands", "lowering", "region")
 
+    #: States of a page here from which it can be had again, if its owner died.
+    surviving = _READABLE
+
     def __init__(self, region: SequentialRegion) -> None:
         self.region = region
         self.demands: list[Demand] = []
@@ -108,9 +111,9 @@ class Holder:
         page, end = message.page, message.page + message.count
         self.withdraw(page, message.count)
         while page < end:
-            present = state[page] in _READABLE
+            present = state[page] in self.surviving
             stop = page + 1
-            while stop < end and (state[stop] in _READABLE) == present:
+            while stop < end and (state[stop] in self.surviving) == present:
                 stop += 1
             if not present:
                 self._forget_ahead(page, stop)

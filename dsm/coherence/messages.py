@@ -90,7 +90,8 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     #: The requester; of an answer to a directory, who answers; of `LOST`, the node that died.
     node: int
     flags: int = 0
-    #: What else the kind says: `DATA`, `GRANT` of `release` the home, or the copyset that goes with `HOME`.
+    #: What else the kind says: `DATA`, `GRANT` of `release` the home, or the copyset that goes with `HOME`;
+    #: `GET`, `AHEAD`, `FETCH`, `DATA` of `bounded` when R asked, by its own clock (0: for the first time).
     value: int = 0
 
 
@@ -117,6 +118,8 @@ class SendPages(msgspec.Struct, frozen=True, gc=False):
 
     node: int
     message: Message
+    #: Workers go on writing: send a copy made now, in which each aligned word of eight bytes is whole.
+    live: bool = False
 
 
 class Lower(msgspec.Struct, frozen=True, gc=False):
@@ -148,6 +151,15 @@ class Raise(msgspec.Struct, frozen=True, gc=False):
     count: int
     level: int
     mark: int = -1
+
+
+class Lease(msgspec.Struct, frozen=True, gc=False):
+    """Until `end` (nanoseconds of the driver's clock) workers may read these pages, once they are raised."""
+
+    region: int
+    page: int
+    count: int
+    end: int
 
 
 class Wake(msgspec.Struct, frozen=True, gc=False):
@@ -236,6 +248,7 @@ Effect = (
     | LowerRuns
     | Fill
     | Raise
+    | Lease
     | Wake
     | Discard
     | Twin

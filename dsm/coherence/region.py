@@ -68,6 +68,8 @@ class ModelRegion(abc.ABC):
 
     requester: Requester
     placement: Placement
+    #: A pin takes pages as for writing, also to read.
+    pins_take = False
 
     def __init__(self, engine: Engine, region: Region, placement: Placement, write_ahead_bytes: int) -> None:
         self.engine = engine
@@ -77,7 +79,7 @@ class ModelRegion(abc.ABC):
         self.number = region.region
         self.members = region.members
         self.placement = placement
-        self.table = PageTable(region.pages)
+        self.table = self.make_table(region.pages)
         self.table.broken = self.broken
         self.hold = engine.hold
         #: What to add to a page's number for its place in the order of all pages.
@@ -99,6 +101,10 @@ class ModelRegion(abc.ABC):
         self.pins: list[tuple[int, int, bool]] = []
         #: Pages that this node gave up because another one writes them.
         self.invalidations = 0
+
+    def make_table(self, pages: int) -> PageTable:
+        """Return the page table."""
+        return PageTable(pages)
 
     def raise_all(self) -> None:
         """Let workers write every page: nobody else can be asked for them."""
@@ -141,7 +147,7 @@ class ModelRegion(abc.ABC):
 
     def unpin(self, page: int, count: int, write: bool) -> None:
         """Release a pin; what it kept waiting goes on."""
-        self.pins.remove((page, page + count, write))
+        self.pins.remove((page, page + count, write or self.pins_take))
         self.resume()
 
     def broken(self, page: int, text: str) -> InternalError:

@@ -35,12 +35,14 @@ _OK = int(Status.OK)
 class Request:
     """Pages asked for in one message."""
 
-    __slots__ = ("count", "page", "rest", "speculative")
+    __slots__ = ("asked", "count", "page", "rest", "sent", "speculative")
 
-    def __init__(self, page: int, count: int, speculative: bool) -> None:
+    def __init__(self, page: int, count: int, speculative: bool, now: int) -> None:
         self.page = page
         self.count = count
         self.speculative = speculative
+        #: When it was sent, and when for the last time.
+        self.sent = self.asked = now
         #: Pages that are neither answered nor void: what comes for others must not be installed.  None: all.
         self.rest: set[int] | None = None
 
@@ -135,7 +137,7 @@ class Requester:
                 continue
             region.table.shift(event, page, stop - page)
             number = region.engine.next_request()
-            self.requests[number] = Request(page, stop - page, kind == _AHEAD)
+            self.requests[number] = Request(page, stop - page, kind == _AHEAD, region.engine.now)
             message = Message(kind, region.number, page, stop - page, number, region.node, flags)
             region.send(directory, message)
             page = stop

@@ -34,11 +34,16 @@ class SequentialRegion(ModelRegion):
 
     __slots__ = ("directory", "holder")
 
+    #: What other models put in their place.
+    requester_class: type[Requester] = Requester
+    directory_class: type[Directory] = Directory
+    holder_class: type[Holder] = Holder
+
     def __init__(self, engine: Engine, region: Region) -> None:
         super().__init__(engine, region, Placement(region), WRITE_AHEAD_MAX_BYTES)
-        self.requester = Requester(self)
-        self.directory = Directory(self)
-        self.holder = Holder(self)
+        self.requester = self.requester_class(self)
+        self.directory = self.directory_class(self)
+        self.holder = self.holder_class(self)
         self.roles |= {
             Kind.GET: self.directory.request,
             Kind.AHEAD: self.directory.ahead,

@@ -76,6 +76,11 @@ TRANSITIONS: Final[dict[str, dict[State, State]]] = {
     "receive": {S.INVALID: S.SHARED},
 }
 
+#: The same for `bounded`: what becomes of a copy whose lease is over.
+LEASE_TRANSITIONS: Final[dict[str, dict[State, State]]] = {
+    "expire": {S.SHARED: S.INVALID, S.UPGRADING: S.WRITING},
+}
+
 
 #: Events of `release` alone.
 RELEASE_ONLY: Final = frozenset({"upgrade", "claim", "receive"})
@@ -86,7 +91,9 @@ def _table(event: dict[State, State]) -> bytes:
 
 
 #: event -> 256 bytes for `bytes.translate`.
-TABLES: Final[dict[str, bytes]] = {name: _table(event) for name, event in TRANSITIONS.items()}
+TABLES: Final[dict[str, bytes]] = {
+    name: _table(event) for name, event in {**TRANSITIONS, **LEASE_TRANSITIONS}.items()
+}
 
 
 def _states(*states: State) -> bytes:

@@ -128,6 +128,10 @@ class PageTable:
         edges = [0, *cuts.tolist(), count]
         return [(page + a, b - a) for a, b in itertools.pairwise(edges)]
 
+    def unreachable(self) -> npt.NDArray[np.uint8]:
+        """States in which INVALID stands only for pages that no worker can reach."""
+        return self.states
+
     def lose(self, page: int, count: int, node: int) -> None:
         """Directory: these pages went away with `node`."""
         self.owners[page : page + count] = LOST + node

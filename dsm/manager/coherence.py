@@ -18,7 +18,7 @@ from typing import Any
 from dsm import proc
 from dsm._native import Board
 from dsm.coherence.engine import Engine
-from dsm.coherence.messages import Discard, Fill, Kind, Lower, Message, Raise, Send, SendPages, Wake
+from dsm.coherence.messages import Discard, Fill, Kind, Lease, Lower, Message, Raise, Send, SendPages, Wake
 from dsm.errors import LimitError, Status, WireError
 from dsm.log import logger
 from dsm.manager import border
@@ -33,6 +33,8 @@ _FETCH, _INVALIDATE = int(Kind.FETCH), int(Kind.INVALIDATE)
 #: Bytes of the manager's tables for each page: state, owner, copyset, three counts, wanted level; and of
 #: `release` besides: home, streak, notice.
 _PAGE_ENTRY_BYTES = 17
+#: Besides, of a region with leases: their ends, here and where workers see them.
+_LEASE_BYTES = 16
 #: Page tables that are made without looking how much memory there is.
 _SMALL_BYTES = 16 * 1024 * 1024
 _DATA, _CONFIRM, _DIFF = int(Kind.DATA), int(Kind.CONFIRM), int(Kind.DIFF)
@@ -100,6 +102,7 @@ class Coherence:
             Lower: self._lower,
             Fill: self._fill,
             Raise: self._raise,
+            Lease: self._lease,
             Wake: self._wake,
             Discard: self._discard,
         }
@@ -136,6 +139,8 @@ class Coherence:
     def _check_tables(self, region: Region) -> None:
         """Refuse a region whose page tables this machine cannot hold."""
         tables = _PAGE_ENTRY_BYTES * region.pages
+        if region.options.consistency == "bounded":
+            tables += _LEASE_BYTES * region.pages
         if tables <= _SMALL_BYTES:
             return
         available = _available_bytes()
@@ -287,9 +292,10 @@ class Coherence:
         if frames is None:
             return
         size = frames.page_size
+        write = frames.store if frames.live else frames.write
         for page, count in self.engine.wanted_runs(message):
             low = (page - message.page) * size
-            frames.write(page, payload[low : low + count * size])
+            write(page, payload[low : low + count * size])
         self._installed(message, frames)
 
     def pages(self, link: Link, fields: Fields) -> None:
@@ -305,7 +311,7 @@ class Coherence:
             raise WireError(f"a message of kind {message.kind} has pages: it may not")
         if frames is not None and message.kind == _DIFF:
             scratch = bytearray(fields[7])
-        elif frames is not None and self.engine.accepts(message):
+        elif frames is not None and not frames.live and self.engine.accepts(message):
             target = frames.view(message.page, message.count)
         elif frames is not None and self.engine.wanted_runs(message):
             scratch = bytearray(fields[7])
@@ -348,7 +354,9 @@ class Coherence:
             for page, count in self.engine.wanted_runs(message):
                 low = max((page - message.page) * size, payload.direct)
                 high = (page - message.page + count) * size
-                if low < high:
+                if frames.live:
+                    frames.store(page, scratch[low:high])
+                elif low < high:
                     frames.view(message.page, message.count)[low:high] = scratch[low:high]
         self._installed(message, frames)
 
@@ -423,7 +431,8 @@ class Coherence:
         link = self.links.get(effect.node)
         if link is None:
             return
-        payload = frames.view(message.page, message.count)
+        read = frames.copy if effect.live else frames.view
+        payload = read(message.page, message.count)
         link.send(pack_coherence(message, self.epoch, len(payload)), payload)
         link.flush()
         self.pages_out += message.count
@@ -437,6 +446,9 @@ class Coherence:
 
     def _raise(self, effect: Raise) -> None:
         self.pager.raise_(effect.region, effect.page, effect.count, effect.level, effect.mark)
+
+    def _lease(self, effect: Lease) -> None:
+        self.pager.lease(effect.region, effect.page, effect.count, effect.end)
 
     def _wake(self, effect: Wake) -> None:
         waiter = effect.waiter
@@ -476,6 +488,6 @@ class Coherence:
             return
         for number in self._reclaim:
             if number in self.frames:
-                self.frames[number].reclaim(self.engine.regions[number].table.states)
+                self.frames[number].reclaim(self.engine.regions[number].table.unreachable())
         self._reclaim.clear()
         self._dying = [frames for frames in self._dying if not frames.close()]

@@ -16,6 +16,7 @@ import re
 import numpy as np
 import numpy.typing as npt
 
+from dsm import _native
 from dsm._native import diffs
 from dsm._native.diffs import Buffer
 from dsm.coherence.messages import Runs
@@ -37,13 +38,15 @@ class Frames:
     def __init__(self, region: Region) -> None:
         self.region = region
         self.page_size = region.options.page_size
+        #: Workers may read, and write, while the manager stores or sends: copies word by word.
+        self.live = region.options.consistency == "bounded"
         with contextlib.ExitStack() as undo:
             self.frames_fd = os.memfd_create(f"dsm-frames-{region.region}", os.MFD_CLOEXEC)
             undo.callback(os.close, self.frames_fd)
             os.ftruncate(self.frames_fd, region.size)
             self.wanted_fd = os.memfd_create(f"dsm-wanted-{region.region}", os.MFD_CLOEXEC)
             undo.callback(os.close, self.wanted_fd)
-            os.ftruncate(self.wanted_fd, region.pages)
+            os.ftruncate(self.wanted_fd, _native.wanted_bytes(region.pages, self.live))
             self._map = mmap.mmap(self.frames_fd, region.size)
             undo.pop_all()
         self._view = memoryview(self._map)
@@ -66,6 +69,15 @@ class Frames:
         while (written := os.pwrite(self.frames_fd, data, at)) < len(data):
             data = data[written:]
             at += written
+
+    def copy(self, page: int, count: int) -> memoryview:
+        """Return a copy of frames that workers may be writing."""
+        return memoryview(_native.words_out(self.view(page, count)))
+
+    def store(self, page: int, data: memoryview) -> None:
+        """Write frames that workers may be reading."""
+        at = page * self.page_size
+        _native.words_in(self._view[at : at + len(data)], data)
 
     def fill(self, page: int, count: int) -> None:
         """Write the fill pattern into fresh frames; zeros are there already."""

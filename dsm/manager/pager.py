@@ -43,7 +43,9 @@ class SignalPager:
     def add_region(self, frames: Frames) -> None:
         """Begin to keep access to a region's pages."""
         region = frames.region
-        self._tables[region.region] = Tables(self._board, region.region, region.pages, frames.wanted_fd)
+        self._tables[region.region] = Tables(
+            self._board, region.region, region.pages, frames.wanted_fd, frames.live
+        )
 
     def drop_region(self, region: int) -> None:
         """Forget a region; its workers have lost access before."""
@@ -75,6 +77,10 @@ class SignalPager:
             self._tables[region].raise_(page, count, level)
         else:
             self._tables[region].raise_(page, count, level, mark)
+
+    def lease(self, region: int, page: int, count: int, end: int) -> None:
+        """Let workers read these pages until `end`, once they are raised."""
+        self._tables[region].lease(page, count, end)
 
     def lower(self, region: int, page: int, count: int, level: int, token: int) -> None:
         """Take access beyond `level` away; `lowered(token)` follows, perhaps at once."""

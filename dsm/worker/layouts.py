@@ -202,6 +202,28 @@ def check_options(page_size: int, consistency: str, home: str | int, nbytes: int
         )
 
 
+def check_staleness(consistency: str, max_staleness: float | None) -> int:
+    """Return `max_staleness` in nanoseconds, 0 for models that have none; refuse what cannot be kept."""
+    if consistency != "bounded":
+        if max_staleness is not None:
+            raise UsageError(
+                f"max_staleness is {shown(max_staleness)} with consistency={consistency!r}; "
+                "only consistency='bounded' has one: leave it out"
+            )
+        return 0
+    low, high = limits.MIN_STALENESS_NS / 1e9, limits.MAX_STALENESS_NS / 1e9
+    advice = f"with consistency='bounded' pass seconds from {low:g} to {high:g}"
+    if max_staleness is None:
+        raise UsageError(f"max_staleness is missing; {advice}")
+    try:
+        seconds = float(max_staleness)
+    except (TypeError, ValueError, OverflowError):
+        raise UsageError(f"max_staleness is {shown(max_staleness)}; {advice}") from None
+    if isinstance(max_staleness, (bool, str, bytes)) or not low <= seconds <= high:
+        raise UsageError(f"max_staleness is {shown(max_staleness)}; {advice}")
+    return round(seconds * 1e9)
+
+
 def encode_fill(fill: Any, dtype: np.dtype[Any], order: str) -> bytes:
     """Return the bytes of one item of value `fill`; empty when they are all zero.
 
@@ -245,6 +267,7 @@ def array_options(
     home: str | int,
     fill: Any,
     order: str,
+    max_staleness: float | None = None,
 ) -> RegionOptions:
     """Return the checked description of an array and of the region that holds it."""
     sizes, found = check_shape(shape), check_dtype(dtype)
@@ -272,6 +295,7 @@ def array_options(
         consistency=consistency,
         home=home,
         fill=fill_bytes,
+        max_staleness_ns=check_staleness(consistency, max_staleness),
         layout=ArrayLayout(sizes, encode_dtype(found), order),
     )
 
@@ -284,6 +308,7 @@ def region_options(
     page_size: int,
     home: str | int,
     fill: int | bytes,
+    max_staleness: float | None = None,
 ) -> RegionOptions:
     """Return the checked description of a region without array."""
     size = number(nbytes, "nbytes", "pass a number of bytes from 0 up")
@@ -301,6 +326,7 @@ def region_options(
         consistency=consistency,
         home=home,
         fill=fill if any(fill) else b"",
+        max_staleness_ns=check_staleness(consistency, max_staleness),
     )
 
 
@@ -326,6 +352,8 @@ def explain(options: RegionOptions) -> dict[str, str]:
         "consistency": repr(options.consistency),
         "home": repr(options.home),
     }
+    if options.max_staleness_ns:
+        words["max_staleness"] = f"{options.max_staleness_ns / 1e9:g}"
     if options.layout is None:
         return {"array": "none", "nbytes": str(options.nbytes), "fill": repr(options.fill), **words}
     dtype = decode_dtype(options.layout.dtype)

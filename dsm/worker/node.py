@@ -88,7 +88,7 @@ class Node:
     def array(
         self, name: str | None, shape: layouts.ShapeLike, dtype: npt.DTypeLike = "f8", *,
         consistency: str = "sequential", page_size: int = 4096, home: str | int = "first-touch",
-        fill: Any = 0, order: str = "C",
+        fill: Any = 0, order: str = "C", max_staleness: float | None = None,
     ) -> np.ndarray[Any, Any]:  # fmt: skip
         """Create an array, or open the one of that name: every worker gets the same memory.
 
@@ -102,7 +102,8 @@ class Node:
         dtype
             Any dtype of fixed size without Python objects.
         consistency
-            ``"sequential"``: what is right on one machine's threads is right here.
+            ``"sequential"``: what is right on one machine's threads is right here.  ``"bounded"``: what is
+            read may be old by `max_staleness`, and whoever writes is never held up by readers.
         page_size
             Bytes of the unit that moves between nodes: 4096 · 2^k, at most 2 MiB.  Large pages suit large
             sequential data, small pages suit what several nodes write.
@@ -114,6 +115,9 @@ class Node:
             every dtype, as in `numpy.zeros`.
         order
             ``"C"`` or ``"F"``.
+        max_staleness
+            Of ``"bounded"``, and required there: seconds by which a value that is read may be old, 0.005 to
+            3600.
 
         Returns
         -------
@@ -141,13 +145,14 @@ class Node:
             home=home,
             fill=fill,
             order=order,
+            max_staleness=max_staleness,
         )
         region, _ = self._regions.create(options)
         return region._whole()
 
     def from_array(
         self, name: str | None, array: npt.ArrayLike, *, consistency: str = "sequential",
-        page_size: int = 4096, home: str | int = "first-touch",
+        page_size: int = 4096, home: str | int = "first-touch", max_staleness: float | None = None,
     ) -> np.ndarray[Any, Any]:  # fmt: skip
         """Create an array with the contents of another one, or open the one of that name.
 
@@ -156,7 +161,7 @@ class Node:
 
         Parameters
         ----------
-        name, consistency, page_size, home
+        name, consistency, page_size, home, max_staleness
             As in `array`.
         array
             What `numpy.asarray` understands; its shape, dtype and order are kept.
@@ -175,7 +180,7 @@ class Node:
         order = "F" if source.flags.f_contiguous and not source.flags.c_contiguous else "C"
         options = layouts.array_options(
             name, source.shape, source.dtype, consistency=consistency, page_size=page_size, home=home, fill=0,
-            order=order,
+            order=order, max_staleness=max_staleness,
         )  # fmt: skip
         region, created = self._regions.create(options, ready=False)
         target = region._whole()
@@ -207,12 +212,13 @@ class Node:
     def region(
         self, name: str | None, nbytes: SupportsIndex | None = None, *, consistency: str = "sequential",
         page_size: int = 4096, home: str | int = "first-touch", fill: int | bytes = 0,
+        max_staleness: float | None = None,
     ) -> Region:  # fmt: skip
         """Create a region of raw memory, or open the one of that name.
 
         Parameters
         ----------
-        name, consistency, page_size, home
+        name, consistency, page_size, home, max_staleness
             As in `array`.
         nbytes
             Its size; None opens an existing region, also that of an array.
@@ -237,8 +243,9 @@ class Node:
                 raise UsageError("an anonymous region needs a size; pass nbytes")
             return self._regions.open(name)
         options = layouts.region_options(
-            name, nbytes, consistency=consistency, page_size=page_size, home=home, fill=fill
-        )
+            name, nbytes, consistency=consistency, page_size=page_size, home=home, fill=fill,
+            max_staleness=max_staleness,
+        )  # fmt: skip
         return self._regions.create(options)[0]
 
     def destroy(self, what: str | np.ndarray[Any, Any] | Region) -> None:

@@ -9,7 +9,14 @@ from __future__ import annotations
 import msgspec
 
 from dsm.errors import UsageError
-from dsm.limits import MAX_NAME_BYTES, MAX_PAGE_BYTES, MAX_REGION_BYTES, OS_PAGE_BYTES
+from dsm.limits import (
+    MAX_NAME_BYTES,
+    MAX_PAGE_BYTES,
+    MAX_REGION_BYTES,
+    MAX_STALENESS_NS,
+    MIN_STALENESS_NS,
+    OS_PAGE_BYTES,
+)
 from dsm.types import (
     CONSISTENCIES,
     MAX_DIMENSIONS,
@@ -22,7 +29,7 @@ from dsm.types import (
 )
 
 #: Models that are known but not in this version.
-LATER_CONSISTENCIES = ("bounded",)
+LATER_CONSISTENCIES: tuple[str, ...] = ()
 SYNC_KINDS = ("lock", "rwlock", "semaphore", "condition", "event", "barrier", "atomic")
 MAX_OBJECT = 2**32 - 1
 MAX_RANK = 2**31 - 1
@@ -66,6 +73,7 @@ def check_options(options: RegionOptions, members: tuple[int, ...]) -> RegionOpt
         )
     _check_page_size(options.page_size)
     _check_consistency(options.consistency)
+    _check_staleness(options)
     _check_home(options.home, members)
     if options.layout is not None:
         _check_layout(options.layout)
@@ -87,6 +95,21 @@ def _check_consistency(consistency: str) -> None:
         raise UsageError(f'consistency="{consistency}" is not in this version of dsm; use "sequential"')
     if consistency not in CONSISTENCIES:
         raise UsageError(f'consistency={_short(consistency)} is unknown; use "sequential"')
+
+
+def _check_staleness(options: RegionOptions) -> None:
+    staleness = options.max_staleness_ns
+    if options.consistency != "bounded":
+        if staleness:
+            raise UsageError(
+                f'max_staleness of {staleness} ns with consistency="{options.consistency}": only "bounded" '
+                "has one; leave it out"
+            )
+    elif not MIN_STALENESS_NS <= staleness <= MAX_STALENESS_NS:
+        raise UsageError(
+            f"max_staleness of {staleness} ns is not from {MIN_STALENESS_NS} to {MAX_STALENESS_NS}; "
+            "say by how much a value that is read may be old"
+        )
 
 
 def _check_home(home: str | int, members: tuple[int, ...]) -> None:
@@ -120,7 +143,7 @@ def differences(existing: RegionOptions, asked: RegionOptions) -> list[str]:
     elif old is not new:
         kinds = ("raw bytes", "an array")
         found.append(f"it is {kinds[old is not None]}, asked for was {kinds[new is not None]}")
-    for field in ("nbytes", "page_size", "consistency", "home", "fill"):
+    for field in ("nbytes", "page_size", "consistency", "max_staleness_ns", "home", "fill"):
         pairs.append((field, getattr(existing, field), getattr(asked, field)))
     return found + [f"{field} is {_short(a)}, asked for was {_short(b)}" for field, a, b in pairs if a != b]
 

@@ -1,0 +1,1 @@
+"""Bounded staleness: read leases, one writer token a page, no invalidations (`region` says how)."""
