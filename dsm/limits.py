@@ -70,8 +70,6 @@ MIN_STALENESS_NS = 5_000_000
 MAX_STALENESS_NS = 3_600 * 1_000_000_000
 #: This part of it remains for workers to take access away in; the lease is what comes before.
 LEASE_GUARD_PART = 8
-#: A worker looks at its leases at most so often in the time of one.
-LEASE_LOOKS = 64
 #: A request for a copy that is not answered is sent again after this time: its owner may have died.
 READ_AGAIN_NS = 250_000_000
 

@@ -43,7 +43,7 @@ WAIT_WORDS, SLOTS = 8, SLOTS_PER_WORKER
 #: Buckets of the latency histogram: bucket i counts faults of 2^i up to 2^(i+1) ns.
 BUCKETS = 40
 #: Counters of a worker, in the order of the board.
-COUNTERS = ("faults_read", "faults_write", "faults_local", "mprotects", "merges", "poisoned")
+COUNTERS = ("faults_read", "faults_write", "faults_local", "mprotects", "merges", "poisoned", "lease_late_ns")
 
 _NO_MARK = (1 << 64) - 1
 _NOTHING: list[Any] = []
@@ -359,14 +359,14 @@ def region_map(
     frames_fd: int,
     wanted_fd: int,
     applied_fd: int,
-    lease_look_ns: int = 0,
+    lease_guard_ns: int = 0,
 ) -> None:
     """Map a region at `address` with no access; the descriptors may be closed afterwards.
 
-    With `lease_look_ns` its wanted table has leases, and those that end within that time end together.
+    With `lease_guard_ns` its wanted table has leases; access that outlives one by more is counted as late.
     """
     code = lib.dsm_region_map(
-        region, address, pages, page_shift, frames_fd, wanted_fd, applied_fd, lease_look_ns
+        region, address, pages, page_shift, frames_fd, wanted_fd, applied_fd, lease_guard_ns
     )
     if code < 0:
         check(code, f"map region {region}, {pages << page_shift} bytes at {address:#x}")

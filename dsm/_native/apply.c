@@ -22,7 +22,7 @@ uint8_t dsm_page_lock(struct dsm_region *region, uint64_t page) {
   uint8_t old;
   /* Sequentially consistent, as is the reading of wanted that follows: the manager stores wanted before it reads
    * the lock, so one of us sees the other. */
-  while ((old = atomic_fetch_or(&region->applied[page], DSM_LOCKED)) & DSM_LOCKED) sched_yield();
+  while ((old = atomic_fetch_or(&region->applied[page], DSM_LOCKED)) & DSM_LOCKED) dsm_pause();
   return old;
 }
 

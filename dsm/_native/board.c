@@ -211,11 +211,12 @@ int dsm_unapplied(struct dsm_board *board, uint32_t worker, uint32_t slot) {
 int dsm_worker_statistics(struct dsm_board *board, uint32_t worker, uint64_t *out, uint32_t max) {
   if (worker >= DSM_WORKERS || !board->members[worker].board) return -ENOENT;
   struct dsm_worker_board *from = board->members[worker].board;
-  _Atomic uint64_t *counters[6] = {&from->faults_read, &from->faults_write, &from->faults_local,
-                                   &from->mprotects,   &from->merges,       &from->poisoned};
+  _Atomic uint64_t *const counters[] = {&from->faults_read, &from->faults_write, &from->faults_local, &from->mprotects,
+                                        &from->merges,      &from->poisoned,     &from->lease_late_ns};
+  const uint32_t named = sizeof counters / sizeof counters[0];
   uint32_t count = 0;
-  for (; count < 6 && count < max; count++) out[count] = load_relaxed(counters[count]);
-  for (; count < 6 + DSM_BUCKETS && count < max; count++) out[count] = load_relaxed(&from->latency[count - 6]);
+  for (; count < named && count < max; count++) out[count] = load_relaxed(counters[count]);
+  for (; count < named + DSM_BUCKETS && count < max; count++) out[count] = load_relaxed(&from->latency[count - named]);
   return (int)count;
 }
 

@@ -17,6 +17,7 @@ static void reset_region(struct dsm_region *region) {
   store_ordered(&region->poisoned, 0);
   store_ordered(&region->status, load_relaxed(&dsm_worker.status_lost));
   store_ordered(&region->state, DSM_CLOSED);
+  region->leases = NULL;
   region->wanted = region->applied = NULL; /* not inherited: there is nothing to unmap */
   region->shadow = 0;
   mmap((void *)region->address, bytes, PROT_NONE, flags, -1, 0);

@@ -58,7 +58,7 @@ struct dsm_region {
   _Atomic uint8_t *wanted; /* open only, as are the next two */
   _Atomic uint8_t *applied;
   _Atomic uint64_t *leases; /* behind `wanted`; NULL: what is wanted has no end */
-  uint64_t lease_look_ns;   /* leases that end so soon after one that is over end with it; 0: no leases */
+  uint64_t lease_guard_ns;  /* how long after its end access under a lease may last; 0: no leases */
   uint64_t bridge; /* bytes reserved right in front of a closed region, under dsm_lock: see region.c */
   uint64_t shadow; /* a second map of the frames, never accessible: what a poisoned page is mended from */
   struct dsm_region *next; /* in its bucket of the number index */
@@ -173,6 +173,8 @@ bool dsm_tell_thread(void);
 void dsm_die(const char *message); /* SIGNAL-SAFE: the message, then SIGBUS */
 
 /* service.c, fork.c */
+void dsm_pause(void); /* SIGNAL-SAFE: let whoever holds what we wait for go on */
+void dsm_service_hurry(void);
 void dsm_service_nudge(void); /* SIGNAL-SAFE */
 int dsm_service_start(void);
 void dsm_service_stop(void);

@@ -105,6 +105,7 @@ struct dsm_worker_board {
   _Atomic uint64_t mprotects;
   _Atomic uint64_t merges;   /* maps merged because their number neared the limit */
   _Atomic uint64_t poisoned; /* faults that ended in an error */
+  _Atomic uint64_t lease_late_ns; /* in all: by how much access under a lease outlived its guard */
   _Atomic uint64_t latency[DSM_BUCKETS];
   struct dsm_command commands[DSM_COMMANDS];
   struct dsm_slot slots[DSM_SLOTS];

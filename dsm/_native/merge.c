@@ -127,7 +127,7 @@ static void recount(void) {
 /* Free about `target` maps.  Returns how many it freed; 0 when another thread was at it and is done. */
 uint64_t dsm_merge(uint64_t target) {
   if (atomic_exchange(&merging, 1)) {
-    while (load_acquire(&merging)) sched_yield();
+    while (load_acquire(&merging)) dsm_pause();
     return 0;
   }
   int64_t saved = go_round((int64_t)target, LONG_RUN);

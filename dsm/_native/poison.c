@@ -60,7 +60,7 @@ static int place_poison(uint64_t address, uint64_t bytes) {
 
 /* Held for some system calls, never while waiting for anybody; every signal is masked. */
 static void lock_entries(void) {
-  while (atomic_exchange(&locked, 1)) sched_yield();
+  while (atomic_exchange(&locked, 1)) dsm_pause();
 }
 
 static void unlock_entries(void) { store_release(&locked, 0); }

@@ -31,7 +31,7 @@ void dsm_region_leave(struct dsm_region *region) { atomic_fetch_sub(&region->bus
 
 static void set_state(struct dsm_region *region, uint32_t state) {
   store_ordered(&region->state, state);
-  while (load_ordered(&region->busy)) sched_yield();
+  while (load_ordered(&region->busy)) dsm_pause();
 }
 
 static void *reserve(uint64_t address, uint64_t bytes, int fixed) {
@@ -66,7 +66,7 @@ static void break_bridges(uint64_t low, uint64_t high) {
 }
 
 static void unmap_helpers(struct dsm_region *region) {
-  if (region->wanted) munmap((void *)region->wanted, DSM_WANTED_BYTES(region->pages, region->lease_look_ns));
+  if (region->wanted) munmap((void *)region->wanted, DSM_WANTED_BYTES(region->pages, region->lease_guard_ns));
   if (region->applied) munmap((void *)region->applied, region->pages);
   if (region->shadow) munmap((void *)region->shadow, region->end - region->address);
   region->wanted = region->applied = NULL;
@@ -91,10 +91,10 @@ static int map_helpers(struct dsm_region *region, int frames_fd, int wanted_fd, 
   if (fstat(frames_fd, &frames) != 0) return -errno;
   if ((uint64_t)frames.st_size < bytes) return -EINVAL;
   clear_file(applied_fd, region->pages);
-  uint64_t wanted_bytes = DSM_WANTED_BYTES(region->pages, region->lease_look_ns);
+  uint64_t wanted_bytes = DSM_WANTED_BYTES(region->pages, region->lease_guard_ns);
   region->wanted = dsm_map_file(wanted_fd, wanted_bytes, wanted_bytes, 1);
   if (!region->wanted) return -errno;
-  if (region->lease_look_ns) region->leases = (void *)(region->wanted + DSM_LEASES_AT(region->pages));
+  if (region->lease_guard_ns) region->leases = (void *)(region->wanted + DSM_LEASES_AT(region->pages));
   region->applied = dsm_map_file(applied_fd, region->pages, region->pages, 1);
   if (!region->applied) return -errno;
   void *shadow = mmap(NULL, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, frames_fd, 0);
@@ -202,17 +202,18 @@ static int map_locked(struct dsm_region *region, int frames_fd, int wanted_fd, i
 }
 
 int dsm_region_map(uint32_t number, uint64_t address, uint64_t pages, uint32_t page_shift, int frames_fd, int wanted_fd,
-                   int applied_fd, uint64_t lease_look_ns) {
+                   int applied_fd, uint64_t lease_guard_ns) {
   if (!load_ordered(&dsm_worker.started)) return -ESRCH;
   if (page_shift < 12 || page_shift > 21 || UINT64_C(1) << page_shift < dsm_worker.os_page) return -EINVAL;
   uint64_t page_bytes = UINT64_C(1) << page_shift;
   if (pages == 0 || address == 0 || address % page_bytes || pages > (UINT64_C(1) << 47) >> page_shift) return -EINVAL;
   struct dsm_region *region = dsm_region_record(number, address, address + (pages << page_shift), page_shift);
   if (!region) return -ENOMEM;
-  region->lease_look_ns = lease_look_ns;
+  region->lease_guard_ns = lease_guard_ns;
   sigset_t old;
   dsm_lock(&old);
   int result = map_locked(region, frames_fd, wanted_fd, applied_fd);
+  if (result == 0 && lease_guard_ns) dsm_service_hurry();
   dsm_unlock(&old);
   if (result < 0) free(region);
   return result;

@@ -60,7 +60,7 @@ struct dsm_region *dsm_registry_next(uint64_t address) {
       atomic_thread_fence(memory_order_acquire);
       if (load_relaxed(&sequence) == before) return found;
     }
-    sched_yield();
+    dsm_pause();
   }
 }
 

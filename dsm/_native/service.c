@@ -15,9 +15,31 @@
 #define SECOND UINT64_C(1000000000)
 #define TICK_NS SECOND
 
+#define PAUSE_NS 20000
+
 static pthread_t thread;
+static _Atomic int hurried; /* the thread goes before all ordinary ones */
 static bool running;
 static _Atomic int stopping;
+
+/* A thread that goes before others must sleep to let them go on; sched_yield would not. */
+void dsm_pause(void) {
+  if (!load_relaxed(&hurried) || !pthread_equal(pthread_self(), thread)) {
+    sched_yield();
+    return;
+  }
+  struct timespec pause = {.tv_nsec = PAUSE_NS};
+  nanosleep(&pause, NULL);
+}
+
+/* Leases end on time only if the thread gets a processor then.  Where the system lets us (CAP_SYS_NICE, RLIMIT_RTPRIO)
+ * it goes before all ordinary threads; elsewhere it waits for its turn as they do. */
+void dsm_service_hurry(void) {
+  struct sched_param first = {.sched_priority = 1};
+  if (running && !load_relaxed(&hurried) && pthread_setschedparam(thread, SCHED_FIFO, &first) == 0) {
+    store_ordered(&hurried, 1);
+  }
+}
 
 static void obey_one(const struct dsm_command *command) {
   sigset_t old;
@@ -116,7 +138,7 @@ static void *serve(void *unused) {
       tick();
       last_tick = dsm_now();
     }
-    if (now - last_work < spin_ns) {
+    if (now - last_work < spin_ns && !load_relaxed(&hurried)) {
       sched_yield();
       continue;
     }
@@ -132,6 +154,7 @@ int dsm_service_start(void) {
   pthread_attr_setstacksize(&attributes, STACK_BYTES);
   store_ordered(&stopping, 0);
   dsm_lease_forget();
+  store_ordered(&hurried, 0);
   int result = pthread_create(&thread, &attributes, serve, NULL);
   pthread_attr_destroy(&attributes);
   running = result == 0;
@@ -147,4 +170,7 @@ void dsm_service_stop(void) {
 }
 
 /* In a forked child: there is no such thread. */
-void dsm_service_forget(void) { running = false; }
+void dsm_service_forget(void) {
+  running = false;
+  store_ordered(&hurried, 0);
+}

@@ -51,7 +51,7 @@ int dsm_lower_runs(struct dsm_tables *tables, const uint64_t *runs, uint64_t cou
 void dsm_complete(struct dsm_board *board, uint32_t worker, uint32_t slot, uint32_t status, uint64_t result);
 /* 1 while the slot is still in state DONE: its grant has not been applied yet. */
 int dsm_unapplied(struct dsm_board *board, uint32_t worker, uint32_t slot);
-/* Statistics of one worker: the six counters of the board in their order, then the histogram. */
+/* Statistics of one worker: the counters of the board in their order, then the histogram. */
 int dsm_worker_statistics(struct dsm_board *board, uint32_t worker, uint64_t *out, uint32_t max);
 /* What each thread of a worker waits for now: eight words a slot (slot, op, object, a, b, c, kernel thread id, since
  * when), as many slots as find room; returns their number.  A snapshot for people: slots change while it is taken. */
@@ -132,10 +132,10 @@ int dsm_handler_check(void);
 int dsm_worker_forked(void);
 
 /* Map a region at `address`, with no access; the descriptors may be closed afterwards.  -EEXIST when the range is
- * taken by somebody else, -EALREADY when the region is mapped.  `lease_look_ns`: 0, or leases lie behind the wanted
- * table, and those that end within so many ns may end together. */
+ * taken by somebody else, -EALREADY when the region is mapped.  `lease_guard_ns`: 0, or leases lie behind the wanted
+ * table, and access that lasts longer than so many ns after the end of one is counted as late. */
 int dsm_region_map(uint32_t region, uint64_t address, uint64_t pages, uint32_t page_shift, int frames_fd, int wanted_fd,
-                   int applied_fd, uint64_t lease_look_ns);
+                   int applied_fd, uint64_t lease_guard_ns);
 /* The addresses stay reserved; touching them is an error from now on.  Waits for no one. */
 int dsm_region_close(uint32_t region);
 /* Apply what is wanted to these pages now; `pin` adds (1) or takes away (0) DSM_PINNED, -1 leaves it. */

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from dsm import _native, proc, types
 from dsm.errors import AddressRangeError, ClosedError, InternalError, LimitError, UsageError
-from dsm.limits import LEASE_LOOKS
+from dsm.limits import LEASE_GUARD_PART
 from dsm.types import RegionOptions
 from dsm.wire import control
 from dsm.worker import lacking, layouts
@@ -313,7 +313,7 @@ def map_region(described: types.Region, received: Descriptors) -> None:
         _native.region_map(
             described.region, described.address, described.pages, shift,
             frames_fd=frames, wanted_fd=wanted, applied_fd=applied,
-            lease_look_ns=described.options.max_staleness_ns // LEASE_LOOKS,
+            lease_guard_ns=described.options.max_staleness_ns // LEASE_GUARD_PART,
         )  # fmt: skip
     except OSError as error:
         where = f"{label(described.region)}, {described.size} bytes at {described.address:#x}"

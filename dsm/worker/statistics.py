@@ -35,6 +35,9 @@ class Statistics:
         Memory maps given back because a process came near vm.max_map_count; each costs faults later.
     poisoned
         Faults that could not be served and ended in an error.
+    lease_late_ns
+        Of ``consistency="bounded"``: by how much, in all, access was taken away later than promised, because
+        the machine gave dsm's thread no processor; 0: nothing can have been read that was older than the bound.
     latency_ns_log2
         Faults by latency: entry k counts those that took 2^k to 2^(k+1) nanoseconds.
     """
@@ -54,6 +57,7 @@ class Statistics:
     mprotects: int = 0
     merges: int = 0
     poisoned: int = 0
+    lease_late_ns: int = 0
     latency_ns_log2: tuple[int, ...] = ()
 
     @property
