@@ -32,8 +32,8 @@ void dsm_pause(void) {
   nanosleep(&pause, NULL);
 }
 
-/* Leases end on time only if the thread gets a processor then.  Where the system lets us (CAP_SYS_NICE, RLIMIT_RTPRIO)
- * it goes before all ordinary threads; elsewhere it waits for its turn as they do. */
+/* Leases end on time only if the thread gets a processor then.  Where the system lets us (CAP_SYS_NICE,
+ * RLIMIT_RTPRIO) it goes before all ordinary threads; elsewhere it waits for its turn as they do. */
 void dsm_service_hurry(void) {
   struct sched_param first = {.sched_priority = 1};
   if (running && !load_relaxed(&hurried) && pthread_setschedparam(thread, SCHED_FIFO, &first) == 0) {
