@@ -3,7 +3,8 @@
  * Owns the thread.  It never takes the interpreter's lock and touches no region, so it answers while every
  * Python thread is stuck in a fault or a long computation.  It also notices that the manager is gone: then
  * what is mapped is nobody's any more and is closed, so that a thread that needs no fault does not go on alone.
- * It takes away by itself what a lease allowed, when that is over.  And once a second it looks whether our SIGSEGV handler was replaced (faulthandler.enable() called later does that).
+ * It takes away by itself what a lease allowed, when that is over.  And once a second it looks whether our SIGSEGV
+ * handler was replaced (faulthandler.enable() called later does that).
  */
 #include "internal.h"
 
