@@ -127,7 +127,9 @@ class Directory:
                 region.send(node, grant)
             else:
                 self._note(node, page, count, False)
-                fetch = Message(_FETCH, region.number, page, count, message.request, node, _SPECULATIVE)
+                fetch = Message(
+                    _FETCH, region.number, page, count, message.request, node, _SPECULATIVE, message.value
+                )
                 region.send(owner - 1, fetch)
 
     # -- a transaction -----------------------------------------------------------------------------------

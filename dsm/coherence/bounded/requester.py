@@ -120,13 +120,14 @@ class BoundedRequester(Requester):
         super().install(message)
 
     def _came_late(self, message: Message, request: Request) -> None:
-        """Nobody may read what came: ask again for those who wait, and give up what nobody waits for."""
+        """Nobody may read what came: ask again for those who wait to read, and give up the rest."""
         region = self.region
         latest = (message.value or request.sent) == request.asked
         for page, count in self.live_runs(message):
             region.bulks.pass_over(page, count)
             for each in range(page, page + count):
-                if each in self.waiting:
+                waits = self.waiting.get(each)
+                if waits and not any(wait.write for wait in waits):
                     if latest:
                         self._ask_again(message.request, request, each, 1)
                 elif request.awaits(each):

@@ -163,6 +163,10 @@ class Cluster:
         """Return what a region's memory really holds."""
         return self.parts.truth(region.region, region.pages, fill)
 
+    def draw_region(self, random: Random, number: int) -> Region:
+        """Draw one more region."""
+        return draw_region(random, number, len(self.nodes))
+
     def _map(self, region: Region, node: Node) -> None:
         fill = region.options.fill[0] if region.options.fill else 0
         node.add_region(region, self.truths[region.region], fill)
@@ -209,7 +213,7 @@ class Cluster:
                 if region.region not in self.dropped:
                     self._map(region, node)
         if random.random() < 0.5:
-            region = draw_region(random, len(self.shape.regions) + 1, len(self.nodes))
+            region = self.draw_region(random, len(self.shape.regions) + 1)
             self.shape.regions.append(region)
             self.add_region(region)
 

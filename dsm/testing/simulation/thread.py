@@ -165,9 +165,7 @@ class Thread:
                 if page in home.sending:
                     home.changed(page)
                 frame[word] = value
-                truth.pages[page][word] = value
-                if truth.gone:
-                    truth.written(node, page)
+                truth.stored(node, page, word, value)
                 note(What.WRITE, node, self.number, region.number, page, value)
 
     # -- fault handler ----------------------------------------------------------------------------
@@ -200,7 +198,7 @@ class Thread:
     def _probe(self, _: Any) -> None:
         """Under the page lock: is what is wanted enough already?"""
         region = self._region()
-        wanted = region.home.wanted[self._page]
+        wanted = self.worker.wanted(region, self._page)
         if wanted & LEVEL >= self._need or region.closed:
             self._take(wanted)
             return
@@ -245,7 +243,7 @@ class Thread:
 
     def _granted(self, _: Any) -> None:
         """Under the page lock: what is wanted now, which may be less than what was granted."""
-        self._take(self._region().home.wanted[self._page])
+        self._take(self.worker.wanted(self._region(), self._page))
 
     def _take(self, wanted: int) -> None:
         region = self._region()
@@ -268,7 +266,7 @@ class Thread:
 
     def _neighbour(self, region: WorkerRegion, page: int) -> bool:
         """Lock a neighbour and read what is wanted, if it is worth mapping."""
-        wanted = region.home.wanted[page]
+        wanted = self.worker.wanted(region, page)
         applied = region.applied[page]
         if applied & (LOCKED | PINNED) or wanted & MARK or applied & LEVEL >= wanted & LEVEL:
             return False

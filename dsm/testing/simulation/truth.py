@@ -118,6 +118,12 @@ class Truth:
         if value != self.pages[page][word] and not self.gone >> node & 1:
             raise self._broken(page, f"a worker of node {node} reads {value} from word {word}")
 
+    def stored(self, node: int, page: int, word: int, value: int) -> None:
+        """A worker of `node` stored `value`."""
+        self.pages[page][word] = value
+        if self.gone:
+            self.written(node, page)
+
     def written(self, node: int, page: int) -> None:
         """A worker of `node` wrote, though some node is gone."""
         others = (self.wanted_read[page] | self.mapped_read[page]) & ~(1 << node)

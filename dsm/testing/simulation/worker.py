@@ -68,6 +68,10 @@ class Worker:
         """The addresses stay reserved; touching them is an error from now on."""
         self.regions[number].closed = True
 
+    def wanted(self, region: WorkerRegion, page: int) -> int:
+        """Return the byte of the wanted table, as far as it counts."""
+        return region.home.wanted[page]
+
     def protect(self, region: WorkerRegion, page: int, level: int) -> None:
         """Mprotect one page: accesses meet `level` from this instant."""
         home = region.home
@@ -137,10 +141,12 @@ class Worker:
 
     def _read(self, _: Any) -> None:
         region = self.commands[0][1]
-        wanted = region.home.wanted
         first, last = self._run[0]
         applied = region.applied
-        self._run = [(page, min(applied[page] & LEVEL, wanted[page] & LEVEL)) for page in range(first, last)]
+        self._run = [
+            (page, min(applied[page] & LEVEL, self.wanted(region, page) & LEVEL))
+            for page in range(first, last)
+        ]
         self.world.after(self.world.pause(), self._protect)
 
     def _protect(self, _: Any) -> None:

@@ -102,6 +102,10 @@ class World:
         self._stopped[actor] = until
         self.at(until, self._continue, actor)
 
+    def stopped_until(self, actor: Any) -> int:
+        """Return until when an actor is stopped; 0: it is not."""
+        return self._stopped.get(actor, 0)
+
     def _continue(self, actor: Any) -> None:
         if self._stopped.get(actor, 0) <= self.now:
             self._stopped.pop(actor, None)
