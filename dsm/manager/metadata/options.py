@@ -28,8 +28,6 @@ from dsm.types import (
     SyncObject,
 )
 
-#: Models that are known but not in this version.
-LATER_CONSISTENCIES: tuple[str, ...] = ()
 SYNC_KINDS = ("lock", "rwlock", "semaphore", "condition", "event", "barrier", "atomic")
 MAX_OBJECT = 2**32 - 1
 MAX_RANK = 2**31 - 1
@@ -91,10 +89,9 @@ def _check_page_size(page_size: int) -> None:
 
 
 def _check_consistency(consistency: str) -> None:
-    if consistency in LATER_CONSISTENCIES:
-        raise UsageError(f'consistency="{consistency}" is not in this version of dsm; use "sequential"')
     if consistency not in CONSISTENCIES:
-        raise UsageError(f'consistency={_short(consistency)} is unknown; use "sequential"')
+        known = " or ".join(f'"{model}"' for model in CONSISTENCIES)
+        raise UsageError(f"consistency={_short(consistency)} is unknown; use {known}")
 
 
 def _check_staleness(options: RegionOptions) -> None:

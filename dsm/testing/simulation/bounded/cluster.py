@@ -121,9 +121,7 @@ class BoundedCluster(Cluster):
                 wanted = node.regions[number].wanted[page] & 3
                 state = State(table.state[page])
                 if wanted not in _LEVELS.get(state, ()):
-                    raise Violation(
-                        f"r{number} p{page}: node {node.number} is {state.name}, wanted {wanted}"
-                    )
+                    raise Violation(f"r{number} p{page}: node {node.number} is {state.name}, wanted {wanted}")
                 if state != State.EXCLUSIVE:
                     continue
                 if holder >= 0:
