@@ -101,3 +101,34 @@ def published(node, rounds):
             for turn in range(seen):
                 assert (data[turn] == turn + 1).all(), (node.rank, turn, seen)
     node.barrier()
+
+
+def rehomed(node, pages):
+    """Rank 0 writes first, then the last rank takes the home of a part; returns homes before and after."""
+    data = node.array("rehomed", pages * ITEMS, "i8", consistency="release")
+    if node.rank == 0:
+        data[:] = np.arange(len(data))
+    node.barrier()
+    before = node.home_of(data).tolist()
+    part = data[: len(data) // 2]
+    moved = 0
+    if node.rank == node.size - 1:
+        moved = node.rehome(part)
+        part[::5] += 1
+    node.barrier()
+    expected = np.arange(len(data))
+    expected[: len(data) // 2 : 5] += 1
+    assert (data == expected).all()
+    after = node.home_of(data).tolist()
+    node.barrier()
+    return before, moved, after
+
+
+def untouched(node):
+    """Return the homes of pages that nobody has touched."""
+    return set(node.home_of(node.array("untouched", 10 * ITEMS, "i8", consistency="release")).tolist())
+
+
+def rehome_refused(node):
+    """Ask for the homes of a region whose homes do not move."""
+    node.rehome(node.array("fixed", 10, "i8"))

@@ -1,6 +1,6 @@
 """Functions for workers that measure how old what they read is: a writer stamps, readers look.
 
-Both use one machine's clock.  A stamp k+1 is in every page before stamp k+2 is taken, so whoever finds stamp k
+Both use one machine's clock.  Stamp k+1 is in every page before stamp k+2 is taken, so whoever finds stamp k
 at a time `t` has read something that was overwritten at least `t - stamps[k+2]` ago.
 """
 

@@ -109,8 +109,7 @@ class Engine:
         self.ages += 1
         if self.patience:
             for region in self.regions.values():
-                region.requester.expire(self.ages - self.patience)
-                region.bulks.expire(self.ages - self.patience)
+                region.expire(self.ages - self.patience)
             self._drain()
 
     # -- this node's workers -----------------------------------------------------------------------------
@@ -140,12 +139,20 @@ class Engine:
         self.regions[region].unpin(page, count, write)
         self._drain()
 
+    def rehome(self, region: int, page: int, count: int, waiter: int, now: int) -> bool:
+        """Bring the homes of pages here, ends with `Wake`; False when this region's do not move."""
+        self.now = now
+        found = self.regions[region]
+        if not isinstance(found, ReleaseRegion):
+            return False
+        found.rehomings.begin(page, count, waiter)
+        self._drain()
+        return True
+
     def cancel(self, waiter: int, now: int) -> bool:
         """End a wait with `CANCELLED`; False when it is not waiting."""
         self.now = now
-        found = any(
-            region.requester.cancel(waiter) or region.bulks.cancel(waiter) for region in self.regions.values()
-        )
+        found = any(region.cancel(waiter) for region in self.regions.values())
         self._drain()
         return found
 
@@ -154,8 +161,7 @@ class Engine:
         self.now = now
         self.hold.forget(waits, now)
         for region in self.regions.values():
-            region.requester.forget(waits)
-            region.bulks.forget(waits)
+            region.forget(waits)
             region.read_ahead.forget(worker)
             region.resume()
         self._drain()

@@ -140,6 +140,20 @@ class ModelRegion(abc.ABC):
                     return mark
         return -1
 
+    def cancel(self, waiter: int) -> bool:
+        """End a wait with CANCELLED; False when `waiter` does not wait here."""
+        return self.requester.cancel(waiter) or self.bulks.cancel(waiter)
+
+    def forget(self, waits: Callable[[int], bool]) -> None:
+        """Threads of a worker that is gone wait for nothing."""
+        self.requester.forget(waits)
+        self.bulks.forget(waits)
+
+    def expire(self, age: int) -> None:
+        """End the waits that began, or last came forward, at `age` or before."""
+        self.requester.expire(age)
+        self.bulks.expire(age)
+
     def end_all(self, status: Status) -> None:
         """Every wait ends with `status`; late answers find no request."""
         self.requester.end_all(status)

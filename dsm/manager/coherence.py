@@ -232,6 +232,17 @@ class Coherence:
         self.perform()
         return Status.OK
 
+    def rehome(self, region: int, page: int, count: int, waiter: int) -> Status:
+        """Bring the homes of pages here; OK when `wake` will follow."""
+        frames = self.frames.get(region)
+        if frames is None:
+            return Status.CLOSED
+        if count < 1 or page + count > frames.region.pages:
+            return Status.USAGE
+        found = self.engine.rehome(region, page, count, waiter, time.monotonic_ns())
+        self.perform()
+        return Status.OK if found else Status.USAGE
+
     def unpin(self, region: int, page: int, count: int, write: int) -> None:
         """End a pin; what it kept waiting goes on."""
         if region in self.frames:

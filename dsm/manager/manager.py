@@ -52,6 +52,7 @@ from dsm.wire.membership import MetaKind
 from dsm.wire.status import NodeStatus
 
 _COHERENCE, _SYNC = int(Family.COHERENCE), int(Family.SYNC)
+_REHOME = int(Op.REHOME)
 _PREFETCH, _PIN, _UNPIN, _CANCEL = int(Op.PREFETCH), int(Op.PIN), int(Op.UNPIN), int(Op.CANCEL)
 
 
@@ -187,7 +188,7 @@ class Manager:
                 self.coherence.pager.acknowledged(worker, a)
             elif op == OP_TOUCHED:
                 self.coherence.touched(number, a, worker)
-            elif op > _UNPIN and op != _CANCEL:
+            elif op > _REHOME and op != _CANCEL:
                 self.sync.call(op, number, a, b, waiter, worker, c)
             else:
                 self._call(op, number, a, b, c, waiter, worker)
@@ -206,6 +207,10 @@ class Manager:
             if session.unpinned(pin):
                 self.coherence.unpin(*pin)
             self.coherence.pager.wake(waiter, Status.OK)
+        elif op == _REHOME:
+            status = self.coherence.rehome(number, a, b, waiter)
+            if status != Status.OK:
+                self.coherence.pager.wake(waiter, status)
         elif op in (_PIN, _PREFETCH):
             status = self.coherence.bulk(number, a, b, bool(c), waiter, op == _PIN)
             if status != Status.OK:

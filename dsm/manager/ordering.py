@@ -1,10 +1,10 @@
 """How calls of synchronization objects carry consistency between nodes.
 
 Owns the vector times of the objects whose home is this node, what is known of the other nodes' knowledge,
-and the order of a worker's calls: one that releases waits until its node has done so, and later calls of the
-same worker stay behind it.  A call's message carries the time of its node, a reply that of its object, and both
-the write notices that the receiver may lack.  Nothing is carried, and nothing waits, before the first
-region of the node's cluster is written under `release`.
+and the order of a worker's calls: one that releases waits until its node has done so, and later calls of
+the same worker stay behind it.  A call's message carries the time of its node, a reply that of its object,
+and both the write notices that the receiver may lack.  Nothing is carried, and nothing waits, before the
+first region of the node's cluster is written under `release`.
 
 A payload is: u16 count, that many u32 (the time), then intervals (`dsm.coherence.release.intervals`).
 """

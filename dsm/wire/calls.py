@@ -8,6 +8,7 @@ signed values (atomic cells) travel as two's complement.
 operation                     object                  a, b, c                          result
 ============================  ======================  ===============================  ==================
 PREFETCH, PIN, UNPIN          region                  page, count, write               0
+REHOME                        region                  page, count                      homes now here
 LOCK_ACQUIRE                  lock                    a = token of the owning thread   0
 LOCK_RELEASE                  lock                    a = token; b = 1: inconsistent   0
 RW_READ, RW_WRITE             rwlock                  a = token of the owning thread   0
@@ -83,6 +84,7 @@ class Op(IntEnum):
     PREFETCH = 16
     PIN = 17
     UNPIN = 18
+    REHOME = 19
     LOCK_ACQUIRE = 32
     LOCK_RELEASE = 33
     BARRIER_WAIT = 34

@@ -49,7 +49,7 @@ class Family(IntEnum):
 
 
 #: Calls of a worker that its own node answers; no node asks another for them.
-LOCAL_OPS = (Op.PREFETCH, Op.PIN, Op.UNPIN)
+LOCAL_OPS = (Op.PREFETCH, Op.PIN, Op.UNPIN, Op.REHOME)
 #: Largest payload by ``family << 8 | kind``; a pair that is missing is not a message.
 LENGTH_LIMITS: dict[int, int] = {
     **{Family.COHERENCE << 8 | kind: 0 for kind in Kind},

@@ -486,6 +486,69 @@ class Node:
             ranges.check_fits(pages, self._page_size(pages), "prefetching")
             ranges.prefetch(pages, bool(write))
 
+    def home_of(self, array: np.ndarray[Any, Any] | Region) -> np.ndarray[Any, Any]:
+        """Return which node is the home of each page of an array.
+
+        Parameters
+        ----------
+        array
+            As in `prefetch`: all pages between its lowest and highest byte.
+
+        Returns
+        -------
+        numpy.ndarray
+            Node numbers, int16, one for each page; -1 where nobody has touched the page yet, or its home
+            does not answer.
+
+        Examples
+        --------
+        >>> np.bincount(node.home_of(a))  # pages at home on each node  # doctest: +SKIP
+        """
+        pages = ranges.pages_of(array, self._regions)
+        if pages is None:
+            return np.empty(0, np.int16)
+        table = self.page_table(array)
+        homes = np.full(pages.pages, -1, np.int16)
+        own = table[table["home"] == table["node"]]
+        homes[own["page"] - pages.page] = own["node"]
+        return homes
+
+    def rehome(self, array: np.ndarray[Any, Any] | Region) -> int:
+        """Make this node the home of the pages of an array, so that writing them here needs no diffs.
+
+        It is about speed alone: homes follow the work by themselves after a few releases.  Releases
+        first, as `release` does.
+
+        Parameters
+        ----------
+        array
+            As in `prefetch`; of a region with ``consistency="release"``.
+
+        Returns
+        -------
+        int
+            Of how many of the pages this node is the home now: not of those that another worker of this
+            node was writing meanwhile, nor of those that went away with a node.
+
+        Raises
+        ------
+        UsageError
+            When the region has another consistency: there pages have no home that could move.
+        PageTimeoutError
+            When a home does not answer in time; homes may have moved in part.
+        """
+        pages = ranges.pages_of(array, self._regions)
+        if pages is None:
+            return 0
+        region = self._regions.get(pages.region)
+        if region is not None and region.options.consistency != "release":
+            raise UsageError(
+                f'homes move in regions with consistency="release"; {region.name or "this one"} has '
+                f'"{region.options.consistency}"'
+            )
+        self.release()
+        return ranges.rehome(pages)
+
     def pin(self, array: np.ndarray[Any, Any] | Region, write: bool = True) -> ranges.Pin:
         """Return a context manager that brings the pages of an array here and holds them.
 

@@ -112,9 +112,14 @@ def prefetch(pages: PageRange, write: bool) -> None:
     _native.region_apply(pages.region, pages.page, pages.pages)
 
 
+def rehome(pages: PageRange) -> int:
+    """Make this node the home of `pages`; return of how many it is."""
+    return _bring(Op.REHOME, pages, False, f"moving the home of {_words(pages)}")
+
+
 def _bring(
     op: Op, pages: PageRange, write: bool, what: str, undo: Callable[[int], calls.Request] | None = None
-) -> None:
+) -> int:
     """Ask for pages; the error says which node they went away with, or were asked of."""
     peer: int | None = None
 
@@ -126,7 +131,7 @@ def _bring(
         return _PAGE_ERRORS[Status(status)].format(peer=peer)
 
     try:
-        calls.ask(op, *pages, int(write), what=what, undo=undo, meaning=meaning)
+        return calls.ask(op, *pages, int(write), what=what, undo=undo, meaning=meaning)
     except PeerError as error:
         error.region, error.peer = name_of(pages.region), peer
         raise

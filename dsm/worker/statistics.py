@@ -36,8 +36,8 @@ class Statistics:
     poisoned
         Faults that could not be served and ended in an error.
     lease_late_ns
-        Of ``consistency="bounded"``: by how much, in all, access was taken away later than promised, because
-        the machine gave dsm's thread no processor; 0: nothing can have been read that was older than the bound.
+        Of ``consistency="bounded"``: by how much, in all, access was taken away later than promised,
+        because the machine gave dsm's thread no processor; 0: nothing older than the bound was read.
     latency_ns_log2
         Faults by latency: entry k counts those that took 2^k to 2^(k+1) nanoseconds.
     """

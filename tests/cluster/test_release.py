@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import release_programs as programs
+from dsm.errors import UsageError
 from dsm.testing import Cluster
 
 SHAPES = [(1, 3), (2, 1), (2, 2), (3, 1), (4, 1)]
@@ -53,6 +54,22 @@ def test_every_page_size_and_placement(four, page_size):
     for home in HOMES:
         four.all(programs.own_columns, 2, page_size, home)
         four.workers[0].call(_destroy, "columns")
+
+
+def test_a_program_moves_homes(four):
+    results = four.all(programs.rehomed, 40)
+    before, _, after = results[0]
+    assert before == [0] * 40 and after == [1] * 20 + [0] * 20
+    assert [moved for _, moved, _ in results] == [0, 0, 0, 20]
+
+
+def test_untouched_pages_have_no_home_yet(four):
+    assert set().union(*four.all(programs.untouched)) == {-1}
+
+
+def test_homes_move_only_under_release(four):
+    with pytest.raises(UsageError, match='homes move in regions with consistency="release"; fixed has "seq'):
+        four.workers[0].call(programs.rehome_refused)
 
 
 def _destroy(node, name):

@@ -1,4 +1,4 @@
-"""Conditions: waiting and notifying at the lock's home, what races with them; and a stateful test of it all."""
+"""Conditions: waiting and notifying at the lock's home, what races with them; a stateful test of it all."""
 
 import pytest
 from hypothesis import settings

@@ -216,7 +216,7 @@ class RWLockMachine(RuleBasedStateMachine):
         waiting = [*self.waiting, *([extra] if extra else [])]
         for reply in replies:
             entry = next(each for each in waiting if each[1] == reply.ticket)
-            thread, ticket, op = entry
+            thread, _, op = entry
             assert reply.node == thread[0]
             assert self.alone is None, "nobody is let in beside one who has it alone"
             assert (reply.status, reply.result) == ((Status.OWNER_DIED, self.cause) if self.died else (0, 0))

@@ -10,6 +10,7 @@ losing write access for a release, INVALIDATING being given up.  Of a page whose
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,11 +21,13 @@ from dsm.coherence.region import ModelRegion
 from dsm.coherence.release.acquirer import Acquirer
 from dsm.coherence.release.home import Home
 from dsm.coherence.release.homes import Homes
+from dsm.coherence.release.rehoming import Rehomings
 from dsm.coherence.release.requester import ReleaseRequester
 from dsm.coherence.release.runs import Pages
 from dsm.coherence.release.writer import Writer
 from dsm.coherence.rows import Rows, members
 from dsm.coherence.states import READABLE, State
+from dsm.errors import Status
 from dsm.limits import READ_AHEAD_MAX_BYTES
 from dsm.types import Region
 
@@ -38,7 +41,7 @@ _DIFF, _DROP, _DIFFED, _MOVED = int(Kind.DIFF), int(Kind.DROP), int(Kind.DIFFED)
 class ReleaseRegion(ModelRegion):
     """One region under the `release` model."""
 
-    __slots__ = ("acquirer", "home", "writer")
+    __slots__ = ("acquirer", "home", "rehomings", "writer")
 
     requester: ReleaseRequester
     placement: Homes
@@ -50,6 +53,7 @@ class ReleaseRegion(ModelRegion):
         self.home = Home(self)
         self.writer = Writer(self)
         self.acquirer = Acquirer(self)
+        self.rehomings = Rehomings(self)
         self.roles |= {
             Kind.GET: self.home.request,
             Kind.AHEAD: self.home.request,
@@ -97,6 +101,25 @@ class ReleaseRegion(ModelRegion):
             for page, count in runs.tolist():
                 self.bulks.fall_back(page, count)
 
+    def cancel(self, waiter: int) -> bool:
+        """End a wait with CANCELLED; False when `waiter` does not wait here."""
+        return super().cancel(waiter) or self.rehomings.cancel(waiter)
+
+    def forget(self, waits: Callable[[int], bool]) -> None:
+        """Threads of a worker that is gone wait for nothing."""
+        super().forget(waits)
+        self.rehomings.forget(waits)
+
+    def expire(self, age: int) -> None:
+        """End the waits that began, or last came forward, at `age` or before."""
+        super().expire(age)
+        self.rehomings.expire(age)
+
+    def end_all(self, status: Status) -> None:
+        """Every wait ends with `status`; late answers find no request."""
+        super().end_all(status)
+        self.rehomings.end_all(status)
+
     def awaited(self, page: int) -> int:
         """Return the node from which something is missing for `page` to come here; -1 when none is known."""
         directory = self.placement.directory(page)
@@ -141,7 +164,9 @@ class ReleaseRegion(ModelRegion):
         touched = rows["state"] != State.INVALID
         rows["owner"][mine & touched] = self.node
         rows["copyset"][mine] = (members(self.table.copysets[page : page + count]) + touched)[mine]
-        rows["copyset"][~mine & (rows["home"] == self.node)] = 0  # nobody has claimed them
+        unclaimed = ~mine & (rows["home"] == self.node)
+        rows["copyset"][unclaimed] = 0
+        rows["home"][unclaimed] = -1
         return rows
 
     def describe(self, page: int) -> str:

@@ -110,6 +110,12 @@ class ReleaseRequester(Requester):
             level = _WRITE_LEVEL if write else _READ_LEVEL
             region.effects.append(Raise(region.number, page, count, level, mark))
             self.settle(page, count)
+        region.rehomings.look()
+
+    def lost(self, message: Message) -> None:
+        """The home of pages was asked by way of a node that knows it to be dead."""
+        super().lost(message)
+        self.region.rehomings.look()
 
     def moved(self, message: Message) -> None:
         """A request was passed on to the home; or this node (then it is `value`) is the home from now on."""
@@ -151,3 +157,4 @@ class ReleaseRequester(Requester):
         """The home of some pages died: what is here stays, nothing else can be had."""
         super().directory_lost(node)
         self.pulls.intersection_update(self.requests)
+        self.region.rehomings.look()

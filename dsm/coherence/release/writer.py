@@ -195,6 +195,7 @@ class Writer:
     def _end(self, request: int) -> None:
         del self.flushes[request]
         self.region.acquirer.flushed(request)
+        self.region.rehomings.look()
         self.region.engine.fence.look()
 
     def end_round(self) -> Runs:

@@ -42,7 +42,9 @@ def test_sizes_that_are_not(nbytes):
 
 
 def test_unknown_models():
-    refused('consistency="strong" is unknown; use "sequential" or "release" or "bounded"', consistency="strong")
+    refused(
+        'consistency="strong" is unknown; use "sequential" or "release" or "bounded"', consistency="strong"
+    )
     refused("is unknown", consistency="a\n" * 1000)
 
 

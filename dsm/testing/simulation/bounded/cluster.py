@@ -25,7 +25,7 @@ _LEVELS = {State.EXCLUSIVE: (3,), State.SHARED: (1,), State.INVALID: (0, 1)}
 
 
 class BoundedTiming(Timing):
-    """Steps that are short against the guard of every lease: what is later than that is promised to nobody."""
+    """Steps that are short against the guard of every lease; what is later is promised to nobody."""
 
     __slots__ = ()
 
