@@ -199,6 +199,8 @@ class Twin(msgspec.Struct, frozen=True, gc=False):
 class Diff(msgspec.Struct, frozen=True, gc=False):
     """Compare these frames with their twins and send what has changed to `node`, in `DIFF` messages.
 
+    Nothing is sent when `node` is this one: its frames are those of the home.
+
     One snapshot of each frame serves for the comparison, for the bytes that are sent and, if `keep`, for
     the new twin; otherwise the twin ends.  Unless `keep`, no worker may write the pages.  The driver calls
     `Engine.diffed(region, request, changed, parts)` before the next effect.

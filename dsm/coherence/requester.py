@@ -120,9 +120,9 @@ class Requester:
         flags = 0
         if write:
             flags = _WRITE_HAVE if self.region.table.state[page] == _SHARED else _WRITE
-        self._post(_GET, "ask-write" if write else "ask-read", page, count, flags)
+        self.post(_GET, "ask-write" if write else "ask-read", page, count, flags)
 
-    def _post(self, kind: int, event: str, page: int, count: int, flags: int) -> None:
+    def post(self, kind: int, event: str, page: int, count: int, flags: int) -> None:
         """Shift pages and send one request for each run of them that has one directory node."""
         region = self.region
         placement = region.placement
@@ -157,7 +157,7 @@ class Requester:
         if table.state[start] == _INVALID:
             region.marks.add(start)
         for page, pages in table.missing_runs(start, end, False):
-            self._post(_AHEAD, "ask-ahead", page, pages, 0)
+            self.post(_AHEAD, "ask-ahead", page, pages, 0)
 
     def cancel(self, waiter: int) -> bool:
         """End a wait with CANCELLED; False when `waiter` is in no fault of this region."""

@@ -123,7 +123,7 @@ class ReleaseDriver:
         payloads, changed = self._twins_of(effect.region).diff(effect.runs, effect.keep)
         node = coherence.engine.node
         parts = 0
-        for payload in payloads:
+        for payload in payloads if effect.node != node else ():
             runs = frames.named(payload)
             parts += count_of(runs)
             low, high = int(runs[0, 0]), int(runs[-1].sum())

@@ -52,12 +52,12 @@ class BoundedRequester(Requester):
     def ask(self, page: int, count: int, write: bool) -> None:
         """Request pages; for writing their contents come always, for a copy here may be old."""
         if write:
-            self._post(_GET, "ask-write", page, count, _WRITE)
+            self.post(_GET, "ask-write", page, count, _WRITE)
         else:
-            self._post(_GET, "ask-read", page, count, 0)
+            self.post(_GET, "ask-read", page, count, 0)
 
-    def _post(self, kind: int, event: str, page: int, count: int, flags: int) -> None:
-        super()._post(kind, event, page, count, flags)
+    def post(self, kind: int, event: str, page: int, count: int, flags: int) -> None:
+        super().post(kind, event, page, count, flags)
         if self.deadline is None and not flags & _WRITE:
             self._look_at(self.region.engine.now + READ_AGAIN_NS)
 

@@ -107,6 +107,7 @@ class Acquirer:
         for page, count in runs_of(pages[region.table.states[pages] == _INVALID]).tolist():
             region.effects.append(Discard(region.number, page, count))
         region.settle_pages(pages)
+        region.habits.bring_again(pages)
 
     def unpinned(self) -> None:
         """A pin has ended: what waited for it may go."""

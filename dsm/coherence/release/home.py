@@ -211,8 +211,10 @@ class Home:
     def lowered(self, token: int) -> None:
         """No worker of this node can write these pages any more."""
         page, count = self.lowering.pop(token)
+        pages = np.arange(page, page + count)
+        self.region.writer.send_diffs(self.region.writer.twinned(pages), in_round=False)
         self.region.table.shift("downgraded", page, count)
-        self.resume(np.arange(page, page + count))
+        self.resume(pages)
         self.region.requester.settle(page, count)
 
     def _wait(self, message: Message, page: int, count: int) -> None:

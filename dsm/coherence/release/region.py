@@ -19,6 +19,7 @@ import numpy.typing as npt
 from dsm.coherence.messages import Flag, Kind, Message, Runs
 from dsm.coherence.region import ModelRegion
 from dsm.coherence.release.acquirer import Acquirer
+from dsm.coherence.release.habits import Habits
 from dsm.coherence.release.home import Home
 from dsm.coherence.release.homes import Homes
 from dsm.coherence.release.rehoming import Rehomings
@@ -41,7 +42,7 @@ _DIFF, _DROP, _DIFFED, _MOVED = int(Kind.DIFF), int(Kind.DROP), int(Kind.DIFFED)
 class ReleaseRegion(ModelRegion):
     """One region under the `release` model."""
 
-    __slots__ = ("acquirer", "home", "rehomings", "writer")
+    __slots__ = ("acquirer", "habits", "home", "rehomings", "writer")
 
     requester: ReleaseRequester
     placement: Homes
@@ -54,6 +55,7 @@ class ReleaseRegion(ModelRegion):
         self.writer = Writer(self)
         self.acquirer = Acquirer(self)
         self.rehomings = Rehomings(self)
+        self.habits = Habits(self, region.options.page_size)
         self.roles |= {
             Kind.GET: self.home.request,
             Kind.AHEAD: self.home.request,

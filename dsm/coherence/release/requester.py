@@ -54,6 +54,8 @@ class ReleaseRequester(Requester):
                     stop += 1
                 if count == 1 and region.writer.wants_home(page):
                     self.pull(page, 1)
+                elif count == 1:
+                    region.writer.open(*region.habits.group(page))
                 else:
                     region.writer.open(page, stop - page)
                 page = stop
@@ -63,8 +65,18 @@ class ReleaseRequester(Requester):
                 stop = min(end, region.placement.request_end(page))
                 missing = table.missing_runs(page, stop, False)[0][1]
                 event = "ask-write" if write else "ask-read"
-                self._post(_GET, event, page, missing, _WRITE if write else 0)
+                self.post(_GET, event, page, missing, _WRITE if write else 0)
                 page += missing
+
+    def fault(self, page: int, write: bool, waiter: int, worker: int, instruction: int) -> None:
+        """A thread touched `page` without the access it needs; it waits, or may go on at once."""
+        self.region.habits.used(page)
+        super().fault(page, write, waiter, worker, instruction)
+
+    def touched(self, page: int, worker: int) -> None:
+        """A worker used the first page of a window that was read ahead, or brought again."""
+        self.region.habits.used(page)
+        super().touched(page, worker)
 
     def ahead(self, start: int, count: int, write: bool) -> None:
         """Read, or make writable, ahead of a stream; at home that would only be tracked in vain."""
@@ -80,7 +92,7 @@ class ReleaseRequester(Requester):
     def pull(self, page: int, count: int) -> None:
         """Ask for the home of pages that are all INVALID or all SHARED, and have one home."""
         before = self.region.engine.last_request
-        self._post(_GET, "ask-write", page, count, _WRITE | _HOME)
+        self.post(_GET, "ask-write", page, count, _WRITE | _HOME)
         self.pulls.update(range(before + 1, self.region.engine.last_request + 1))
 
     def install(self, message: Message) -> None:

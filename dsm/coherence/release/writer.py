@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dsm.coherence.messages import Diff, Level, LowerRuns, Message, Raise, Runs, Twin
-from dsm.coherence.release.runs import NONE, Pages, count_of, pages_of, runs_of, union
+from dsm.coherence.release.runs import NONE, Pages, pages_of, runs_of, union
 from dsm.coherence.states import State
 from dsm.limits import SOLE_WRITER_RELEASES
 
@@ -30,10 +30,24 @@ _READ_LEVEL, _WRITE_LEVEL = int(Level.READ), int(Level.WRITE)
 _GATHERED = 4096
 
 
+class Flush:
+    """Changes of some pages on their way to one home; to this node itself they are only found out."""
+
+    __slots__ = ("home", "in_round", "left", "pages")
+
+    def __init__(self, home: int, pages: Pages, in_round: bool) -> None:
+        self.home = home
+        self.pages = pages
+        #: It belongs to the interval that is closing, not to the open one.
+        self.in_round = in_round
+        #: Pages that the home has not acknowledged.
+        self.left = len(pages)
+
+
 class Writer:
     """What one node's workers have written of one region."""
 
-    __slots__ = ("_changed", "_closing", "_written", "flushes", "lowering", "region", "streaks")
+    __slots__ = ("_changed", "_closing", "_twinned", "_written", "flushes", "lowering", "region", "streaks")
 
     def __init__(self, region: ReleaseRegion) -> None:
         self.region = region
@@ -42,10 +56,12 @@ class Writer:
         #: Pages of the open interval that are known to be changed, and of the one that is closing.
         self._changed: list[Runs] = []
         self._closing: list[Runs] = []
+        #: Pages of this home that have a twin, because they were made writable in case they are written.
+        self._twinned = np.zeros(region.table.pages, np.bool_)
         #: token -> pages whose workers are losing write access for a round.
         self.lowering: dict[int, Pages] = {}
-        #: Number of a diff under way -> [home, pages that it has not acknowledged, belongs to a round].
-        self.flushes: dict[int, list[int]] = {}
+        #: Diffs under way, by number.
+        self.flushes: dict[int, Flush] = {}
         #: Releases in a row in which this node alone has changed a page.
         self.streaks = np.zeros(region.table.pages, np.uint8)
 
@@ -90,9 +106,11 @@ class Writer:
             return
         pages = np.arange(page, page + count)
         mine = region.placement.mine(pages)
-        for low, number in runs_of(pages[~mine]).tolist():
+        tracked = ~mine | (region.table.copysets[pages] != 0)
+        # Some of them, nobody may write: at home, too, they are compared.
+        self._twinned[pages[tracked & mine]] = True
+        for low, number in runs_of(pages[tracked]).tolist():
             region.effects.append(Twin(region.number, low, number))
-        for low, number in runs_of(pages[~mine | (region.table.copysets[pages] != 0)]).tolist():
             self._note(low, number)
 
     def track(self, page: int, count: int) -> None:
@@ -123,14 +141,16 @@ class Writer:
         if not len(pages):
             return
         mine = region.placement.mine(pages)
-        noticed = pages[mine]
+        noticed = pages[mine & ~self._twinned[pages]]
         if len(noticed):
             self._closing.append(runs_of(noticed))
+            region.habits.closed(noticed)
             table.versions.each(noticed)
         # What was flushed early is not EXCLUSIVE any more; what became private again needs no tracking.
-        live = (table.states[pages] == _EXCLUSIVE) & ~(mine & (table.copysets[pages] == 0))
+        private = mine & (table.copysets[pages] == 0) & ~self._twinned[pages]
+        live = (table.states[pages] == _EXCLUSIVE) & ~private
         pinned = live & region.pinned(pages, write=True)
-        self._keep(pages[pinned & ~mine], pages[pinned])
+        self._keep(pages[pinned & (~mine | self._twinned[pages])], pages[pinned])
         lowered = pages[live & ~pinned]
         if not len(lowered):
             return
@@ -152,10 +172,14 @@ class Writer:
         """No worker can write these pages any more: send the diffs; then they may be written again."""
         pages = self.lowering.pop(token)
         region = self.region
-        self.send_diffs(pages[~region.placement.mine(pages)], in_round=True)
+        self.send_diffs(self.twinned(pages), in_round=True)
         region.table.shift_pages("downgraded", pages)
         region.home.resume(pages)
         region.settle_pages(pages)
+
+    def twinned(self, pages: Pages) -> Pages:
+        """Return those of these writable pages that have a twin."""
+        return pages[~self.region.placement.mine(pages) | self._twinned[pages]]
 
     def send_diffs(self, pages: Pages, *, in_round: bool, keep: bool = False) -> list[tuple[int, Pages]]:
         """Send what differs from the twins to the homes; return the numbers that they will acknowledge."""
@@ -164,9 +188,11 @@ class Writer:
         if len(pages):
             for home, runs in region.placement.split(runs_of(pages)):
                 number = region.engine.next_request()
-                self.flushes[number] = [home, count_of(runs), int(in_round)]
+                flush = self.flushes[number] = Flush(home, pages_of(runs), in_round)
                 region.effects.append(Diff(home, region.number, runs, number, keep))
-                sent.append((number, pages_of(runs)))
+                sent.append((number, flush.pages))
+            if not keep:
+                self._twinned[pages] = False
         return sent
 
     def diffed(self, request: int, changed: Runs, parts: int) -> None:
@@ -174,22 +200,23 @@ class Writer:
         flush = self.flushes.get(request)
         if flush is None:
             return
+        pages = pages_of(changed)
+        self.region.habits.compared(flush.pages, pages)
         if len(changed):
-            pages = pages_of(changed)
             streaks = self.streaks[pages]
             self.streaks[pages] = np.minimum(streaks, 254) + 1
             self.region.table.versions.each(pages)
-            (self._closing if flush[2] else self._changed).append(changed)
-        flush[1] = parts
-        if not flush[1] or flush[0] in self.region.engine.lost:
+            (self._closing if flush.in_round else self._changed).append(changed)
+        flush.left = parts
+        if not parts or flush.home in self.region.engine.lost:
             self._end(request)
 
     def acknowledged(self, message: Message) -> None:
         """A home has stored a diff, or a part of it."""
         flush = self.flushes.get(message.request)
         if flush is not None:
-            flush[1] -= message.value
-            if flush[1] <= 0:
+            flush.left -= message.value
+            if flush.left <= 0:
                 self._end(message.request)
 
     def _end(self, request: int) -> None:
@@ -206,7 +233,7 @@ class Writer:
     def node_lost(self, node: int) -> None:
         """The home of some diffs is dead: nobody will acknowledge them."""
         for request, flush in list(self.flushes.items()):
-            if flush[0] == node:
+            if flush.home == node:
                 self._end(request)
 
     def gave(self, page: int, count: int) -> None:

@@ -123,6 +123,8 @@ class ReleasePerformer(SyncNode):
         """Send changes in one message or several, which may share a page; return how many pages they name."""
         random = self.world.random
         named = 0
+        if effect.node == self.number:
+            return 0  # what this home changed itself, it only wants to know
         while changes:
             part = len(changes) if random.random() < 0.7 else random.randint(1, len(changes))
             sent, changes = changes[:part], changes[part:]

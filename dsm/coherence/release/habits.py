@@ -1,0 +1,93 @@
+"""What the last interval says of the next one: pages that were written, or read, together.
+
+Owns one byte a page for each.  A page whose copy is given up, though it was used, is asked for again at once,
+together with its neighbours and before anybody misses it; one that was brought so and not used is not.  A
+page that was changed in the last interval becomes writable together with its neighbours that were: in an
+iteration that repeats itself, one fault opens what took one fault a page the first time.  What that makes
+writable in vain is found unchanged at the next release, is not noticed, and not opened so again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dsm.coherence.messages import Kind
+from dsm.coherence.release.runs import Pages, runs_of
+from dsm.coherence.states import State
+from dsm.limits import BULK_WINDOW_BYTES, READ_AHEAD_MAX_BYTES
+
+if TYPE_CHECKING:
+    from dsm.coherence.release.region import ReleaseRegion
+
+_INVALID, _SHARED = int(State.INVALID), int(State.SHARED)
+_AHEAD = int(Kind.AHEAD)
+
+
+class Habits:
+    """Pages of one region that one node uses again and again."""
+
+    __slots__ = ("_most", "_together", "region", "unused", "written")
+
+    def __init__(self, region: ReleaseRegion, page_size: int) -> None:
+        self.region = region
+        #: Pages that were brought again, and not used since.
+        self.unused = np.zeros(region.table.pages, np.bool_)
+        #: Pages that were changed in the last interval in which they were writable.
+        self.written = np.zeros(region.table.pages, np.bool_)
+        #: Pages that are brought again after one acquire, and opened by one fault.
+        self._most = max(1, BULK_WINDOW_BYTES // page_size)
+        self._together = max(1, READ_AHEAD_MAX_BYTES // page_size)
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def used(self, page: int) -> None:
+        """A worker uses a page: then it uses what was brought with it."""
+        if not self.unused[page]:
+            return
+        first, end = max(0, page - self._together), page + self._together
+        behind = np.flatnonzero(~self.unused[page:end])
+        before = np.flatnonzero(~self.unused[first:page])
+        low = first + int(before[-1]) + 1 if len(before) else first
+        high = page + int(behind[0]) if len(behind) else end
+        self.unused[low:high] = False
+
+    def bring_again(self, pages: Pages) -> None:
+        """Copies of these pages (ascending) were given up: ask for those that were used."""
+        region = self.region
+        again = pages[(region.table.states[pages] == _INVALID) & ~self.unused[pages]][: self._most]
+        self.unused[pages] = False
+        for page, count in runs_of(again).tolist():
+            end = page + count
+            while page < end:
+                stop = min(end, region.placement.request_end(page), page + self._together)
+                if region.placement.directory(page) not in region.engine.lost:
+                    region.marks.add(page)
+                    region.requester.post(_AHEAD, "ask-ahead", page, stop - page, 0)
+                    self.unused[page:stop] = True
+                page = stop
+
+    # -- writing -------------------------------------------------------------------------------------------
+
+    def group(self, page: int) -> tuple[int, int]:
+        """Return the pages (first, count) that are to become writable with `page`, all SHARED."""
+        if not self.written[page]:
+            return page, 1
+        region = self.region
+        first, end = max(0, page - self._together), min(region.table.pages, page + self._together)
+        fit = self.written[first:end] & (region.table.states[first:end] == _SHARED)
+        others = np.flatnonzero(~fit[: page - first])
+        low = first + int(others[-1]) + 1 if len(others) else first
+        others = np.flatnonzero(~fit[page - first :])
+        high = page + int(others[0]) if len(others) else end
+        return low, max(1, high - low)
+
+    def compared(self, pages: Pages, changed: Pages) -> None:
+        """Of these writable pages those have been changed."""
+        self.written[pages] = False
+        self.written[changed] = True
+
+    def closed(self, pages: Pages) -> None:
+        """These pages count as changed, without a comparison."""
+        self.written[pages] = True
