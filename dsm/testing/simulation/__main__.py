@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from dsm.testing.simulation.mutants import MUTANTS
-from dsm.testing.simulation.runner import FAULTS, MIN_EVENTS, campaign, report, run_seed
+from dsm.testing.simulation.runner import FAULTS, MIN_EVENTS, MODELS, campaign, report, run_seed
 
 
 def _seeds(text: str) -> range:
@@ -31,6 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--seeds", type=_seeds, default=range(1000), metavar="FIRST:LAST", help="run many seeds"
     )
     what.add_argument("--list-mutants", action="store_true", help="list the deliberate bugs")
+    parser.add_argument(
+        "--model", choices=tuple(MODELS), default="sequential", help="consistency (default %(default)s)"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="processes to run many seeds in")
     parser.add_argument(
         "--events", type=int, default=MIN_EVENTS, help="least events a seed (default %(default)s)"
@@ -51,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.seed is None:
         return campaign(
             options.seeds,
+            model=options.model,
             jobs=options.jobs,
             mutant=options.mutant,
             faults=options.faults,
@@ -61,6 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     keep = 10_000_000 if options.trace else 400
     outcome = run_seed(
         options.seed,
+        model=options.model,
         parts=parts,
         faults=options.faults,
         min_events=options.events,

@@ -21,6 +21,7 @@ from dsm.errors import InternalError
 from dsm.testing.simulation.cluster import Cluster, Coverage, Parts
 from dsm.testing.simulation.faults import Calm, Faults, Stormy
 from dsm.testing.simulation.mutants import MUTANTS
+from dsm.testing.simulation.release.cluster import RELEASE_PARTS, ReleaseCluster
 from dsm.testing.simulation.world import TRACE_TAIL, Violation
 
 #: Events after which a seed has run long enough.
@@ -29,6 +30,11 @@ MIN_EVENTS = 3_000
 MAX_EVENTS = 400_000
 #: Lines of the trace in the report of a failure.
 REPORT_LINES = 60
+#: Consistency model -> how a seed of it is simulated, and the parts that it is made of.
+MODELS: dict[str, tuple[type[Cluster], Parts]] = {
+    "sequential": (Cluster, Parts()),
+    "release": (ReleaseCluster, RELEASE_PARTS),
+}
 #: Which seeds have faults.
 FAULTS: dict[str, type[Faults]] = {"some": Faults, "none": Calm, "all": Stormy}
 
@@ -47,6 +53,7 @@ class Outcome(msgspec.Struct):
     #: What its faults hit -> times.
     faults: dict[str, int]
     trace: str = ""
+    model: str = "sequential"
 
     @property
     def ok(self) -> bool:
@@ -57,6 +64,7 @@ class Outcome(msgspec.Struct):
 def run_seed(
     seed: int,
     *,
+    model: str = "sequential",
     parts: Parts | None = None,
     faults: str = "",
     min_events: int = MIN_EVENTS,
@@ -70,6 +78,8 @@ def run_seed(
     ----------
     seed
         Determines everything: cluster, programs, delays.
+    model
+        One of `MODELS`.
     parts
         Classes to build it of; None: the real ones.
     faults
@@ -88,9 +98,11 @@ def run_seed(
     Outcome
         With `failure` empty when every check held.
     """
+    cluster_class, usual = MODELS[model]
+    parts = parts or usual
     if faults:
-        parts = replace(parts or Parts(), faults=FAULTS[faults])
-    cluster = Cluster(seed, parts=parts, keep=keep)
+        parts = replace(parts, faults=FAULTS[faults])
+    cluster = cluster_class(seed, parts=parts, keep=keep)
     world = cluster.world
     failure = ""
     try:
@@ -104,21 +116,22 @@ def run_seed(
             raise
     trace = world.story(keep) if failure or full else ""
     hit = dict(cluster.losses.tally)
-    return Outcome(seed, world.events, world.digest, failure, cluster.coverage, hit, trace)
+    return Outcome(seed, world.events, world.digest, failure, cluster.coverage, hit, trace, model)
 
 
 def report(outcome: Outcome, lines: int = REPORT_LINES) -> str:
     """Return the text of a failure."""
     tail = "\n".join(outcome.trace.splitlines()[-lines:])
+    model = "" if outcome.model == "sequential" else f" --model {outcome.model}"
     return (
         f"seed {outcome.seed} failed after {outcome.events} events: {outcome.failure}\n"
         f"the last {lines} entries of its trace:\n{tail}\n"
-        f"replay: python -m dsm.testing.simulation --seed {outcome.seed} --trace"
+        f"replay: python -m dsm.testing.simulation{model} --seed {outcome.seed} --trace"
     )
 
 
-def rows_not_taken(coverage: Coverage) -> list[str]:
-    """Return the rows of the transition table that `coverage` lacks, as ``event STATE``."""
+def rows_not_taken(coverage: Coverage, model: str = "sequential") -> list[str]:
+    """Return the rows of a model's transition table that `coverage` lacks, as ``event STATE``."""
     return [
         f"{event} {State(before).name}"
         for event, row in TRANSITIONS.items()
@@ -128,15 +141,16 @@ def rows_not_taken(coverage: Coverage) -> list[str]:
     ]
 
 
-def _work(job: tuple[int, str, str, int]) -> Outcome:
-    seed, mutant, faults, min_events = job
+def _work(job: tuple[int, str, str, str, int]) -> Outcome:
+    seed, model, mutant, faults, min_events = job
     parts = MUTANTS[mutant].parts if mutant else None
-    return run_seed(seed, parts=parts, faults=faults, min_events=min_events)
+    return run_seed(seed, model=model, parts=parts, faults=faults, min_events=min_events)
 
 
 def run_many(
     seeds: Iterable[int],
     *,
+    model: str = "sequential",
     jobs: int = 1,
     mutant: str = "",
     faults: str = "",
@@ -146,7 +160,7 @@ def run_many(
 
     Closing the iterator early ends the processes.
     """
-    work = ((seed, mutant, faults, min_events) for seed in seeds)
+    work = ((seed, model, mutant, faults, min_events) for seed in seeds)
     if jobs <= 1:
         yield from map(_work, work)
         return
@@ -154,7 +168,9 @@ def run_many(
         yield from pool.imap_unordered(_work, work, chunksize=8)
 
 
-def campaign(seeds: range, *, jobs: int, mutant: str, faults: str, min_events: int, max_failures: int) -> int:
+def campaign(
+    seeds: range, *, model: str, jobs: int, mutant: str, faults: str, min_events: int, max_failures: int
+) -> int:
     """Run many seeds with a progress line; return the exit status: 1 when one failed."""
     out: TextIO = sys.stdout
     began = time.monotonic()
@@ -163,7 +179,8 @@ def campaign(seeds: range, *, jobs: int, mutant: str, faults: str, min_events: i
     coverage: Coverage = {}
     hit: Counter[str] = Counter()
     terminal = out.isatty()
-    for outcome in run_many(seeds, jobs=jobs, mutant=mutant, faults=faults, min_events=min_events):
+    outcomes = run_many(seeds, model=model, jobs=jobs, mutant=mutant, faults=faults, min_events=min_events)
+    for outcome in outcomes:
         done += 1
         events += outcome.events
         least = min(least or outcome.events, outcome.events)
@@ -186,7 +203,7 @@ def campaign(seeds: range, *, jobs: int, mutant: str, faults: str, min_events: i
         f"(at least {least:,} a seed) in {took:.1f} s, {events / took:,.0f} events/s",
         file=out,
     )
-    missing = rows_not_taken(coverage)
+    missing = rows_not_taken(coverage, model)
     if hit:
         print("what the faults hit:", file=out)
         for what in sorted(hit):

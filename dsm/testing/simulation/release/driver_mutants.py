@@ -1,0 +1,125 @@
+"""Deliberate bugs of the manager and the shim under release consistency, put into their models.
+
+Owns the classes; `mutants` names them and says what is wrong.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from dsm.coherence.messages import Apply, Effect, Raise, Twin
+from dsm.testing.simulation.release.diffs import of_runs
+from dsm.testing.simulation.release.frames import Byte, LiveRegion
+from dsm.testing.simulation.release.node import Pending, Stamp, TimedNode, TimedReply
+from dsm.testing.simulation.release.plan import Manners
+from dsm.wire.calls import Op
+
+_WORD = 8
+
+
+class TwinsLate(TimedNode):
+    """Makes the twin after the grant."""
+
+    def collect(self) -> None:
+        super().collect()
+        effects = list(self.effects)
+        for index in range(len(effects) - 1):
+            if type(effects[index]) is Twin and type(effects[index + 1]) is Raise:
+                effects[index : index + 2] = effects[index + 1], effects[index]
+        self.effects = deque[Effect](effects)
+
+
+class LooksTwice(TimedNode):
+    """Takes a second snapshot of a frame for its new twin."""
+
+    def new_twin(self, home: LiveRegion, page: int, copy: list[int]) -> list[int]:
+        return list(home.frames[page])
+
+
+class SendsWholePages(TimedNode):
+    """Sends bytes that have not changed."""
+
+    def changed_bytes(self, home: LiveRegion, page: int, copy: list[int], twin: list[int]) -> list[Byte]:
+        return [(page, offset, byte) for offset, byte in enumerate(copy)] if copy != twin else []
+
+
+class SendsWords(TimedNode):
+    """Sends whole words of which one byte has changed."""
+
+    def changed_bytes(self, home: LiveRegion, page: int, copy: list[int], twin: list[int]) -> list[Byte]:
+        words = {offset // _WORD for _, offset, _ in super().changed_bytes(home, page, copy, twin)}
+        return [(page, offset, byte) for offset, byte in enumerate(copy) if offset // _WORD in words]
+
+
+class MergesWords(TimedNode):
+    """Reads, modifies and writes words where bytes change."""
+
+    def begin_apply(self, effect: Apply) -> None:
+        home = self.frames_of(effect.region, effect)
+        changes = of_runs(self._payload(effect.payload), effect.runs)
+        words = sorted({(page, offset // _WORD) for page, offset, _ in changes})
+        self._merged: list[Byte] = [
+            (page, offset, home.frames[page][offset])
+            for page, word in words
+            for offset in range(word * _WORD, (word + 1) * _WORD)
+        ]
+
+    def finish_apply(self, effect: Apply) -> None:
+        self.store_bytes(effect, self._merged)
+        self.store_bytes(effect, of_runs(self._payload(effect.payload), effect.runs))
+
+
+class ForgetsTimes(TimedNode):
+    """Does not join the time of a call into its object's."""
+
+    def joins(self, number: int, stamp: Stamp) -> None:
+        pass
+
+
+class ForgetsLockTimes(TimedNode):
+    """Replaces the time of an object by that of the last call."""
+
+    def joins(self, number: int, stamp: Stamp) -> None:
+        self.times.drop(number)
+        super().joins(number, stamp)
+
+
+class ReleasesUnflushed(TimedNode):
+    """Sends the release of a lock without waiting for `Released`."""
+
+    def _begin(self, queue: deque[Pending]) -> None:
+        if queue and queue[0].call.kind == Op.LOCK_RELEASE:
+            self._send(queue.popleft(), self.engine.fence.time)
+        super()._begin(queue)
+
+
+class WakesUnacquired(TimedNode):
+    """Wakes a thread without waiting for `Acquired`."""
+
+    def answered(self, sender: int, answer: TimedReply) -> None:
+        thread = self.slots.get(answer.reply.ticket)
+        super().answered(sender, answer)
+        for reply in list(self.acquiring.values()):
+            if reply is answer.reply and thread is not None and thread.waiting:
+                self._replied(reply)
+
+    def do_acquired(self, effect: object) -> None:
+        self.acquiring.pop(effect.ticket, None)  # type: ignore[attr-defined]
+
+
+class KeepsNotices(TimedNode):
+    """Says that it has told its notices, and does not tell them; the receiver believes that it has all."""
+
+    def stamp(self, node: int, time: tuple[int, ...], clock: tuple[int, ...]) -> Stamp:
+        return super().stamp(node, time, clock)._replace(notices=b"")
+
+
+class Pinned(Manners):
+    """Programs that pin often."""
+
+    @classmethod
+    def draw(cls, random: object) -> Manners:
+        manners = Manners.draw(random)  # type: ignore[arg-type]
+        manners.calls = (0.0, 0.3, 0.0)
+        manners.write_chance = 0.7
+        return manners

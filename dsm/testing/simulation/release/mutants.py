@@ -1,0 +1,210 @@
+"""Deliberate bugs under release consistency, each of which the checkers must find.
+
+Owns the list, as `dsm.testing.simulation.mutants` does for the sequential model.
+"""
+
+from __future__ import annotations
+
+from dsm.coherence.engine import Engine
+from dsm.coherence.release.acquirer import Acquirer
+from dsm.coherence.release.fence import Fence
+from dsm.coherence.release.home import Home
+from dsm.coherence.release.intervals import Log
+from dsm.coherence.release.region import ReleaseRegion
+from dsm.coherence.release.requester import ReleaseRequester
+from dsm.coherence.release.writer import Writer
+from dsm.testing.simulation.cluster import Parts
+from dsm.testing.simulation.mutants import Mutant
+from dsm.testing.simulation.release import driver_mutants as driver
+from dsm.testing.simulation.release import engine_mutants as engine
+from dsm.testing.simulation.release.node import TimedNode
+from dsm.testing.simulation.release.thread import ReleaseThread
+from dsm.testing.simulation.release.truth import ReleaseTruth
+from dsm.types import Region
+
+RELEASE_MUTANTS: dict[str, Mutant] = {}
+
+
+def _add(name: str, about: str, parts: Parts) -> None:
+    RELEASE_MUTANTS[name] = Mutant(about, parts)
+
+
+def release_parts(node: type[TimedNode] = TimedNode, engine: type[Engine] = Engine) -> Parts:
+    """Return parts of a simulation of release consistency."""
+    return Parts(node=node, engine=engine, thread=ReleaseThread, truth=ReleaseTruth)
+
+
+def mutated_release(
+    *,
+    writer: type[Writer] = Writer,
+    acquirer: type[Acquirer] = Acquirer,
+    requester: type[ReleaseRequester] = ReleaseRequester,
+    home: type[Home] = Home,
+    fence: type[Fence] = Fence,
+    log: type[Log] = Log,
+) -> Parts:
+    """Return parts whose engines have these roles."""
+
+    class Mutated(Engine):
+        def __init__(self, node: int, patience: int = 0) -> None:
+            super().__init__(node, patience)
+            self.fence.__class__ = fence
+
+        def add_region(self, region: Region) -> None:
+            self.fence.log.__class__ = log
+            super().add_region(region)
+            made = self.regions[region.region]
+            assert isinstance(made, ReleaseRegion)
+            made.writer.__class__ = writer
+            made.acquirer.__class__ = acquirer
+            made.requester.__class__ = requester
+            made.home.__class__ = home
+            # The table of messages names methods of the roles: they must be the new ones.
+            made.roles = {
+                kind: getattr(method.__self__, method.__name__)  # type: ignore[attr-defined]
+                for kind, method in made.roles.items()
+            }
+
+    return release_parts(engine=Mutated)
+
+
+# -- writing and releasing ------------------------------------------------------------------------------
+
+_add("notice-dropped", "an interval lacks one of its notices", mutated_release(writer=engine.DropsNotice))
+_add(
+    "early-flush-unnoticed",
+    "what was flushed before the release is missing in the notices",
+    mutated_release(writer=engine.DropsEarlyFlushed),
+)
+_add(
+    "own-writes-unnoticed",
+    "what a home writes itself is missing in the notices",
+    mutated_release(writer=engine.DropsOwnWrites),
+)
+_add(
+    "diff-before-revocation",
+    "a frame is compared before every worker lost write access",
+    mutated_release(writer=engine.DiffsEarly),
+)
+_add(
+    "written-before-twin",
+    "write access is granted, then the twin is made",
+    mutated_release(writer=engine.RaisesFirst),
+)
+_add("twin-after-grant", "the manager makes the twin after the grant", release_parts(driver.TwinsLate))
+_add(
+    "second-snapshot",
+    "the new twin is another snapshot than the one that was compared",
+    release_parts(driver.LooksTwice),
+)
+_add("whole-pages-sent", "a diff holds bytes that have not changed", release_parts(driver.SendsWholePages))
+_add("words-sent", "a diff holds whole words", release_parts(driver.SendsWords))
+_add("words-merged", "a home reads, modifies and writes words", release_parts(driver.MergesWords))
+_add(
+    "notice-before-acknowledgement",
+    "an interval closes before the homes have its diffs",
+    mutated_release(writer=engine.DoesNotAwaitHomes),
+)
+_add(
+    "round-joined-late",
+    "a release shares the round that is under way already",
+    mutated_release(fence=engine.JoinsRound),
+)
+
+# -- acquiring ------------------------------------------------------------------------------------------
+
+_add(
+    "acquired-too-early",
+    "an acquire is over before the workers have given their copies up",
+    mutated_release(acquirer=engine.AcquiresEarly),
+)
+_add(
+    "dirty-thrown-away",
+    "a dirty page that a notice names is given up without a diff",
+    mutated_release(acquirer=engine.ThrowsDirtyAway),
+)
+_add(
+    "flushed-page-fetched-early",
+    "a dirty page is given up before its home has the diff",
+    mutated_release(acquirer=engine.FlushesLate),
+)
+_add("pins-ignored-by-acquire", "an acquire takes pinned pages", mutated_release(acquirer=engine.IgnoresPins))
+_add(
+    "voided-fetch-installed",
+    "what left its home before the write that a notice names is installed",
+    mutated_release(requester=engine.InstallsVoided),
+)
+_add(
+    "trimmed-log-believed",
+    "the copies stay though the log has forgotten notices",
+    mutated_release(log=engine.BelievesTrimmed),
+)
+_add(
+    "time-said-early",
+    "a release says that it has seen what is still being acquired",
+    mutated_release(fence=engine.AppliesEarly),
+)
+
+# -- homes ----------------------------------------------------------------------------------------------
+
+_add(
+    "private-untracked",
+    "the first fetch of a private page does not make it tracked",
+    mutated_release(home=engine.SendsUntracked),
+)
+_add("reader-forgotten", "a reader is not in the copyset", mutated_release(home=engine.ForgetsReader))
+_add(
+    "dropped-while-used",
+    "a node leaves the copyset of a page that it goes on reading",
+    mutated_release(acquirer=engine.DropsUsed),
+)
+_add(
+    "given-while-written",
+    "a home moves while its workers write the page",
+    mutated_release(home=engine.GivesWhileWritten),
+)
+_add(
+    "given-writes-unnoticed",
+    "a home that moves leaves the writes of its open interval unnoticed",
+    mutated_release(writer=engine.ForgetsGiven),
+)
+_add(
+    "copyset-forgotten",
+    "a new home does not know who has copies",
+    mutated_release(requester=engine.ForgetsCopyset),
+)
+_add("diff-overtaken", "a home overtakes a diff on its way", mutated_release(writer=engine.OvertakesDiffs))
+_add(
+    "forwarded-dropped",
+    "a diff for a home that has moved on is not passed on",
+    mutated_release(home=engine.DropsForwarded),
+)
+_add(
+    "forwarded-acknowledged",
+    "a diff that is passed on is acknowledged before the home has it",
+    mutated_release(home=engine.AcknowledgesForwarded),
+)
+_add(
+    "stored-at-old-home",
+    "a diff is stored at a home that has moved on",
+    mutated_release(home=engine.StoresWhatIsNotMine),
+)
+
+# -- synchronization ------------------------------------------------------------------------------------
+
+_add("stale-time", "the time of a call is not joined into its object's", release_parts(driver.ForgetsTimes))
+_add(
+    "time-replaced",
+    "the time of an object is that of the last call, not of all",
+    release_parts(driver.ForgetsLockTimes),
+)
+_add(
+    "released-unflushed",
+    "the release of a lock is sent before `Released`",
+    release_parts(driver.ReleasesUnflushed),
+)
+_add(
+    "woken-unacquired",
+    "a thread that acquires goes on before `Acquired`",
+    release_parts(driver.WakesUnacquired),
+)
