@@ -10,15 +10,18 @@ from collections.abc import Iterator
 from random import Random
 
 from dsm.coherence.release.intervals import Log
+from dsm.coherence.release.writer import Writer
 from dsm.limits import ADDRESS_LOW
 from dsm.testing.simulation.cluster import Cluster, Parts, Shape
 from dsm.testing.simulation.node import Node
 from dsm.testing.simulation.release.calls import TimedCall
 from dsm.testing.simulation.release.clocks import Clocks
 from dsm.testing.simulation.release.node import TimedNode
-from dsm.testing.simulation.release.plan import Manners, Plan
+from dsm.testing.simulation.release.parts import ReleaseParts
+from dsm.testing.simulation.release.plan import Plan
 from dsm.testing.simulation.release.program import FENCE, Author, look_everywhere
 from dsm.testing.simulation.release.rest import check_fence, check_region, unfinished
+from dsm.testing.simulation.release.restless import Restless
 from dsm.testing.simulation.release.thread import ReleaseThread
 from dsm.testing.simulation.release.truth import ReleaseTruth
 from dsm.testing.simulation.sync import SyncTruth
@@ -30,7 +33,7 @@ from dsm.wire.calls import Op
 
 #: Numbers of locks, flags and barriers (each round has barriers of its own).
 _LOCKS, _FLAGS, _BARRIERS = 10, 20, 100
-RELEASE_PARTS = Parts(node=TimedNode, thread=ReleaseThread, truth=ReleaseTruth)
+RELEASE_PARTS = ReleaseParts()
 
 
 def draw_shape(random: Random) -> Shape:
@@ -66,15 +69,19 @@ class ReleaseCluster(Cluster):
     def __init__(
         self, seed: int, shape: Shape | None = None, parts: Parts | None = None, *, keep: int = 400
     ) -> None:
+        parts = parts or RELEASE_PARTS
+        assert isinstance(parts, ReleaseParts)
         random = Random(f"release {seed}")
         self.clocks = Clocks()
         self.sync_truth = SyncTruth(64)
         self.objects: list[SyncObject] = []
         self._barriers = _BARRIERS
+        #: Homes move at every chance.
+        self.restless = random.random() < 0.3
         self.log_bounds = random.choice(((2, 10), (5, 1000), (1000, 40), (1000, 100_000)))
-        super().__init__(seed, shape or draw_shape(random), parts or RELEASE_PARTS, keep=keep)
+        super().__init__(seed, shape or draw_shape(random), parts, keep=keep)
         self.plans = random
-        self.manners = Manners.draw(random)
+        self.manners = parts.manners.draw(random)
         self._raised: dict[int, int] = {}
         self._plan: Plan | None = None
         self._make_objects(random)
@@ -102,6 +109,12 @@ class ReleaseCluster(Cluster):
         assert isinstance(truth, ReleaseTruth)
         truth.clocks = self.clocks
         return truth
+
+    def _map(self, region: Region, node: Node) -> None:
+        super()._map(region, node)
+        joined = node.engine.fence.regions.get(region.region)
+        if self.restless and joined is not None and type(joined.writer) is Writer:
+            joined.writer.__class__ = Restless
 
     # -- objects ----------------------------------------------------------------------------------
 

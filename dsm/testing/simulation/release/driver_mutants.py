@@ -6,8 +6,9 @@ Owns the classes; `mutants` names them and says what is wrong.
 from __future__ import annotations
 
 from collections import deque
+from random import Random
 
-from dsm.coherence.messages import Apply, Effect, Raise, Twin
+from dsm.coherence.messages import Apply, Raise, Twin
 from dsm.testing.simulation.release.diffs import of_runs
 from dsm.testing.simulation.release.frames import Byte, LiveRegion
 from dsm.testing.simulation.release.node import Pending, Stamp, TimedNode, TimedReply
@@ -22,11 +23,10 @@ class TwinsLate(TimedNode):
 
     def collect(self) -> None:
         super().collect()
-        effects = list(self.effects)
+        effects = self.effects
         for index in range(len(effects) - 1):
             if type(effects[index]) is Twin and type(effects[index + 1]) is Raise:
-                effects[index : index + 2] = effects[index + 1], effects[index]
-        self.effects = deque[Effect](effects)
+                effects[index], effects[index + 1] = effects[index + 1], effects[index]
 
 
 class LooksTwice(TimedNode):
@@ -107,19 +107,13 @@ class WakesUnacquired(TimedNode):
         self.acquiring.pop(effect.ticket, None)  # type: ignore[attr-defined]
 
 
-class KeepsNotices(TimedNode):
-    """Says that it has told its notices, and does not tell them; the receiver believes that it has all."""
-
-    def stamp(self, node: int, time: tuple[int, ...], clock: tuple[int, ...]) -> Stamp:
-        return super().stamp(node, time, clock)._replace(notices=b"")
-
-
 class Pinned(Manners):
-    """Programs that pin often."""
+    """Programs that write what they have pinned, while others release."""
 
     @classmethod
-    def draw(cls, random: object) -> Manners:
-        manners = Manners.draw(random)  # type: ignore[arg-type]
-        manners.calls = (0.0, 0.3, 0.0)
-        manners.write_chance = 0.7
+    def draw(cls, random: Random) -> Manners:
+        manners = super().draw(random)
+        manners.calls = (0.0, 0.4, 0.0)
+        manners.write_chance = 0.95
+        manners.weights = (2, 3, 2, 0, 0)
         return manners

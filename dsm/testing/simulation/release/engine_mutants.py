@@ -16,6 +16,7 @@ from dsm.coherence.release.requester import ReleaseRequester
 from dsm.coherence.release.runs import Pages, count_of, pages_of, runs_of
 from dsm.coherence.release.writer import Writer
 from dsm.coherence.states import State
+from dsm.testing.simulation.release.restless import Restless
 
 _EXCLUSIVE = int(State.EXCLUSIVE)
 _HOME = int(Flag.HOME)
@@ -85,7 +86,7 @@ class DoesNotAwaitHomes(Writer):
         return bool(self.lowering)
 
 
-class OvertakesDiffs(Writer):
+class OvertakesDiffs(Restless):
     """Asks for the home of a page while a diff of it is on its way there."""
 
     __slots__ = ()
@@ -97,7 +98,7 @@ class OvertakesDiffs(Writer):
         return wants
 
 
-class ForgetsGiven(Writer):
+class ForgetsGiven(Restless):
     """Forgets what was written at home when the home moves."""
 
     __slots__ = ()
@@ -130,17 +131,6 @@ class ThrowsDirtyAway(Acquirer):
         clean, dirty = self.lowering[token]
         self.lowering[token] = np.sort(np.concatenate((clean, dirty))), dirty[:0]
         super().lowered(token)
-
-
-class FlushesLate(Acquirer):
-    """Gives a dirty page up when its diff is sent, not when it is stored."""
-
-    __slots__ = ()
-
-    def lowered(self, token: int) -> None:
-        super().lowered(token)
-        for request in list(self.flushing):
-            self.flushed(request)
 
 
 class IgnoresPins(Acquirer):

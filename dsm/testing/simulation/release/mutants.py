@@ -14,12 +14,14 @@ from dsm.coherence.release.region import ReleaseRegion
 from dsm.coherence.release.requester import ReleaseRequester
 from dsm.coherence.release.writer import Writer
 from dsm.testing.simulation.cluster import Parts
+from dsm.testing.simulation.driver_mutants import SlowPages
 from dsm.testing.simulation.mutants import Mutant
 from dsm.testing.simulation.release import driver_mutants as driver
 from dsm.testing.simulation.release import engine_mutants as engine
 from dsm.testing.simulation.release.node import TimedNode
-from dsm.testing.simulation.release.thread import ReleaseThread
-from dsm.testing.simulation.release.truth import ReleaseTruth
+from dsm.testing.simulation.release.parts import ReleaseParts
+from dsm.testing.simulation.release.plan import Manners
+from dsm.testing.simulation.world import Timing
 from dsm.types import Region
 
 RELEASE_MUTANTS: dict[str, Mutant] = {}
@@ -29,9 +31,14 @@ def _add(name: str, about: str, parts: Parts) -> None:
     RELEASE_MUTANTS[name] = Mutant(about, parts)
 
 
-def release_parts(node: type[TimedNode] = TimedNode, engine: type[Engine] = Engine) -> Parts:
+def release_parts(
+    node: type[TimedNode] = TimedNode,
+    engine: type[Engine] = Engine,
+    manners: type[Manners] = Manners,
+    timing: type[Timing] = Timing,
+) -> ReleaseParts:
     """Return parts of a simulation of release consistency."""
-    return Parts(node=node, engine=engine, thread=ReleaseThread, truth=ReleaseTruth)
+    return ReleaseParts(node=node, engine=engine, manners=manners, timing=timing)
 
 
 def mutated_release(
@@ -42,7 +49,8 @@ def mutated_release(
     home: type[Home] = Home,
     fence: type[Fence] = Fence,
     log: type[Log] = Log,
-) -> Parts:
+    timing: type[Timing] = Timing,
+) -> ReleaseParts:
     """Return parts whose engines have these roles."""
 
     class Mutated(Engine):
@@ -55,7 +63,7 @@ def mutated_release(
             super().add_region(region)
             made = self.regions[region.region]
             assert isinstance(made, ReleaseRegion)
-            made.writer.__class__ = writer
+            made.writer.__class__ = writer if writer is not Writer else type(made.writer)
             made.acquirer.__class__ = acquirer
             made.requester.__class__ = requester
             made.home.__class__ = home
@@ -65,7 +73,7 @@ def mutated_release(
                 for kind, method in made.roles.items()
             }
 
-    return release_parts(engine=Mutated)
+    return release_parts(engine=Mutated, timing=timing)
 
 
 # -- writing and releasing ------------------------------------------------------------------------------
@@ -95,7 +103,7 @@ _add("twin-after-grant", "the manager makes the twin after the grant", release_p
 _add(
     "second-snapshot",
     "the new twin is another snapshot than the one that was compared",
-    release_parts(driver.LooksTwice),
+    release_parts(driver.LooksTwice, manners=driver.Pinned),
 )
 _add("whole-pages-sent", "a diff holds bytes that have not changed", release_parts(driver.SendsWholePages))
 _add("words-sent", "a diff holds whole words", release_parts(driver.SendsWords))
@@ -123,16 +131,11 @@ _add(
     "a dirty page that a notice names is given up without a diff",
     mutated_release(acquirer=engine.ThrowsDirtyAway),
 )
-_add(
-    "flushed-page-fetched-early",
-    "a dirty page is given up before its home has the diff",
-    mutated_release(acquirer=engine.FlushesLate),
-)
 _add("pins-ignored-by-acquire", "an acquire takes pinned pages", mutated_release(acquirer=engine.IgnoresPins))
 _add(
     "voided-fetch-installed",
     "what left its home before the write that a notice names is installed",
-    mutated_release(requester=engine.InstallsVoided),
+    mutated_release(requester=engine.InstallsVoided, timing=SlowPages),
 )
 _add(
     "trimmed-log-believed",

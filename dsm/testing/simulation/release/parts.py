@@ -1,0 +1,24 @@
+"""The classes that a simulation of release consistency is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dsm.testing.simulation.cluster import Parts
+from dsm.testing.simulation.node import Node
+from dsm.testing.simulation.release.node import TimedNode
+from dsm.testing.simulation.release.plan import Manners
+from dsm.testing.simulation.release.thread import ReleaseThread
+from dsm.testing.simulation.release.truth import ReleaseTruth
+from dsm.testing.simulation.thread import Thread
+from dsm.testing.simulation.truth import Truth
+
+
+@dataclass(frozen=True)
+class ReleaseParts(Parts):
+    """`Parts`, and how programs look."""
+
+    node: type[Node] = TimedNode
+    thread: type[Thread] = ReleaseThread
+    truth: type[Truth] = ReleaseTruth
+    manners: type[Manners] = Manners
