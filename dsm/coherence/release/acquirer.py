@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _INVALID, _EXCLUSIVE = int(State.INVALID), int(State.EXCLUSIVE)
 _ON_THE_WAY = (int(State.READING), int(State.WRITING), int(State.AHEAD))
 _HERE = (int(State.SHARED), int(State.EXCLUSIVE), int(State.UPGRADING))
+#: A page that is given up, or is on its way here again.
+_GOING = (int(State.INVALIDATING), _INVALID, *_ON_THE_WAY)
 _NONE_LEVEL = int(Level.NONE)
 _DROP = int(Kind.DROP)
 
@@ -103,6 +105,8 @@ class Acquirer:
 
     def _gone(self, pages: Pages) -> None:
         region = self.region
+        # A page whose home has come here meanwhile stays: what comes with a home is never old.
+        pages = pages[np.isin(region.table.states[pages], _GOING)]
         region.table.shift_pages("invalidated", pages)
         for page, count in runs_of(pages[region.table.states[pages] == _INVALID]).tolist():
             region.effects.append(Discard(region.number, page, count))
