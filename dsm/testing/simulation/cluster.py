@@ -119,7 +119,7 @@ class Cluster:
         self.world = World(seed, timing=self.parts.timing, keep=keep)
         self.shape = shape or self.parts.shape.draw(self.world.random)
         self.network = self.parts.network(self.world)
-        self.losses = Losses()
+        self.losses = self.make_losses()
         self.membership = Membership(self.world, self.network, self.losses)
         self.faults = self.parts.faults(seed)
         self.faults.prepare(self)
@@ -158,6 +158,10 @@ class Cluster:
         self.losses.add_region(region.region, truth)
         for node in self.membership.survivors():
             self._map(region, node)
+
+    def make_losses(self) -> Losses:
+        """Return what may be lost with nodes."""
+        return Losses()
 
     def make_truth(self, region: Region, fill: int) -> Truth:
         """Return what a region's memory really holds."""

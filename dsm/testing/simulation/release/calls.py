@@ -8,13 +8,8 @@ from __future__ import annotations
 
 from dsm.errors import Status
 from dsm.testing.simulation.sync import SyncCall
-from dsm.wire.calls import Op
+from dsm.wire.calls import ACQUIRING, RELEASING, Op
 
-_LOADS = frozenset({int(Op.ATOMIC_LOAD)})
-_STORES = frozenset({int(Op.ATOMIC_STORE)})
-_ATOMICS = frozenset(int(op) for op in (Op.ATOMIC_LOAD, Op.ATOMIC_STORE, Op.ATOMIC_ADD, Op.ATOMIC_EXCHANGE))
-_RELEASING = frozenset({int(Op.LOCK_RELEASE), int(Op.BARRIER_WAIT)}) | (_ATOMICS - _LOADS)
-_ACQUIRING = frozenset({int(Op.LOCK_ACQUIRE), int(Op.BARRIER_WAIT)}) | (_ATOMICS - _STORES)
 #: Replies from which something is acquired.
 _TAKEN = frozenset({int(Status.OK), int(Status.OWNER_DIED), int(Status.BROKEN)})
 
@@ -44,9 +39,9 @@ class TimedCall(SyncCall):
 
 def releases(call: TimedCall) -> bool:
     """Whether what its thread did before must be visible to whoever acquires from the object later."""
-    return call.kind in _RELEASING and not call.relaxed
+    return call.kind in RELEASING and not call.relaxed
 
 
 def acquires(call: TimedCall, status: int) -> bool:
     """Whether a reply with that status makes visible to its thread what was released before."""
-    return call.kind in _ACQUIRING and not call.relaxed and status in _TAKEN
+    return call.kind in ACQUIRING and not call.relaxed and status in _TAKEN

@@ -54,20 +54,21 @@ class Clocks:
     def acquire(self, thread: int, clock: Clock) -> None:
         """A reply brought `clock` to a thread."""
         before = self.epoch(thread)
-        joined = _join(before.clock, clock)
-        if joined != before.clock:
-            self.epochs[thread] = Epoch(thread, before.number, joined)
+        after = joined(before.clock, clock)
+        if after != before.clock:
+            self.epochs[thread] = Epoch(thread, before.number, after)
 
-    def joined(self, number: int, clock: Clock) -> None:
+    def arrives(self, number: int, clock: Clock) -> None:
         """The home of an object handles a call that releases."""
-        self._objects[number] = _join(self._objects.get(number, ()), clock)
+        self._objects[number] = joined(self._objects.get(number, ()), clock)
 
     def of(self, number: int) -> Clock:
         """Return the clock of an object, as its home has it now."""
         return self._objects.get(number, ())
 
 
-def _join(a: Clock, b: Clock) -> Clock:
+def joined(a: Clock, b: Clock) -> Clock:
+    """Return the least clock that is not before either."""
     if len(a) < len(b):
         a, b = b, a
     return tuple(map(max, a, b)) + a[len(b) :]

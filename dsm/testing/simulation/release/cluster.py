@@ -13,9 +13,12 @@ from dsm.coherence.release.intervals import Log
 from dsm.coherence.release.writer import Writer
 from dsm.limits import ADDRESS_LOW
 from dsm.testing.simulation.cluster import Cluster, Parts, Shape
+from dsm.testing.simulation.losses import Losses
 from dsm.testing.simulation.node import Node
 from dsm.testing.simulation.release.calls import TimedCall
 from dsm.testing.simulation.release.clocks import Clocks
+from dsm.testing.simulation.release.deaths import LivingTruth
+from dsm.testing.simulation.release.losses import ReleaseLosses
 from dsm.testing.simulation.release.node import TimedNode
 from dsm.testing.simulation.release.parts import ReleaseParts
 from dsm.testing.simulation.release.plan import Plan
@@ -24,9 +27,10 @@ from dsm.testing.simulation.release.rest import check_fence, check_region, unfin
 from dsm.testing.simulation.release.restless import Restless
 from dsm.testing.simulation.release.thread import ReleaseThread
 from dsm.testing.simulation.release.truth import ReleaseTruth
-from dsm.testing.simulation.sync import SyncTruth
+from dsm.testing.simulation.thread import Thread
 from dsm.testing.simulation.trace import What
 from dsm.testing.simulation.truth import Truth
+from dsm.testing.simulation.worker import Worker
 from dsm.testing.simulation.world import Violation
 from dsm.types import Region, RegionOptions, SyncObject
 from dsm.wire.calls import Op
@@ -73,7 +77,7 @@ class ReleaseCluster(Cluster):
         assert isinstance(parts, ReleaseParts)
         random = Random(f"release {seed}")
         self.clocks = Clocks()
-        self.sync_truth = SyncTruth(64)
+        self.sync_truth = LivingTruth(64)
         self.objects: list[SyncObject] = []
         self._barriers = _BARRIERS
         #: Homes move at every chance.
@@ -101,6 +105,22 @@ class ReleaseCluster(Cluster):
         for described in self.objects:
             node.add_object(described)
 
+    def make_losses(self) -> Losses:
+        """Return what may be lost with nodes."""
+        losses = ReleaseLosses()
+        losses.watchers.append(self._node_gone)
+        return losses
+
+    def _node_gone(self, number: int) -> None:
+        """A node crashed, or was declared dead: its threads hold nothing."""
+        self._died([thread for thread in self.threads if thread.node.number == number])
+
+    def _died(self, threads: list[Thread]) -> None:
+        self.sync_truth.dies(threads)
+        for truth in self.truths.values():
+            if isinstance(truth, ReleaseTruth):
+                truth.orderly = False
+
     def make_truth(self, region: Region, fill: int) -> Truth:
         """Return what a region's memory may hold."""
         if region.options.consistency == "sequential":
@@ -127,10 +147,11 @@ class ReleaseCluster(Cluster):
 
     def add_object(self, number: int, kind: str, value: int, random: Random) -> None:
         """Make an object known everywhere; its home is drawn."""
-        home = random.choice(self.membership.survivors()).number
+        # The coordinator never dies, and with it no lock.
+        home = 0 if self.faults.active else random.choice(self.nodes).number
         described = SyncObject(number, kind, f"{kind} {number}", home, value)
         self.objects.append(described)
-        for node in self.nodes:
+        for node in self.membership.survivors():
             assert isinstance(node, TimedNode)
             node.add_object(described)
 
@@ -148,7 +169,11 @@ class ReleaseCluster(Cluster):
     def _round(self, max_events: int) -> None:
         random = self.plans
         regions = {region.region: region.pages for region in self.shape.regions}
+        self.threads = [thread for thread in self.threads if self._lives(thread)]
         numbers = [thread.number for thread in self.threads]
+        for node in self.membership.survivors():
+            assert isinstance(node, TimedNode)
+            node.begin_job()
         self._barriers += 1
         self.add_object(self._barriers, "barrier", len(numbers), random)
         if self._plan is None or self.manners.barriers:
@@ -167,7 +192,8 @@ class ReleaseCluster(Cluster):
             assert isinstance(truth, ReleaseTruth)
             truth.racy = plan.racy(number)
         looks = self.manners.barriers or random.random() < 0.3
-        lookers = {node.workers[0].threads[0] for node in self.nodes if node.workers}
+        nodes = self.membership.survivors()
+        lookers = {node.workers[0].threads[0] for node in nodes if node.workers}
         for thread in self.threads:
             program = Author(plan, thread.number, self._raised, self._barriers).write(self.shape.steps)
             if looks:
@@ -177,11 +203,31 @@ class ReleaseCluster(Cluster):
             thread.start(program, random.randrange(5_000))
         for flag in plan.flags:
             self._raised[flag] = self._raised.get(flag, 0) + 1
+        if random.random() < 0.1:
+            self._kill_worker(random)
+        self.faults.plan(self)
+        deaths = len(self.sync_truth.dead)
         self.world.run(max_events)
         self.check_rest()
-        if looks:
+        self.losses.rests()
+        if looks and len(self.sync_truth.dead) == deaths:
             for region in self.shape.regions:
                 check_region(self, region, clean=True)
+
+    def _lives(self, thread: Thread) -> bool:
+        return not thread.worker.dead and thread.node in self.membership.survivors()
+
+    def _kill_worker(self, random: Random) -> None:
+        """One worker dies in the middle of its program."""
+        node = random.choice(self.membership.survivors())
+        if len(node.workers) > 1:
+            worker = random.choice(node.workers)
+            self.world.after(random.randrange(2_000_000), self._die, worker)
+
+    def _die(self, worker: Worker) -> None:
+        if not worker.dead and not worker.node.dead:
+            self._died(worker.threads)
+            worker.die()
 
     # -- checks at rest ---------------------------------------------------------------------------
 

@@ -19,10 +19,11 @@ from dsm.sync.service import Reply
 from dsm.sync.times import ObjectTimes
 from dsm.testing.simulation.program import Operation
 from dsm.testing.simulation.release.calls import TimedCall, acquires, releases
-from dsm.testing.simulation.release.clocks import Clock, Clocks
+from dsm.testing.simulation.release.clocks import Clock, Clocks, joined
 from dsm.testing.simulation.release.effects import ReleasePerformer
 from dsm.testing.simulation.sync import Ask, SyncCall, SyncThread
 from dsm.testing.simulation.trace import What, time_text
+from dsm.testing.simulation.worker import Worker
 from dsm.testing.simulation.world import Violation
 from dsm.wire.calls import Op
 
@@ -52,6 +53,13 @@ class TimedReply(NamedTuple):
 
     reply: Reply
     stamp: Stamp | None
+
+
+class TimedGone(NamedTuple):
+    """A node to the homes: this worker is dead, and what it wrote is at its homes."""
+
+    worker: int
+    stamp: Stamp
 
 
 class Pending(NamedTuple):
@@ -84,13 +92,17 @@ class TimedNode(ReleasePerformer):
         self.releasing: dict[int, int] = {}
         #: ticket -> reply that waits for it.
         self.acquiring: dict[int, Reply] = {}
+        #: ticket -> worker that died, whose writes are on their way home.
+        self.burying: dict[int, Worker] = {}
+        #: Ranks without a process, and where they were.
+        self.missing: dict[int, int] = {}
         #: Calls at this home whose replies acquire nothing.
         self._relaxed: set[tuple[int, int]] = set()
 
     @property
     def rests(self) -> bool:
         """Whether no call is under way here."""
-        return not (self.releasing or self.acquiring or any(self.queues.values()))
+        return not (self.releasing or self.acquiring or self.burying or any(self.queues.values()))
 
     # -- from workers -----------------------------------------------------------------------------
 
@@ -125,15 +137,22 @@ class TimedNode(ReleasePerformer):
 
     def do_released(self, effect: Released) -> None:
         """The writes of a worker are at their homes: its call may go."""
-        queue = self.queues[self.releasing.pop(effect.ticket)]
-        self._send(queue.popleft(), effect.time)
-        self._begin(queue)
+        buried = self.burying.pop(effect.ticket, None)
+        if buried is not None:
+            self._tell_gone(buried, effect.time)
+        else:
+            queue = self.queues.get(self.releasing.pop(effect.ticket))
+            if queue is not None:
+                self._send(queue.popleft(), effect.time)
+                self._begin(queue)
         self.collect()
 
     def _send(self, pending: Pending, time: Time | None) -> None:
         thread, call = pending.thread, pending.call
         owner = thread.worker.number, thread.number
-        ask = Ask(call.kind, call.object, self.number, pending.waiter, owner, call.a, 0)
+        # A barrier is one of all ranks: a rank without a process breaks it, whether it was there or not.
+        of_ranks = int(call.kind == Op.BARRIER_WAIT)
+        ask = Ask(call.kind, call.object, self.number, pending.waiter, owner, call.a, of_ranks)
         home = self.objects[call.object].home
         stamp = None if time is None else self.stamp(home, time, pending.clock)
         self._ask_home(home, TimedAsk(ask, stamp, call.relaxed))
@@ -187,7 +206,9 @@ class TimedNode(ReleasePerformer):
 
     def deliver(self, what: tuple[int, Any]) -> None:
         """A message arrives."""
-        if isinstance(what[1], TimedAsk):
+        if isinstance(what[1], TimedGone):
+            self.post((self._told_gone, what))
+        elif isinstance(what[1], TimedAsk):
             self.post((self._asked_by, what))
         elif isinstance(what[1], TimedReply):
             self.post((self._replied_by, what))
@@ -204,7 +225,7 @@ class TimedNode(ReleasePerformer):
         if stamp is not None:
             self.learn(ask.node, stamp)
             self.joins(ask.object, stamp)
-            self.clocks.joined(ask.object, stamp.clock)
+            self.clocks.arrives(ask.object, stamp.clock)
         if relaxed:
             self._relaxed.add((ask.node, ask.ticket))
         self._asked(ask)
@@ -213,22 +234,67 @@ class TimedNode(ReleasePerformer):
         """Join the time of a call into the object's."""
         self.times.join(number, stamp.time)
 
-    def _asked(self, ask: Ask) -> None:
-        self._object = ask.object
-        super()._asked(ask)
-
     def _answer(self, replies: list[Reply]) -> None:
         for reply in replies:
             stamp = None
             if (reply.node, reply.ticket) in self._relaxed:
                 self._relaxed.discard((reply.node, reply.ticket))
             else:
-                stamp = self.stamp(reply.node, self.times.of(self._object), self.clocks.of(self._object))
+                stamp = self.stamp(reply.node, self.times.of(reply.object), self.clocks.of(reply.object))
             answer = TimedReply(reply, stamp)
             if reply.node == self.number:
                 self.answered(self.number, answer)
-            else:
+            elif reply.node not in self.closed:
                 self.network.send(self.number, reply.node, answer)
+
+    # -- deaths -----------------------------------------------------------------------------------
+
+    def _bury(self, worker: Worker) -> None:
+        """A dead worker calls nothing any more; what it wrote is released like everything else."""
+        super()._bury(worker)
+        self.queues.pop(worker.number, None)
+        self._tickets += 1
+        self.burying[self._tickets] = worker
+        self.fence_release(self._tickets)
+
+    def _tell_gone(self, worker: Worker, time: Time) -> None:
+        clock: Clock = ()
+        for thread in worker.threads:
+            clock = joined(clock, self.clocks.release(thread.number))
+        for node in sorted({each.home for each in self.objects.values()}):
+            gone = TimedGone(worker.number, self.stamp(node, time, clock))
+            if node == self.number:
+                self._told_gone((self.number, gone))
+            elif node not in self.closed:
+                self.network.send(self.number, node, gone)
+
+    def _told_gone(self, what: tuple[int, TimedGone]) -> None:
+        node, gone = what
+        if node in self.closed:
+            return
+        self.learn(node, gone.stamp)
+        for described in self.objects.values():
+            if described.home == self.number:
+                self.joins(described.object, gone.stamp)
+                self.clocks.arrives(described.object, gone.stamp.clock)
+        self._answer(self.home.worker_gone(node, gone.worker, self.world.now))
+        self._misses(node)
+
+    def _misses(self, node: int) -> None:
+        """A rank of that node has no process."""
+        self.missing[len(self.missing)] = node
+        self._answer(self.home.ranks_missing(dict(self.missing)))
+
+    def begin_job(self) -> None:
+        """From now on, nobody is missing."""
+        self.missing.clear()
+        self._answer(self.home.ranks_missing({}))
+
+    def lost(self, number: int) -> None:
+        """The coordinator declared a node dead, and this node hears of it."""
+        super().lost(number)
+        self._answer(self.home.node_gone(number, self.world.now))
+        self._misses(number)
 
     # -- replies ----------------------------------------------------------------------------------
 

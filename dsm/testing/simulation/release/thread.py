@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dsm.errors import Status
 from dsm.testing.simulation.program import Access, Call, Touch
 from dsm.testing.simulation.release.calls import TimedCall, releases
 from dsm.testing.simulation.release.clocks import Clock, Clocks
@@ -17,7 +18,7 @@ from dsm.testing.simulation.trace import What
 from dsm.testing.simulation.worker import WorkerRegion
 from dsm.testing.simulation.world import Violation
 
-_OK = 0
+_OK, _OWNER_DIED, _BROKEN = int(Status.OK), int(Status.OWNER_DIED), int(Status.BROKEN)
 
 
 class Word(Touch):
@@ -52,8 +53,14 @@ class ReleaseThread(SyncThread):
         if self.acquired is not None:
             self.clocks.acquire(self.number, self.acquired)
             self.acquired = None
-        if isinstance(call, TimedCall) and self.status == _OK and self.result < call.least:
-            self.position += call.skip
+        if isinstance(call, TimedCall):
+            if self.status == _OWNER_DIED:
+                self.status = _OK
+            if self.status == _BROKEN:  # the others may be in another phase: nothing more may be touched
+                self.status = _OK
+                self.position = len(self.program) - 1
+            elif self.status == _OK and self.result < call.least:
+                self.position += call.skip
         super()._answered(call)
 
     def _access(self, operation: Touch, region: WorkerRegion) -> None:

@@ -1,0 +1,61 @@
+"""What the loss of nodes does to pages of release consistency, and what it may do.
+
+Owns the judgement: a page may be lost when a node is gone that was its home, or that some survivor took
+for its home, or that was its first one.  What is left of a page whose home is gone is *tainted*: it may be
+old.  Of every other page survivors see all that was released.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dsm.testing.simulation.losses import Losses
+from dsm.testing.simulation.release.truth import ReleaseTruth
+
+
+class ReleaseLosses(Losses):
+    """Nodes that are gone, and the pages whose homes they were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: Called with the number of a node that is gone.
+        self.watchers: list[Callable[[int], None]] = []
+        #: region, page -> nodes (as bits) that somebody ever took for its home when a node was lost.
+        self._homes: dict[tuple[int, int], int] = {}
+
+    def node_gone(self, node: int) -> None:
+        """A node crashed, or was declared dead: note whose home it was."""
+        if self.is_gone(node):
+            return
+        super().node_gone(node)
+        for watcher in self.watchers:
+            watcher(node)
+        for engine in self.engines.values():
+            for number, region in engine.fence.regions.items():
+                for page in range(region.table.pages):
+                    key = number, page
+                    taken = 1 << region.placement.directory(page)
+                    self._homes[key] = self._homes.get(key, 0) | taken
+        for number, region in self.engines[node].fence.regions.items():
+            truth = self.truths[number]
+            assert isinstance(truth, ReleaseTruth)
+            mine = [page for page in range(region.table.pages) if self._had_home(number, page, node)]
+            truth.tainted.update(mine)
+            self.tally["homes lost"] += len(mine)
+
+    def _had_home(self, number: int, page: int, node: int) -> bool:
+        """Whether a page has its home on that node, or on no node that lives: it was on its way."""
+        for name, engine in self.engines.items():
+            region = engine.fence.regions.get(number)
+            if region is None or not region.placement.is_mine(page):
+                continue
+            if name == node or not self.is_gone(name):
+                return name == node
+        return True
+
+    def may_be_lost(self, node: int, number: int, page: int) -> bool:
+        """Whether the loss of a page is justified."""
+        truth = self.truths[number]
+        if not isinstance(truth, ReleaseTruth):
+            return super().may_be_lost(node, number, page)
+        return page in truth.tainted or bool(self._homes.get((number, page), 0) & self.gone)
