@@ -81,11 +81,12 @@ def _check_page(cluster: ReleaseCluster, number: int, page: int, clean: bool) ->
     frame = home.regions[number].frames[page]
     if home.engine.state(number, page) == State.INVALID:
         frame = [truth.fill] * truth.words
+    thread = cluster.threads[0].number
     for offset, byte in enumerate(frame):
-        if page not in truth.tainted and byte not in truth.latest(page, offset):
+        if page not in truth.tainted and not truth.is_latest(page, offset, byte, thread):
             raise Violation(
                 f"{where}: its home, node {home.number}, has {byte} at byte {offset} after a barrier, "
-                f"not {truth.latest(page, offset)}"
+                "which is overwritten"
             )
     for node in nodes:
         state = node.engine.state(number, page)

@@ -154,11 +154,9 @@ class ReleaseTruth(Truth):
             raise self._wrong(thread, page, offset, value, "holds no such write:")
         if page in self.tainted:
             return
-        for write in writes:
-            if write.precedes(_NOW, epoch) and (
-                source is None or (write is not source and source.precedes(write.number, write.epoch))
-            ):
-                raise self._wrong(thread, page, offset, value, f"{write.describe()} happened before; stale:")
+        write = self._overwriter(writes, source, epoch)
+        if write is not None:
+            raise self._wrong(thread, page, offset, value, f"{write.describe()} happened before; stale:")
 
     def _check_race(self, thread: Thread, page: int, offset: int, last: Write, does: str) -> None:
         if self.orderly and (page, offset) not in self.racy:
@@ -192,13 +190,21 @@ class ReleaseTruth(Truth):
 
     # -- at rest ----------------------------------------------------------------------------------
 
-    def latest(self, page: int, offset: int) -> set[int]:
-        """Return the writes to a byte that none has overwritten: what may be there after a barrier."""
+    def is_latest(self, page: int, offset: int, value: int, thread: int) -> bool:
+        """Whether a byte may hold `value` after a barrier of all living threads, of which this is one."""
         writes = self.history.get((page, offset))
         if not writes:
-            return {self.fill}
-        return {
-            write.number
-            for write in writes
-            if not any(other is not write and write.precedes(other.number, other.epoch) for other in writes)
-        }
+            return value == self.fill
+        source = next((write for write in reversed(writes) if write.number == value), None)
+        if source is None and value != self.fill:
+            return False
+        return not self._overwriter(writes, source, self.clocks.epoch(thread))
+
+    def _overwriter(self, writes: list[Write], source: Write | None, epoch: Epoch) -> Write | None:
+        """Return a write after `source` (None: the fill) that happened before `epoch` is now."""
+        for write in writes:
+            if write.precedes(_NOW, epoch) and (
+                source is None or (write is not source and source.precedes(write.number, write.epoch))
+            ):
+                return write
+        return None
