@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from dsm.coherence.messages import Flag, Kind, Send, SendPages
 from dsm.testing.simulation.losses import Losses
 from dsm.testing.simulation.release.truth import ReleaseTruth
+
+_GIVING = (Kind.DATA, Kind.GRANT)
 
 
 class ReleaseLosses(Losses):
@@ -42,6 +45,17 @@ class ReleaseLosses(Losses):
             mine = [page for page in range(region.table.pages) if self._had_home(number, page, node)]
             truth.tainted.update(mine)
             self.tally["homes lost"] += len(mine)
+
+    def sends(self, sender: int, effect: Send | SendPages) -> None:
+        """A node sends something while some node is gone."""
+        super().sends(sender, effect)
+        message = effect.message
+        truth = self.truths[message.region]
+        if message.flags & Flag.HOME and message.kind in _GIVING and self.is_gone(effect.node):
+            assert isinstance(truth, ReleaseTruth)
+            for page in range(message.page, message.page + message.count):
+                truth.tainted.add(page)
+                self.tally["homes given to the dead"] += 1
 
     def _had_home(self, number: int, page: int, node: int) -> bool:
         """Whether a page has its home on that node, or on no node that lives: it was on its way."""

@@ -332,5 +332,7 @@ class TimedNode(ReleasePerformer):
         reply = self.acquiring.pop(effect.ticket, None)
         if reply is None:
             raise Violation(f"node {self.number}: {effect}, but nobody acquires as {effect.ticket}")
-        self._replied(reply)
+        thread = self.slots.get(reply.ticket)
+        if thread is not None and not thread.worker.dead:
+            self._replied(reply)
         self.collect()
