@@ -36,18 +36,18 @@ class TwinTable:
 
     Parameters
     ----------
-    frames, twins
-        Addresses of the maps of a region of `pages` pages; their owner keeps them there.
+    frames, frames_fd, twins
+        Addresses of the maps of a region of `pages` pages, and the frames' file; their owner keeps them.
     """
 
     __slots__ = ("_arguments", "_pages", "_shift", "_states", "twins")
 
-    def __init__(self, frames: int, twins: int, pages: int, page_size: int) -> None:
+    def __init__(self, frames: int, frames_fd: int, twins: int, pages: int, page_size: int) -> None:
         self.twins = twins
         self._pages = pages
         self._shift = page_size.bit_length() - 1
         self._states = _ffi.new("uint8_t[]", pages)
-        self._arguments = (frames, twins, self._states, pages, self._shift)
+        self._arguments = (frames, frames_fd, twins, self._states, pages, self._shift)
 
     def make(self, page: int, count: int) -> int:
         """Copy frames to their twins; returns how many had the memory of an ended twin.

@@ -69,8 +69,8 @@ void dsm_words_in(void *shared, const void *from, uint64_t bytes);
 
 /* Copy `count` frames to their twins: how many of them had the memory of an ended twin; -EEXIST when a page has a
  * twin, and nothing is done. */
-int64_t dsm_twin_make(uint64_t frames, uint64_t twins, uint8_t *states, uint64_t pages, uint32_t page_shift,
-                      uint64_t page, uint64_t count);
+int64_t dsm_twin_make(uint64_t frames, int frames_fd, uint64_t twins, uint8_t *states, uint64_t pages,
+                      uint32_t page_shift, uint64_t page, uint64_t count);
 /* 0 when every page of the runs has a twin, else -ENOENT. */
 int dsm_twin_check(const uint8_t *states, uint64_t pages, const uint64_t *runs, uint64_t count);
 /* The twins of the runs end, those that there are: how many. */

@@ -6,6 +6,7 @@
  */
 #include "internal.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
 
 /* Bytes of the states. */
@@ -35,15 +36,35 @@ static void expect_many(uint64_t twins, const uint8_t *states, uint64_t pages, u
   }
 }
 
-int64_t dsm_twin_make(uint64_t frames, uint64_t twins, uint8_t *states, uint64_t pages, uint32_t page_shift,
-                      uint64_t page, uint64_t count) {
+#define FEW_BYTES (UINT64_C(16) << 10)
+
+/* Whether these bytes of the frames are a hole, which reads as zeros. */
+static bool is_hole(int frames_fd, uint64_t at, uint64_t bytes) {
+  off_t data = lseek(frames_fd, (off_t)at, SEEK_DATA);
+  return data < 0 ? errno == ENXIO : (uint64_t)data >= at + bytes;
+}
+
+/* Twins of a hole are zeros: fresh memory, which costs nothing until it is read.  Memory is allocated for the hole,
+ * since workers are about to write there: with it, a store that faults takes a third of 6 us. */
+static bool make_of_hole(int frames_fd, uint64_t twins, uint64_t at, uint64_t bytes) {
+  if (bytes < FEW_BYTES || !is_hole(frames_fd, at, bytes)) return false;
+  if (madvise((void *)(twins + at), bytes, MADV_DONTNEED) != 0) return false;
+  if (fallocate(frames_fd, FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)bytes) != 0) { /* then it takes all of them */
+  }
+  return true;
+}
+
+int64_t dsm_twin_make(uint64_t frames, int frames_fd, uint64_t twins, uint8_t *states, uint64_t pages,
+                      uint32_t page_shift, uint64_t page, uint64_t count) {
   if (page >= pages || count > pages - page) return -EINVAL;
   if (memchr(states + page, LIVE, count)) return -EEXIST;
   int64_t reused = 0;
   for (uint64_t p = page; p < page + count; p++) reused += states[p] == ENDED;
-  uint64_t at = page << page_shift;
-  if (count << page_shift >= MANY_BYTES && !reused) expect_many(twins, states, pages, page_shift, page, count);
-  memcpy((void *)(twins + at), (const void *)(frames + at), count << page_shift);
+  uint64_t at = page << page_shift, bytes = count << page_shift;
+  if (bytes >= MANY_BYTES && !reused) expect_many(twins, states, pages, page_shift, page, count);
+  if (!make_of_hole(frames_fd, twins, at, bytes)) {
+    memcpy((void *)(twins + at), (const void *)(frames + at), bytes);
+  }
   memset(states + page, LIVE, count);
   return reused;
 }

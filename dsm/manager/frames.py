@@ -53,6 +53,8 @@ class Frames:
         #: Where they lie in this process, for the shim; valid until `close`.
         self.address = diffs.address_of(self._view)
         self._target: diffs.Target | None = None
+        #: Whether memory may have been allocated that nobody has touched: the system calls that a hole, too.
+        self.allocates_ahead = False
         fill = region.options.fill
         #: One page more of the pattern than a page, so that any phase of it can be cut out.
         self._pattern = fill * (self.page_size // len(fill) + 2) if fill else b""
@@ -124,14 +126,16 @@ class Frames:
         for run in _INVALID_RUN.finditer(states.data):
             low, high = run.start() * size, run.end() * size
             while low < high:
-                # Only what is backed: finding the data is cheaper than punching holes in holes.
-                try:
-                    low = os.lseek(self.frames_fd, low, os.SEEK_DATA)
-                except OSError:
-                    return
-                if low >= high:
-                    break
-                stop = min(high, os.lseek(self.frames_fd, low, os.SEEK_HOLE))
+                stop = high
+                if not self.allocates_ahead:
+                    # Only what is backed: finding the data is cheaper than punching holes in holes.
+                    try:
+                        low = os.lseek(self.frames_fd, low, os.SEEK_DATA)
+                    except OSError:
+                        return
+                    if low >= high:
+                        break
+                    stop = min(high, os.lseek(self.frames_fd, low, os.SEEK_HOLE))
                 mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
                 if _libc.fallocate(self.frames_fd, mode, low, stop - low):
                     error = ctypes.get_errno()

@@ -153,7 +153,10 @@ class Twins:
         _advise(self._map, mmap.MADV_NOHUGEPAGE)  # one twin would cost 2 MiB; see twin.c
         address = diffs.address_of(memoryview(self._map))
         frames = self._frames
-        self._table = diffs.TwinTable(frames.address, address, frames.region.pages, frames.page_size)
+        frames.allocates_ahead = True
+        self._table = diffs.TwinTable(
+            frames.address, frames.frames_fd, address, frames.region.pages, frames.page_size
+        )
         return self._table
 
     def _which(self, page: int, count: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,54 @@ def test_nothing_of_a_malformed_payload_is_stored(side):
             with pytest.raises(WireError, match="not well formed"):
                 use(wrong)
     assert not home.bytes.any()
+
+
+def test_twins_of_frames_that_were_never_touched_are_zeros(side):
+    writer, home = side(pages=64), side(pages=64)
+    writer.bytes[8 * PAGE] = 1  # so that only what lies beside it is a hole
+    writer.twins.make(0, 64)
+    writer.twins.drop(rows((0, 64)))
+    for start, count in [(9, 20), (0, 9), (29, 35)]:
+        writer.twins.make(start, count)
+    writer.bytes[::5] = 3
+    payloads, changed = writer.twins.diff(rows((0, 64)))
+    for payload in payloads:
+        home.frames.apply(payload)
+    home.bytes[8 * PAGE] = writer.bytes[8 * PAGE]
+    assert (home.bytes == writer.bytes).all() and changed.tolist() == [[0, 64]]
+
+
+def test_a_twin_of_zeros_where_an_old_one_was_is_zeros(side):
+    writer = side(pages=32)
+    writer.bytes[:] = 7
+    writer.twins.make(0, 32)
+    writer.twins.drop(rows((0, 32)))
+    writer.frames.reclaim(np.zeros(32, np.uint8))
+    writer.twins.make(0, 32)
+    assert not writer.bytes.any()
+    assert writer.twins.diff(rows((0, 32)))[0] == []
+
+
+def test_frames_whose_memory_was_given_back_are_stored_into(side):
+    writer, home = side(pages=32), side(pages=32)
+    for value in (1, 2):
+        writer.twins.make(0, 32)
+        writer.bytes[::9] = value
+        [payload], _ = writer.twins.diff(rows((0, 32)))
+        home.frames.apply(payload)
+        assert (home.bytes == writer.bytes).all()
+        home.frames.reclaim(np.zeros(32, np.uint8))
+        assert not home.bytes.any()
+        writer.frames.reclaim(np.zeros(32, np.uint8))
+
+
+def test_memory_of_frames_that_were_given_a_twin_and_never_written_can_be_given_back(side):
+    writer = side(pages=256)
+    writer.twins.make(0, 256)
+    writer.twins.drop(rows((0, 256)))
+    assert os.fstat(writer.frames.frames_fd).st_blocks
+    writer.frames.reclaim(np.zeros(256, np.uint8))
+    assert not os.fstat(writer.frames.frames_fd).st_blocks
 
 
 def _resident() -> int:
