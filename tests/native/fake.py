@@ -289,6 +289,30 @@ class Manager:
         self.do_release(0)
         return changed
 
+    def do_toggle_runs(self, number: int, rounds: int) -> int:
+        """Grant everything and take many runs away, many times; how often one of them changed then."""
+        self.fault = lambda worker, slot, *_: self.held.append((worker, slot))  # type: ignore[method-assign]
+        tables, region = self.tables[number], self.node.regions[number]
+        frames = region.frames.reshape(region.pages, -1)
+        changed = 0
+        for i in range(rounds):
+            tables.raise_(0, region.pages, _native.WRITE)
+            self.do_release(0)
+            for _ in range(i % 7):
+                os.sched_yield()
+            pages = list(range(i % 3, region.pages, 2 + i % 7))
+            self.lower_runs(number, [[page, 1] for page in pages], i // 2 % 2)
+            before = frames[pages].tobytes()
+            for _ in range(1 + i % 5):
+                self.obeyed([])
+                os.sched_yield()
+            changed += frames[pages].tobytes() != before
+            self.poll()
+        tables.raise_(0, region.pages, _native.WRITE)
+        del self.fault
+        self.do_release(0)
+        return changed
+
     def poll(self) -> None:
         events, _ = self.board.wait(self.epoll.fileno(), 0, 0)
         for at in range(0, len(events), _native.EVENT_WORDS):

@@ -67,22 +67,102 @@ def test_runs_outside_the_region_are_refused_and_nothing_is_lowered(run):
     """)
 
 
-def test_no_write_after_the_acknowledgement_while_threads_write(run):
+def test_no_write_after_the_acknowledgement_while_threads_keep_faulting(run):
     run("""
-        node = Node(); r = node.region(pages=64)
-        with running(node, around=16) as manager:
-            stop = threading.Event()
-            def touch():
-                while not stop.is_set():
-                    helper.touch(r.address, 64, PAGE, 1, 4, 0, 0)
-            threads = [threading.Thread(target=touch) for _ in range(2)]
-            for thread in threads:
-                thread.start()
-            for i in range(300):
-                manager.lower_runs(1, [[page, 1 + i % 2] for page in range(i % 3, 60, 3 + i % 5)], i % 2)
+        node = Node(workers=2); r = node.region(pages=48)
+        manager = node.manager()
+        ready, go = os.pipe(), os.pipe()
+        child = os.fork()
+        node.worker(manager, 0 if child else 1)
+        stop = threading.Event()
+        def hammer(word):
+            while not stop.is_set():
+                helper.bounce(r.address, 48, PAGE, word, 50, word, 1)
+        threads = [threading.Thread(target=hammer, args=(1 + i + 4 * (child == 0),)) for i in range(2)]
+        for thread in threads:
+            thread.start()
+        if child == 0:
+            os.close(go[1])
+            os.read(go[0], 1)
             stop.set()
             for thread in threads:
                 thread.join()
-            manager.lower_runs(1, [[page, 1] for page in range(0, 64, 2)], 0)
-            assert not r.applied()[::2].any()
+            os._exit(0)
+        assert manager.toggle_runs(1, 600) == 0
+        os.close(go[0]); os.close(go[1])
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert os.waitpid(child, 0)[1] == 0
+        manager.close()
+    """)
+
+
+def test_a_worker_that_dies_between_is_not_waited_for(run):
+    run("""
+        from dsm.manager.pager import SignalPager
+        node = Node(workers=2); r = node.region(pages=32)
+        board = _native.Board(node.node_fd, node.bell_fd)
+        for worker in (0, 1):
+            board.add(worker, node.boards[worker], node.nudges[worker])
+        done = []
+        pager = SignalPager(board, done.append)
+        class Frames:
+            wanted_fd = r.wanted_fd
+            class region: region, pages = 1, 32
+        pager.add_region(Frames)
+        for worker in (0, 1):
+            pager.map_region(1, worker, r.applied_fds[worker])
+            os.pwrite(r.applied_fds[worker], bytes([3]) * 32, 0)
+        runs = np.array([[page, 1] for page in range(0, 32, 2)])
+        pager.raise_(1, 0, 32, 3, -1)
+        pager.lower_runs(1, runs, 1, 77)
+        assert list(r.wanted) == [1, 3] * 16 and done == []
+        assert pager.obeying() == {77: (0, 1)}
+        pager.acknowledged(0, 1)
+        assert done == []
+        pager.worker_gone(1)
+        assert done == [77]
+        pager.lower_runs(1, np.empty((0, 2), np.int64), 1, 78)
+        assert done == [77, 78]
+        board.close()
+    """)
+
+
+def test_a_worker_that_is_just_changing_a_page_is_asked(run):
+    run("""
+        node = Node(); r = node.region(pages=32)
+        board = _native.Board(node.node_fd, node.bell_fd)
+        board.add(0, node.boards[0], node.nudges[0])
+        tables = _native.Tables(board, 1, 32, r.wanted_fd)
+        tables.add(0, r.applied_fds[0])
+        for page in range(32):
+            os.pwrite(r.applied_fds[0], bytes([_native.LOCKED]), page)
+            for level in (_native.NONE, _native.READ):
+                assert len(tables.lower_runs(np.array([[0, 1], [2, 30]]), level)) == (page != 1)
+                assert len(tables.lower(0, 32, level)) == 1
+            os.pwrite(r.applied_fds[0], bytes([_native.READ | _native.PINNED]), page)
+            assert len(tables.lower_runs(np.array([[0, 32]]), _native.READ)) == 0
+            assert len(tables.lower_runs(np.array([[0, 32]]), _native.NONE)) == 1
+            os.pwrite(r.applied_fds[0], bytes([0]), page)
+        board.close()
+    """)
+
+
+def test_a_page_between_the_runs_that_somebody_changes_is_waited_for(run):
+    run("""
+        node = Node(); r = node.region(pages=64)
+        with running(node, around=64) as manager:
+            r.bytes[::PAGE] = 1
+            manager.lower(1, 8, 16, _native.NONE)
+            os.pwrite(r.applied_fds[0], bytes([_native.LOCKED]), 17)  # as a thread that is about to map it
+            runs = [[page, 1] for page in (0, 2, 4, 6, 30, 32)]
+            lowered = threading.Thread(target=manager.lower_runs, args=(1, runs, _native.READ))
+            lowered.start()
+            until(lambda: r.applied()[6] == 1)
+            lowered.join(0.05)
+            assert lowered.is_alive() and r.applied()[30] == 3
+            os.pwrite(r.applied_fds[0], bytes([0]), 17)
+            lowered.join(5)
+            assert not lowered.is_alive() and r.applied()[30] == 1 and r.applied()[31] == 3
     """)
