@@ -100,24 +100,24 @@ def test_no_write_after_the_acknowledgement_while_threads_keep_faulting(run):
 
 def test_a_worker_that_dies_between_is_not_waited_for(run):
     run("""
+        from dsm.manager.frames import Frames
         from dsm.manager.pager import SignalPager
+        from dsm.types import Region, RegionOptions
         node = Node(workers=2); r = node.region(pages=32)
         board = _native.Board(node.node_fd, node.bell_fd)
         for worker in (0, 1):
             board.add(worker, node.boards[worker], node.nudges[worker])
         done = []
         pager = SignalPager(board, done.append)
-        class Frames:
-            wanted_fd = r.wanted_fd
-            class region: region, pages = 1, 32
-        pager.add_region(Frames)
+        frames = Frames(Region(1, RegionOptions(nbytes=32 * PAGE), r.address, (0,)))
+        pager.add_region(frames)
         for worker in (0, 1):
             pager.map_region(1, worker, r.applied_fds[worker])
             os.pwrite(r.applied_fds[worker], bytes([3]) * 32, 0)
         runs = np.array([[page, 1] for page in range(0, 32, 2)])
         pager.raise_(1, 0, 32, 3, -1)
         pager.lower_runs(1, runs, 1, 77)
-        assert list(r.wanted) == [1, 3] * 16 and done == []
+        assert list(os.pread(frames.wanted_fd, 32, 0)) == [1, 3] * 16 and done == []
         assert pager.obeying() == {77: (0, 1)}
         pager.acknowledged(0, 1)
         assert done == []
