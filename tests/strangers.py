@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 import struct
+import warnings
 
 import support
 from dsm.testing.cluster import Cluster, ManagerProcess, Worker
@@ -109,6 +110,15 @@ class Known(Cluster):
 def add_one(node):
     with node.lock("cells"):
         node.array("cells", (4, 1024), "i8")[:] += 1
+
+
+def rows_by_node(node, silent):
+    """Ask every node for the page table; return how many rows each gave.  One is expected to be silent."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        table = node.page_table(node.open("cells"))
+    assert [f"node {silent}, which" in str(each.message) for each in caught] == [True]
+    return {each: int((table["node"] == each).sum()) for each in sorted(set(table["node"].tolist()))}
 
 
 def total(node):

@@ -13,7 +13,7 @@ import numpy as np
 
 from dsm.cli.sql.answer import as_json, as_text
 from dsm.cli.sql.choose import MAX_TABLE_ROWS, PIECE, NobodyError, Pages, add_address, cluster, tell_silent
-from dsm.cli.sql.contents import PAGES, page_rows
+from dsm.cli.sql.contents import PAGES
 from dsm.cli.sql.database import Database
 from dsm.cli.status.words import enumerate_words, plural
 from dsm.errors import DSMError, LimitError, UnknownNameError, UsageError
@@ -79,7 +79,7 @@ def _show(options: argparse.Namespace, pages: Pages) -> int:
         # All nodes are asked: the owner of a page is known to its home.
         part = pages.table(region, page, min(PIECE, last - page))
         part = part[np.isin(part["node"], shown)]
-        database.fill("pages", page_rows(region.region, region.name, part))
+        database.pages.add(region, part)
     heard = [node for node in shown if node not in pages.silent]
     where = f"WHERE (\n{options.where}\n)" if options.where else ""
     order = f"ORDER BY\n{options.order}\n, page, node" if options.order else "ORDER BY page, node"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from dsm.coherence.rows import parse
 from dsm.errors import ClosedError, Status, UnknownNameError, UsageError, WireError
-from dsm.limits import MAX_ROWS
+from dsm.limits import MAX_NODES, MAX_ROWS
 from dsm.manager.link import Link
 from dsm.manager.session import Session, lack
 from dsm.manager.status import COLLECT_S
@@ -74,6 +74,8 @@ class PagesDesk:
                 f"pages {asked.page}+{asked.count} of region {region.region}, which has {region.pages}, "
                 f"are not up to {MAX_ROWS} of its pages"
             )
+        if asked.nodes is not None and not all(0 <= node < MAX_NODES for node in asked.nodes):
+            raise UsageError(f"nodes {asked.nodes[:8]} are not numbers below {MAX_NODES}")
         members = self._manager.members
         question = _Question(session, number, region, asked)
         wanted = list(members.nodes) if asked.nodes is None else sorted(set(asked.nodes))

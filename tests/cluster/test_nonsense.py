@@ -7,12 +7,14 @@ import os
 import resource
 import socket
 
+import numpy as np
 import pytest
 
 import dsm
 import strangers
 import support
 from dsm.coherence.messages import Kind
+from dsm.coherence.rows import ROW, parse
 from dsm.limits import JOIN_TIMEOUT_S, MAX_HALF_OPEN, MAX_JOINING, MAX_NODES
 from dsm.types import RegionOptions, SyncObject
 from dsm.wire import control
@@ -273,6 +275,10 @@ METADATA = {
     "an array of four thousand million": (MetaKind.ASK, b"\xdd\xff\xff\xff\xff"),
     "a string of four gigabytes": (MetaKind.ASK, b"\xdb\xff\xff\xff\xff"),
     "nesting": (MetaKind.ASK, b"\x91" * 100_000),
+    "a table of pages beyond the region": (MetaKind.ASK_PAGES, meta.encode(meta.AskPages(1, 8, 1))),
+    "a table of pages before the first": (MetaKind.ASK_PAGES, meta.encode(meta.AskPages(1, -1, 2))),
+    "a table of no pages": (MetaKind.ASK_PAGES, meta.encode(meta.AskPages(1, 0, 0))),
+    "a table of too many pages": (MetaKind.ASK_PAGES, meta.encode(meta.AskPages(1, 0, 1 << 40))),
     "a worker that no node has": (MetaKind.ASK, meta.encode(meta.Ask(1 << 40, meta.ListNamed()))),
 }
 
@@ -292,6 +298,44 @@ def test_senseless_calls_cost_the_sender_its_link(shared):
         stranger.send(Family.SYNC, op, node=number, **fields)
         assert stranger.is_closed()
         shared.log.wait(f"node {number} is lost: a call of worker")
+
+
+def _rows(count=8, **values):
+    rows = np.zeros(count, ROW)
+    for name, value in values.items():
+        rows[name] = value
+    return rows.tobytes()
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [_rows(7), _rows(9), _rows()[:-1], b"x", _rows(state=200), _rows(home=64), _rows(level=3)],
+    ids=["few", "many", "cut", "one byte", "no state", "no node", "no level"],
+)
+def test_senseless_rows_of_pages_cost_the_sender_its_link(shared, rows):
+    stranger, number = member(shared)
+    asking = shared.workers[0].start(strangers.rows_by_node, number)
+    while not isinstance(body := stranger.message(), meta.AskPages):
+        pass
+    assert body == meta.AskPages(REGION, 0, 8)
+    stranger.tell(MetaKind.PAGES, meta.PagesTold(rows), node=number, request=stranger.reader.fields[10])
+    assert stranger.is_closed()
+    shared.log.wait(f"node {number} is lost: {len(rows)} bytes are no rows of 8 pages")
+    assert asking.result() == {0: 8, 1: 8}
+
+
+def test_rows_of_pages_that_nobody_asked_for_are_ignored(shared):
+    stranger, number = member(shared)
+    stranger.tell(MetaKind.PAGES, meta.PagesTold(b"x"), node=number, request=77)
+    stranger.tell(MetaKind.ASK_PAGES, meta.AskPages(1000, 0, 5), node=number, request=78)
+    while not isinstance(body := stranger.message(), meta.PagesTold):
+        pass
+    assert (body.rows, stranger.reader.fields[10]) == (b"", 78), "there is no region 1000"
+    stranger.tell(MetaKind.ASK_PAGES, meta.AskPages(REGION, 1, 7), node=number, request=79)
+    while not isinstance(body := stranger.message(), meta.PagesTold):
+        pass
+    assert parse(body.rows, 7) is not None
+    stranger.close()
 
 
 def test_questions_that_cannot_be_answered_are_refused_and_no_more(shared):

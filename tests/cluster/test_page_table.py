@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import warnings
 
@@ -9,9 +10,12 @@ import numpy as np
 import pytest
 
 import dsm
+from dsm.cli.status.ask import Conversation
+from dsm.coherence.rows import ROW
 from dsm.limits import MAX_ROWS
 from dsm.testing import Cluster
 from dsm.testing.cluster import WorkerFailed
+from dsm.wire.control import GetPages, Pages
 
 ITEMS = 512
 
@@ -231,6 +235,33 @@ def test_a_table_larger_than_memory_is_refused(two):
     few, said = two.workers[0].call(_huge)
     assert few == 10
     assert f"{2 << 28} rows" in said and "take a part" in said
+
+
+@pytest.mark.parametrize(
+    ("key", "page", "count", "nodes", "error"),
+    [
+        ("asked", -1, 1, None, dsm.UsageError),
+        ("asked", 0, -1, None, dsm.UsageError),
+        ("asked", 0, 9, None, dsm.UsageError),
+        ("asked", 8, 1, None, dsm.UsageError),
+        ("asked", (1 << 63), 1, None, dsm.UsageError),
+        ("asked", 0, (1 << 64) - 1, None, dsm.UsageError),
+        ("asked", 0, 1, (64,), dsm.UsageError),
+        ("asked", 0, 1, (-1,), dsm.UsageError),
+        ("nothing", 0, 1, None, dsm.UnknownNameError),
+        (77777, 0, 1, None, dsm.ClosedError),
+        (-1, 0, 1, None, dsm.ClosedError),
+    ],
+)
+def test_a_question_that_cannot_be_answered_is_refused(two, key, page, count, nodes, error):
+    two.all(_write_own_pages, "asked", 8)
+    with Conversation(two.managers[0].socket) as manager:
+        with pytest.raises(error):
+            manager.ask(GetPages(key, page, count, nodes), Pages)
+        answer, descriptor = manager.ask(GetPages("asked", 0, 8, (0, 1, 63)), Pages)
+        assert (answer.nodes, [each.node for each in answer.silent]) == ((0, 1), [63])
+        assert os.fstat(descriptor).st_size == 2 * 8 * ROW.itemsize
+        os.close(descriptor)
 
 
 def _warned(node, name):

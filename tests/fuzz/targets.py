@@ -178,9 +178,16 @@ def seeds() -> Iterator[bytes]:
         7: region,
         9: SyncObject(1, "lock", "l", 1, 0),
         13: meta.Ranks({3: 1}),
+        22: meta.AskPages(1, 0, 5),
+        23: meta.PagesTold(bytes(26)),
     }
     yield from (b"\5" + bytes([kind]) + meta.encode(body) for kind, body in bodies.items())
-    for body in (control.Attach(1, 2), control.OpenRegion("x"), control.OpenSync("atomic", "a", 3)):
+    for body in (
+        control.Attach(1, 2),
+        control.OpenRegion("x"),
+        control.OpenSync("atomic", "a", 3),
+        control.GetPages("x", 0, 5, (0, 1)),
+    ):
         yield b"\4" + control.encode(control.Call(1, body))
     for answer in (control.Opened(region, True), control.Failed(3, "why"), control.NodeList([0, 1])):
         yield b"\4" + control.encode(control.Answer(1, answer))

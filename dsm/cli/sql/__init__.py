@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from dsm.cli.sql.answer import as_json, as_text
 from dsm.cli.sql.choose import MAX_TABLE_ROWS, PIECE, NobodyError, Pages, add_address, cluster, tell_silent
-from dsm.cli.sql.contents import KINDS, TABLES, kinds, page_rows, rows
+from dsm.cli.sql.contents import KINDS, TABLES, kinds, rows
 from dsm.cli.sql.database import Database, schema
 from dsm.errors import DSMError, LimitError
 from dsm.wire.status import ClusterStatus, SilentNode
@@ -95,5 +95,5 @@ def _fill_pages(database: Database, of: ClusterStatus, names: list[str] | None) 
         for region in regions:
             for page in range(0, region.pages, PIECE):
                 part = pages.table(region, page, min(PIECE, region.pages - page))
-                database.fill("pages", page_rows(region.region, region.name, part))
+                database.pages.add(region, part)
         return pages.silent

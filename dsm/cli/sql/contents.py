@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
 from dsm.wire import status
 from dsm.worker.pagetable import COLUMNS
@@ -175,11 +173,3 @@ def _parties(it: status.ObjectStatus) -> Iterator[tuple[Any, ...]]:
         yield (*what, "holder", 0, *_values(status.PartyStatus, it.holder))
     for place, party in enumerate(it.waiting):
         yield (*what, "waiting", place, *_values(status.PartyStatus, party))
-
-
-def page_rows(region: int, name: str | None, table: npt.NDArray[Any]) -> Iterator[tuple[Any, ...]]:
-    """Yield the rows of `pages` that a page table of one region gives."""
-    columns: list[Sequence[Any]] = [table[column].tolist() for column in COLUMNS.names or ()]
-    faults = (table["faults_read"].astype(np.int64) + table["faults_write"]).tolist()
-    count = len(table)
-    return zip([region] * count, [name] * count, *columns, faults, strict=True)

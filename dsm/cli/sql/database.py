@@ -14,7 +14,8 @@ from collections.abc import Iterable, Sequence
 from types import FrameType
 from typing import Any, Final
 
-from dsm.cli.sql.contents import Table
+from dsm.cli.sql.contents import PAGES, Table
+from dsm.cli.sql.pagerows import BASE, PageRows
 from dsm.errors import DSMError
 
 #: Instructions of SQLite's machine between two looks at the clock: well below a millisecond.
@@ -47,7 +48,11 @@ class Database:
         self._sqlite.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _VALUE_BYTES)
         self._sqlite.execute("PRAGMA temp_store = MEMORY")
         self._sqlite.execute(f"PRAGMA hard_heap_limit = {_HEAP_BYTES}")
+        #: Takes page tables, for the table ``pages``.
+        self.pages = PageRows(self._sqlite)
         for table in tables:
+            if table is PAGES:
+                continue
             columns = ", ".join(f'"{name}" {kind}' for name, kind in table.columns)
             self._sqlite.execute(f'CREATE TABLE "{table.name}" ({columns})')
         for kind in kinds:
@@ -135,7 +140,7 @@ class Database:
         if action not in _READING or (action == sqlite3.SQLITE_FUNCTION and second == "load_extension"):
             return sqlite3.SQLITE_DENY
         if action == sqlite3.SQLITE_READ and self._read is not None and first is not None:
-            self._read.add(first)
+            self._read.add(PAGES.name if first in BASE else first)
         return sqlite3.SQLITE_OK
 
     def _explain(self, error: Exception, seconds: float) -> str:
