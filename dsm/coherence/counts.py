@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 _FULL: Final = 255
+#: Each byte plus 1, for `bytes.translate`.
+_NEXT: Final = bytes((byte + 1) % 256 for byte in range(256))
 #: Pages of a region that are counted beyond 255.
 MAX_HOT: Final = 1 << 13
 #: No count is read as more: it fits 32 bits.
@@ -43,11 +45,12 @@ class PageCounts:
         if count == 1:
             self.one(page)
             return
-        lows = self._lows[page : page + count]
-        lows += 1
-        if not lows.all():
-            for over in np.flatnonzero(lows == 0).tolist():
-                self._carry(page + over)
+        before = bytes(self._low[page : page + count])
+        self._low[page : page + count] = before.translate(_NEXT)
+        over = before.find(_FULL)
+        while over >= 0:
+            self._carry(page + over)
+            over = before.find(_FULL, over + 1)
 
     def each(self, pages: npt.NDArray[np.int64]) -> None:
         """It happened to each of `pages`, no two of which are alike, once more."""
