@@ -19,6 +19,7 @@ from dsm.coherence.messages import Effect, Kind, Message, Runs
 from dsm.coherence.region import ModelRegion
 from dsm.coherence.release.fence import Fence
 from dsm.coherence.release.region import ReleaseRegion
+from dsm.coherence.rows import Rows
 from dsm.coherence.sequential import SequentialRegion
 from dsm.errors import InternalError, Status
 from dsm.types import Region
@@ -269,6 +270,11 @@ class Engine:
     def state(self, region: int, page: int) -> int:
         """Return the `State` of a page on this node."""
         return self.regions[region].table.state[page]
+
+    def rows(self, region: int, page: int, count: int, now: int) -> Rows:
+        """Return what this node knows of these pages, for the page table."""
+        self.now = now
+        return self.regions[region].rows(page, count)
 
     def story(self, region: int, page: int) -> str:
         """Return what this node knows and lately heard of a page, for an error report."""

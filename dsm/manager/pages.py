@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from typing import TYPE_CHECKING
 
 from dsm.coherence.rows import parse
@@ -112,7 +113,8 @@ class PagesDesk:
         raise UnknownNameError(f"there is no array or region {key!r} in this cluster")
 
     def _rows(self, region: int, page: int, count: int) -> bytes:
-        rows: bytes = self._manager.coherence.engine.regions[region].rows(page, count).tobytes()
+        engine = self._manager.coherence.engine
+        rows: bytes = engine.rows(region, page, count, time.monotonic_ns()).tobytes()
         return rows
 
     # -- other nodes -------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from dsm.cli import sql as sql_verb
 from dsm.cli.sql import contents
 from dsm.cli.sql.answer import as_json, as_text
 from dsm.cli.sql.database import Database, QuestionError
+from dsm.manager.metadata.options import SYNC_KINDS
 from dsm.testing import Cluster
 from dsm.wire import status
 from support import wait_until
@@ -213,7 +214,7 @@ def test_tables_can_be_joined(cluster, at):
 def test_without_a_question_the_tables_are_listed():
     done = _dsm("sql")
     assert done.returncode == 0
-    for word in ("pages:", "faults_read", "regions:", "locks, barriers, atomics"):
+    for word in ("pages:", "faults_read", "regions:", "rwlocks, semaphores"):
         assert word in done.stdout
 
 
@@ -409,7 +410,7 @@ def test_every_value_of_a_status_has_a_column():
 
 
 def test_what_a_question_reads_is_known_without_computing():
-    database = Database(contents.TABLES, contents.KINDS)
+    database = Database(contents.TABLES, SYNC_KINDS)
     assert "pages" in database.tables_of("select count(*) from pages")
     assert "pages" in database.tables_of("select 1 where exists (select 1 from nodes, (select * from pages))")
     assert "pages" not in database.tables_of("select * from locks, nodes")

@@ -135,6 +135,23 @@ def test_pages_under_release(two):
         assert len(set(lone["home"].tolist())) == 1 and len(set(lone["owner"].tolist())) == 1
 
 
+def _field(node, value):
+    array = node.array("leased", (2, ITEMS), "i8", consistency="bounded", max_staleness=20.0)
+    if value:
+        array[:] = value
+    return int(array[0, 0])
+
+
+def test_copies_under_a_lease(two):
+    two.workers[0].call(_field, 7)
+    assert two.workers[1].call(_field, 0) == 7
+    table = two.workers[0].call(_table, "leased")
+    owner, reader = table[table["page"] == 0]
+    assert (owner["permissions"], owner["model"], owner["owner"]) == ("rw-", "bounded", 0)
+    assert np.isnan(owner["lease"])
+    assert reader["permissions"] == "r--" and 0 < reader["lease"] <= 20.0
+
+
 def test_only_the_nodes_that_are_asked_for(two):
     two.all(_write_own_pages, "who", 4)
     for worker in two.workers:

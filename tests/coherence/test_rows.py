@@ -65,6 +65,31 @@ def test_every_row_is_what_the_tables_say():
     assert len(parse(rows.tobytes(), 2900)) == 2900
 
 
+def test_a_copy_whose_lease_is_over_is_none():
+    engine = Engine(0)
+    options = RegionOptions(PAGES * 4096, consistency="bounded", max_staleness_ns=10**9)
+    engine.add_region(Region(1, options, 1 << 46, (0, 1)))
+    table = engine.regions[1].table
+    table.states[:] = [State.SHARED, State.UPGRADING, State.EXCLUSIVE, State.INVALID, State.SHARED] * (
+        PAGES // 5
+    )
+    table.ends[:] = [500, 501, 0, 200, 600] * (PAGES // 5)
+    rows = engine.rows(1, 5, 5, now=400)
+    assert rows["lease"].tolist() == [100, 101, UNKNOWN, UNKNOWN, 200]
+    assert rows["level"].tolist() == [1, 1, 2, 0, 1]
+    rows = engine.rows(1, 5, 5, now=501)
+    assert rows["lease"].tolist() == [UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, 99]
+    assert rows["level"].tolist() == [0, 0, 2, 0, 1]
+    assert rows["state"].tolist() == [
+        State.INVALID,
+        State.WRITING,
+        State.EXCLUSIVE,
+        State.INVALID,
+        State.SHARED,
+    ]
+    assert table.states[5] == State.SHARED, "asking changes nothing"
+
+
 def test_bits_of_a_copyset():
     assert members(np.array([0, 1, 3 << 62, (1 << 64) - 1], np.uint64)).tolist() == [0, 1, 2, 64]
 

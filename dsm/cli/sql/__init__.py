@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 from dsm.cli.sql.answer import as_json, as_text
 from dsm.cli.sql.choose import MAX_TABLE_ROWS, PIECE, NobodyError, Pages, add_address, cluster, tell_silent
-from dsm.cli.sql.contents import KINDS, TABLES, kinds, rows
+from dsm.cli.sql.contents import TABLES, kinds, rows
 from dsm.cli.sql.database import Database, schema
 from dsm.errors import DSMError, LimitError
+from dsm.manager.metadata.options import SYNC_KINDS
 from dsm.wire.status import ClusterStatus, SilentNode
 
 
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the answer; 1 when nobody can be asked, 2 when the question is wrong, 130 after Ctrl-C."""
     if options.question is None:
-        print(schema(TABLES, KINDS))
+        print(schema(TABLES, SYNC_KINDS))
         return 0
     if options.limit < 0 or not options.timeout > 0:
         print("dsm sql: --limit and --timeout are not negative, --timeout not 0", file=sys.stderr)

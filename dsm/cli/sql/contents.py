@@ -15,11 +15,9 @@ from typing import Any, Final
 
 import msgspec
 
+from dsm.manager.metadata.options import SYNC_KINDS
 from dsm.wire import status
 from dsm.worker.pagetable import COLUMNS
-
-#: Kinds of synchronization objects; each has a table, also while there are none.
-KINDS: Final = ("lock", "barrier", "atomic", "rwlock", "semaphore", "condition", "event")
 
 
 @dataclass(frozen=True)
@@ -132,9 +130,9 @@ TABLES: Final[tuple[Table, ...]] = (
 
 
 def kinds(cluster: status.ClusterStatus) -> list[str]:
-    """Return the kinds of objects that have a table: the known ones, and what the cluster has besides."""
+    """Return the kinds of objects that have a table, also while there are none, and others that there are."""
     found = {it.kind for node in cluster.nodes for it in node.objects if it.kind.isidentifier()}
-    return [*KINDS, *sorted(found.difference(KINDS))]
+    return [*SYNC_KINDS, *sorted(found.difference(SYNC_KINDS))]
 
 
 def rows(cluster: status.ClusterStatus) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
@@ -168,8 +166,9 @@ def _unheard(node: status.SilentNode) -> tuple[Any, ...]:
 
 
 def _parties(it: status.ObjectStatus) -> Iterator[tuple[Any, ...]]:
-    what = (it.object, it.kind, it.name)
-    if it.holder is not None:
-        yield (*what, "holder", 0, *_values(status.PartyStatus, it.holder))
-    for place, party in enumerate(it.waiting):
-        yield (*what, "waiting", place, *_values(status.PartyStatus, party))
+    for role in it.__struct_fields__:
+        value = getattr(it, role)
+        parties = value if isinstance(value, tuple) else (value,)
+        for place, party in enumerate(parties):
+            if isinstance(party, status.PartyStatus):
+                yield it.object, it.kind, it.name, role, place, *_values(status.PartyStatus, party)

@@ -13,12 +13,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dsm.coherence.bounded.directory import BoundedDirectory
 from dsm.coherence.bounded.holder import BoundedHolder
 from dsm.coherence.bounded.leases import LeaseTable
 from dsm.coherence.bounded.requester import BoundedRequester
 from dsm.coherence.messages import Flag, Kind, Message
+from dsm.coherence.rows import Rows
 from dsm.coherence.sequential import SequentialRegion
+from dsm.coherence.states import State
 from dsm.limits import LEASE_GUARD_PART
 from dsm.types import Region
 
@@ -82,6 +86,18 @@ class BoundedRegion(SequentialRegion):
         """A node is dead: what it had and what it decided about cannot be had any more."""
         super().node_lost(node)
         self.requester.owner_lost()
+
+    def rows(self, page: int, count: int) -> Rows:
+        """Return what this node knows of these pages, for the page table: a copy that is over is none."""
+        rows = super().rows(page, count)
+        left = self.table.ends[page : page + count].astype(np.int64) - self.engine.now
+        state = rows["state"]
+        leased = (state == State.SHARED) | (state == State.UPGRADING)
+        over = leased & (left <= 0)
+        rows["level"][over] = 0
+        rows["lease"][leased & ~over] = left[leased & ~over]
+        rows["state"][over] = np.where(state[over] == State.SHARED, State.INVALID, State.WRITING)
+        return rows
 
     def describe(self, page: int) -> str:
         """One line about a page, for errors and status."""
