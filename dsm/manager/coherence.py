@@ -30,9 +30,9 @@ from dsm.types import Region
 from dsm.wire.header import Fields, pack_coherence, unpack_coherence
 
 _FETCH, _INVALIDATE = int(Kind.FETCH), int(Kind.INVALIDATE)
-#: Bytes of the manager's tables for each page: state, owner, copyset, three counts, wanted level; and of
-#: `release` besides: home, streak, notice.
-_PAGE_ENTRY_BYTES = 17
+#: Bytes of the manager's tables for each page: state, owner, copyset, three counts, wanted level; under
+#: `release` besides home, streak and notice, under `bounded` the end of a lease, twice (here and in shared memory).
+_PAGE_ENTRY_BYTES = {"sequential": 14, "release": 17, "bounded": 30}
 #: Besides, of a region with leases: their ends, here and where workers see them.
 _LEASE_BYTES = 16
 #: Page tables that are made without looking how much memory there is.
@@ -138,7 +138,7 @@ class Coherence:
 
     def _check_tables(self, region: Region) -> None:
         """Refuse a region whose page tables this machine cannot hold."""
-        tables = _PAGE_ENTRY_BYTES * region.pages
+        tables = _PAGE_ENTRY_BYTES[region.options.consistency] * region.pages
         if region.options.consistency == "bounded":
             tables += _LEASE_BYTES * region.pages
         if tables <= _SMALL_BYTES:
@@ -164,12 +164,13 @@ class Coherence:
                 f"have {limit}: destroy regions, or start it under a higher `ulimit -n`"
             )
         reason = os.strerror(errno.ENOMEM) if isinstance(error, MemoryError) else error.strerror
-        needed = region.size + _PAGE_ENTRY_BYTES * region.pages
+        tables = _PAGE_ENTRY_BYTES[region.options.consistency] * region.pages
+        needed = region.size + tables
         bounds = [resource.getrlimit(limit)[0] for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
         shown = ["unlimited" if bound == resource.RLIM_INFINITY else f"{bound} bytes" for bound in bounds]
         return (
             f"{what}: {reason}; its manager needs {needed} bytes of addresses for it, of them "
-            f"{_PAGE_ENTRY_BYTES * region.pages} for the page tables, and has RLIMIT_AS {shown[0]}, "
+            f"{tables} for the page tables, and has RLIMIT_AS {shown[0]}, "
             f"RLIMIT_DATA {shown[1]}: make the region smaller, choose a larger page_size, or start the "
             "manager under a higher `ulimit -v` or `-d`"
         )
