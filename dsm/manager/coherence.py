@@ -31,10 +31,8 @@ from dsm.wire.header import Fields, pack_coherence, unpack_coherence
 
 _FETCH, _INVALIDATE = int(Kind.FETCH), int(Kind.INVALIDATE)
 #: Bytes of the manager's tables for each page: state, owner, copyset, three counts, wanted level; under
-#: `release` besides home, streak and notice, under `bounded` the end of a lease, twice (here and in shared memory).
+#: `release` besides home, streak and notice; under `bounded` ends of leases, here and where workers see them.
 _PAGE_ENTRY_BYTES = {"sequential": 14, "release": 17, "bounded": 30}
-#: Besides, of a region with leases: their ends, here and where workers see them.
-_LEASE_BYTES = 16
 #: Page tables that are made without looking how much memory there is.
 _SMALL_BYTES = 16 * 1024 * 1024
 _DATA, _CONFIRM, _DIFF = int(Kind.DATA), int(Kind.CONFIRM), int(Kind.DIFF)
@@ -139,8 +137,6 @@ class Coherence:
     def _check_tables(self, region: Region) -> None:
         """Refuse a region whose page tables this machine cannot hold."""
         tables = _PAGE_ENTRY_BYTES[region.options.consistency] * region.pages
-        if region.options.consistency == "bounded":
-            tables += _LEASE_BYTES * region.pages
         if tables <= _SMALL_BYTES:
             return
         available = _available_bytes()
