@@ -33,7 +33,7 @@ def rows(progress: measure.Progress) -> Iterator[Row]:
     """Sweep under each model and with MPI, alternately."""
     mpirun, lacking = _peer()
     models = [model for model in ("release", "sequential") if model in CONSISTENCIES]
-    results: dict[str, list[Result]] = {model: [] for model in [*models, "mpi"]}
+    results: dict[str, list[Result]] = {model: [] for model in [*models, "mpi", "mpi, small pages"]}
     with Cluster(nodes=_RANKS) as cluster:
         for turn in range(measure.ROUNDS):
             for model in models:
@@ -41,7 +41,8 @@ def rows(progress: measure.Progress) -> Iterator[Row]:
                 results[model].append(_shared(cluster, f"{model} {turn}", model))
             if mpirun is not None:
                 progress(f"jacobi, mpi: round {turn + 1} of {measure.ROUNDS}")
-                results["mpi"].append(_sent(mpirun))
+                results["mpi"].append(_sent(mpirun, huge_pages=True))
+                results["mpi, small pages"].append(_sent(mpirun, huge_pages=False))
     totals = {result.total for runs in results.values() for result in runs}
     if len(totals) != 1:
         raise DSMError(f"jacobi: the runs found different sums over the grid: {sorted(totals)}")
@@ -52,6 +53,10 @@ def rows(progress: measure.Progress) -> Iterator[Row]:
         values = [result.processor for result in results[model]]
         floors_used = [result.processor for result in results["mpi"]]
         yield _row(f"jacobi, {model}: processor time", values, floors_used, None, lacking)
+    if mpirun is not None:
+        values = [result.seconds for result in results[models[0]]]
+        floors = [result.seconds for result in results["mpi, small pages"]]
+        yield _row(f"jacobi, {models[0]}, against MPI without huge pages", values, floors, None, lacking)
 
 
 def _row(name: str, values: list[float], floors: list[float], target: float | None, note: str) -> Row:
@@ -76,14 +81,23 @@ def _peer() -> tuple[str | None, str]:
     return mpirun, ""
 
 
-def _sent(mpirun: str) -> Result:
-    """Run the peer once: over TCP, as dsm does, and placed by the system, as dsm's processes are."""
+def _sent(mpirun: str, huge_pages: bool) -> Result:
+    """Run the peer once: over TCP, as dsm does, and placed by the system, as dsm's processes are.
+
+    numpy asks for huge pages for its own arrays; what processes share has 4 KiB pages, unless the system's
+    ``transparent_hugepage/shmem_enabled`` says otherwise.
+    """
     options = ["--mca", "btl", "tcp,self", "--bind-to", "none", "--oversubscribe", "-n", str(_RANKS)]
     root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
     program = [sys.executable, "-m", "dsm.bench.halo", str(_SIZE), str(_SWEEPS)]
     done = subprocess.run(
         [mpirun, *root, *options, *program],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "NUMPY_MADVISE_HUGEPAGE": str(int(huge_pages)),
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        },
         capture_output=True,
         text=True,
         timeout=_TIMEOUT_S,
