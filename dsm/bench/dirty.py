@@ -15,9 +15,7 @@ import numpy as np
 
 from dsm.bench import measure
 from dsm.bench.row import Row, combine
-from dsm.errors import UsageError
 from dsm.testing import Cluster
-from dsm.types import CONSISTENCIES
 
 _PAGES = 10_000
 _PAGE = 4096
@@ -47,8 +45,6 @@ PATTERNS: dict[str, Callable[[Any], None]] = {
 
 def rows(progress: measure.Progress) -> Iterator[Row]:
     """Release each pattern; a row of its own compares the slowest with the fastest."""
-    if "release" not in CONSISTENCIES:
-        raise UsageError("dsm bench dirty needs release consistency, which this version does not have")
     for placement, cpus in measure.placements():
         values: dict[str, list[float]] = {pattern: [] for pattern in PATTERNS}
         floors: list[float] = []

@@ -21,7 +21,6 @@ from dsm.bench import measure
 from dsm.bench.row import Row, combine
 from dsm.bench.tally import Cost
 from dsm.errors import DSMError, UsageError
-from dsm.types import CONSISTENCIES
 
 #: The options with which an example is measured.
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -58,29 +57,27 @@ def program_rows(name: str) -> Callable[[measure.Progress], Iterator[Row]]:
 
     def rows(progress: measure.Progress) -> Iterator[Row]:
         for nodes in _NODES:
-            models = [model for model in ("sequential", "release") if model in CONSISTENCIES]
-            runs: dict[str, list[Run]] = {model: [] for model in models}
+            runs: dict[str, list[Run]] = {"sequential": [], "release": []}
             floors = []
             for turn in range(_rounds()):
                 progress(f"{name} on {nodes} nodes: round {turn + 1} of {_rounds()}")
                 floors.append(_plain(name, OPTIONS[name]).seconds * 1000)
-                for model in models:
-                    runs[model].append(_shared(name, OPTIONS[name], nodes, model, None))
-            for model in models:
-                yield _row(f"{name}, {nodes} nodes, {model}", runs[model], floors)
+                for model, done in runs.items():
+                    done.append(_shared(name, OPTIONS[name], nodes, model, None))
+            for model, done in runs.items():
+                yield _row(f"{name}, {nodes} nodes, {model}", done, floors)
 
     return rows
 
 
 def placement_rows(progress: measure.Progress) -> Iterator[Row]:
-    """Compare the default placement of each example with the best one."""
-    model = CONSISTENCIES[min(1, len(CONSISTENCIES) - 1)]
+    """Compare the default placement of each example with the best one, under release consistency."""
     for name, options in PLACED.items():
         runs: dict[str | None, list[Run]] = {home: [] for home in (None, *_PLACEMENTS)}
         for turn in range(_rounds()):
             for home, done in runs.items():
                 progress(f"placement, {name}, {home or 'default'}: round {turn + 1} of {_rounds()}")
-                done.append(_shared(name, options, 2, model, home))
+                done.append(_shared(name, options, 2, "release", home))
         default = runs.pop(None)
         best = min(runs, key=lambda home: statistics.median(run.seconds for run in runs[home]))
         floors = [run.seconds * 1000 for run in runs[best]]

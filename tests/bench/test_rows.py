@@ -11,7 +11,6 @@ import pytest
 from dsm.bench import NAMES, examples, jacobi
 from dsm.bench.registry import GROUPS, ROWS
 from dsm.bench.row import Row, combine, format_table
-from dsm.types import CONSISTENCIES
 
 KEYS = ["row", "value", "unit", "floor", "ratio", "target", "spread", "pager", "fabric", "placement"]
 KEYS += ["messages", "bytes", "note"]
@@ -106,8 +105,6 @@ if __name__ == "__main__":
 
 #: Of the programs one is enough: they differ in their options.
 MEASURED = [name for name in ROWS if name == "sort" or name not in examples.OPTIONS]
-if "release" not in CONSISTENCIES:
-    MEASURED.remove("dirty")
 
 
 @pytest.mark.parametrize("name", MEASURED)

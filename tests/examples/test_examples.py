@@ -17,8 +17,6 @@ from pathlib import Path
 
 import pytest
 
-from dsm.types import CONSISTENCIES
-
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 EVERYTHING = os.environ.get("DSM_MATRIX", "") not in ("", "0")
@@ -26,7 +24,7 @@ EVERYTHING = os.environ.get("DSM_MATRIX", "") not in ("", "0")
 #: What an example needs besides dsm.
 NEEDS = {"terrain": "matplotlib", "kmeans": "sklearn"}
 #: Models that a program without data races cannot tell apart.
-MODELS = tuple(model for model in ("sequential", "release") if model in CONSISTENCIES)
+MODELS = ("sequential", "release")
 #: What every example is run over: nodes, workers beyond one for each node, and the model.
 PLACES = {"nodes": (1, 2, 4), "more": (0, 2), "--consistency": MODELS}
 #: The options of each: more workers than work, sizes that nothing divides, pages small and larger than all.
