@@ -1,4 +1,4 @@
-"""Conditions: waiting and notifying at the lock's home, what races with them; a stateful test of it all."""
+"""Conditions: waiting and notifying at the lock's home, and what races with it; and a stateful test."""
 
 import pytest
 from hypothesis import settings
@@ -142,7 +142,7 @@ def test_who_dies_after_it_was_notified_passes_the_notification_on(home, worker)
 
 
 def test_a_notification_is_not_passed_to_who_came_after_it(home):
-    (first,) = waits(home, A)
+    first, second = waits(home, A, A2)
     home.ask(ACQUIRE, C)
     home.ask(ACQUIRE, B)
     home.ask(ACQUIRE, D)
@@ -151,6 +151,8 @@ def test_a_notification_is_not_passed_to_who_came_after_it(home):
     home.ask(WAIT, B, FULL)
     assert party(home.described().holder) == D, "of B's node, and before A"
     home.cancel(A, first)
+    assert [party(each) for each in home.described().waiting] == [A2]
+    home.cancel(A2, second)
     assert home.described().waiting == ()
     assert [party(each) for each in home.described(FULL).waiting] == [B]
 
@@ -285,6 +287,23 @@ class ConditionMachine(RuleBasedStateMachine):
         self.waiting[condition].append((thread, ticket))
         self.granted(replies)
 
+    @precondition(lambda self: self.holder is None)
+    @rule(come=st.lists(threads, min_size=2, max_size=4, unique=True), condition=conditions)
+    def several_come_and_wait(self, come, condition):
+        for thread in come:
+            if not self.busy(thread):
+                self.acquire(thread)
+                self.wait(condition)
+
+    @precondition(lambda self: self.holder)
+    @rule(neighbour=threads, condition=conditions)
+    def wait_in_front_of_others(self, neighbour, condition):
+        """A thread of the same node takes the lock over, before those who were notified."""
+        neighbour = (self.holder[0], *neighbour[1:])
+        if not self.busy(neighbour) and neighbour != self.holder:
+            self.acquire(neighbour)
+            self.wait(condition)
+
     @precondition(lambda self: self.holder)
     @rule(condition=conditions, count=st.integers(1, 3) | st.just(NOTIFY_ALL))
     def notify(self, condition, count):
@@ -304,7 +323,14 @@ class ConditionMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.queue or self.waiting[FULL] or self.waiting[EMPTY])
     @rule(data=st.data())
     def cancel(self, data):
-        entry = data.draw(st.sampled_from([*self.queue, *self.waiting[FULL], *self.waiting[EMPTY]]))
+        self.give_up(data.draw(st.sampled_from([*self.queue, *self.waiting[FULL], *self.waiting[EMPTY]])))
+
+    @precondition(lambda self: any(each[2] for each in self.queue))
+    @rule(data=st.data())
+    def cancel_what_was_notified(self, data):
+        self.give_up(data.draw(st.sampled_from([each for each in self.queue if each[2]])))
+
+    def give_up(self, entry):
         for queue in self.waiting.values():
             if entry in queue:
                 queue.remove(entry)

@@ -231,14 +231,14 @@ class RWLockMachine(RuleBasedStateMachine):
             self.count(entry, reply.status == Status.OWNER_DIED)
 
     def count(self, granted, told):
-        thread, ticket, op = granted
+        thread, first, op = granted
         for _, waits, kind in self.waiting:
             if kind == READ:
                 self.phases[waits] += (op == WRITE) - told
                 assert self.phases[waits] <= 1, "a reader waits for one writer, and one for each repair"
         if op == WRITE:
             same = [each for each in self.waiting if each[2] == WRITE and each[0][0] == thread[0]]
-            assert all(each[1] > ticket for each in same), "first come, first served within a node"
+            assert all(each[1] > first for each in same), "first come, first served within a node"
             heads = {}
             for other, waits, kind in self.waiting:
                 if kind == WRITE:
