@@ -29,7 +29,7 @@ from dsm.proc import process_state
 from dsm.sync.reply import Description, Party
 from dsm.wire import control
 from dsm.wire import membership as meta
-from dsm.wire.calls import Op
+from dsm.wire.calls import CONDITION_BITS, WAITING, Op
 from dsm.wire.membership import MetaKind
 from dsm.wire.status import (
     MAX_ENTRIES,
@@ -68,7 +68,14 @@ _OBJECT_OPS = {
     int(op): kind
     for kind, ops in {
         "lock": (Op.LOCK_ACQUIRE,),
-        "unlock": (Op.LOCK_RELEASE,),
+        "rwlock": (Op.RW_READ, Op.RW_WRITE),
+        "unlock": (Op.LOCK_RELEASE, Op.RW_RELEASE),
+        "semaphore": (Op.SEMAPHORE_ACQUIRE,),
+        "semaphore's release": (Op.SEMAPHORE_RELEASE,),
+        "event": (Op.EVENT_WAIT,),
+        "event's state": (Op.EVENT_SET, Op.EVENT_CLEAR, Op.EVENT_IS_SET),
+        "condition": (Op.CONDITION_WAIT,),
+        "notification": (Op.CONDITION_NOTIFY,),
         "barrier": (Op.BARRIER_WAIT,),
         "reset": (Op.BARRIER_RESET, Op.BARRIER_ABORT),
         "atomic": (
@@ -81,7 +88,8 @@ _OBJECT_OPS = {
     }.items()
     for op in ops
 }
-_WITH_TOKEN = frozenset({int(Op.LOCK_ACQUIRE), int(Op.LOCK_RELEASE), int(Op.BARRIER_WAIT)})
+_WITH_TOKEN = frozenset(map(int, {*WAITING, Op.LOCK_RELEASE, Op.RW_RELEASE, Op.SEMAPHORE_RELEASE}))
+_OF_CONDITION = (Op.CONDITION_WAIT, Op.CONDITION_NOTIFY)
 
 
 class _Collection:
@@ -255,10 +263,11 @@ class _Part:
         kind = _OBJECT_OPS.get(slot.op)
         if kind is None:
             return None
-        known = self._manager.sync.known.get(slot.object)
+        number = slot.b % (1 << CONDITION_BITS) if slot.op in _OF_CONDITION else slot.object
+        known = self._manager.sync.known.get(number)
         return Wait(
             kind,
-            slot.object,
+            number,
             known.name if known else None,
             since_s,
             slot.thread,
@@ -328,7 +337,7 @@ class _Part:
                 hands = workers.get(id(demand), ())
                 yield Demand(number, demand.page, demand.count, write, asked.node, hands)
 
-    # -- locks, barriers, atomics ------------------------------------------------------------------------
+    # -- synchronization objects -------------------------------------------------------------------------
 
     def objects(self) -> Iterable[ObjectStatus]:
         """Every object that this node decides about."""
@@ -338,8 +347,10 @@ class _Part:
 
     def _object(self, it: Description, home: int) -> ObjectStatus:
         holder = self._party(it.holder) if it.holder else None
-        waiting = tuple(map(self._party, it.waiting))
-        return ObjectStatus(it.object, it.kind, it.name, home, holder, waiting, it.value, it.damaged)
+        waiting, holders = tuple(map(self._party, it.waiting)), tuple(map(self._party, it.holders))
+        return ObjectStatus(
+            it.object, it.kind, it.name, home, holder, waiting, it.value, it.damaged, holders, it.readers
+        )
 
     def _party(self, party: Party) -> PartyStatus:
         return PartyStatus(party.node, party.worker, party.token, self._age_s(party.since_ns))

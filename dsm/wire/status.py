@@ -18,8 +18,8 @@ STOPPED = {"T": "stopped (SIGSTOP)", "t": "stopped by a debugger", "Z": "dead (a
 class Wait(msgspec.Struct, frozen=True):
     """One thread that waits in dsm."""
 
-    #: ``"read"``, ``"write"`` (a fault), ``"prefetch"``, ``"pin"``, ``"lock"``, ``"barrier"``,
-    #: ``"atomic"``, or a question to the coordinator: ``"open"``, ``"destroy"``.
+    #: ``"read"``, ``"write"`` (a fault), ``"prefetch"``, ``"pin"``; the kind of an object, or what is done to
+    #: one (``"unlock"``, ``"reset"``); or a question to the coordinator: ``"open"``, ``"destroy"``.
     kind: str
     #: Number of the region or object, and its name as far as this node knows it.
     object: int
@@ -27,10 +27,10 @@ class Wait(msgspec.Struct, frozen=True):
     since_s: float
     #: Kernel id of the thread; that of a process's first thread is the process's.
     thread: int
-    #: Pages it waits for; none for a lock, barrier or atomic.
+    #: Pages it waits for; none for an object.
     page: int = 0
     count: int = 0
-    #: Owner token of the thread, of a lock or barrier; 0 for pages.
+    #: Owner token of the thread, of an object that threads wait for; 0 for pages.
     token: int = 0
     #: Nodes that were asked for what it waits for: directories of the pages, or the object's home.
     asked: tuple[int, ...] = ()
@@ -127,19 +127,25 @@ class PartyStatus(msgspec.Struct, frozen=True):
 
 
 class ObjectStatus(msgspec.Struct, frozen=True):
-    """A lock, barrier or atomic, by its home."""
+    """A synchronization object, by its home."""
 
     object: int
     kind: str
     name: str
     home: int
+    #: Of a lock; of a rwlock who holds it alone.
     holder: PartyStatus | None = None
-    #: In the order in which they will be served, or have arrived.
+    #: In the order in which they will be served, or have arrived; of a rwlock first those who want to read.
     waiting: tuple[PartyStatus, ...] = ()
-    #: Value of an atomic, parties of a barrier.
+    #: Value of an atomic, parties of a barrier, free units of a semaphore, whether an event is set, number of
+    #: a condition's lock.
     value: int = 0
     #: A broken barrier; a lock whose holder died and whose next one has not been told.
     damaged: bool = False
+    #: Readers of a rwlock; of a bounded semaphore the workers that have units, with token 0.
+    holders: tuple[PartyStatus, ...] = ()
+    #: How many of those who wait for a rwlock want to read.
+    readers: int = 0
 
 
 class NodeStatus(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from dsm.cli.status.verdict import PAGES, verdict
 from dsm.cli.status.words import enumerate_words, plural, seconds, table
-from dsm.types import JOB_BARRIER
+from dsm.types import FENCE, JOB_BARRIER
 from dsm.wire.status import (
     STOPPED,
     ClusterStatus,
@@ -35,6 +35,10 @@ def render(cluster: ClusterStatus) -> str:
         text.workers(),
         text.regions(),
         text.locks(),
+        text.rwlocks(),
+        text.semaphores(),
+        text.conditions(),
+        text.events(),
         text.barriers(),
         text.atomics(),
         text.pins(),
@@ -110,25 +114,64 @@ class _Text:
     def locks(self) -> str:
         """Who holds and who waits."""
         rows = []
-        for it in self._objects:
-            if it.kind == "lock":
-                holder, since = (
-                    (self._party(it.holder), seconds(it.holder.since_s)) if it.holder else ("-", "")
-                )
-                died = "its owner died" if it.damaged else ""
-                rows.append((it.name, str(it.home), holder, since, self._waiting(it), died))
+        for it in self._of("lock"):
+            holder, since = (self._party(it.holder), seconds(it.holder.since_s)) if it.holder else ("-", "")
+            died = "its owner died" if it.damaged else ""
+            rows.append((it.name, str(it.home), holder, since, self._waiting(it), died))
         return table(("lock", "home", "held by", "since", "waiting, in order", ""), rows)
+
+    def rwlocks(self) -> str:
+        """Who reads or writes, and who waits for it."""
+        rows = []
+        for it in self._of("rwlock"):
+            parties = [it.holder] if it.holder else list(it.holders)
+            held = f"{'alone' if it.holder else 'read'}: " if parties else ""
+            since = seconds(max(party.since_s for party in parties)) if parties else ""
+            readers, writers = (
+                self._parties(it.waiting[: it.readers]),
+                self._parties(it.waiting[it.readers :]),
+            )
+            died = "its owner died" if it.damaged else ""
+            who = held + (", ".join(map(self._party, parties)) or "-")
+            rows.append((it.name, str(it.home), who, since, readers, writers, died))
+        return table(("rwlock", "home", "held by", "since", "want to read", "want to write", ""), rows)
+
+    def semaphores(self) -> str:
+        """How many units are free, and who has the others, if that is known."""
+        rows = [
+            (it.name, str(it.home), str(it.value), self._parties(it.holders), self._waiting(it))
+            for it in self._of("semaphore")
+        ]
+        return table(("semaphore", "home", "free", "held by", "waiting, in order"), rows)
+
+    def conditions(self) -> str:
+        """Who waits to be notified."""
+        rows = [
+            (it.name, str(it.home), self._names.get(it.value, str(it.value)), self._waiting(it))
+            for it in self._of("condition")
+        ]
+        return table(("condition", "home", "lock", "waiting, in order"), rows)
+
+    def events(self) -> str:
+        """Which are set, and who waits."""
+        rows = [
+            (it.name, str(it.home), "yes" if it.value else "no", self._waiting(it))
+            for it in self._of("event")
+        ]
+        return table(("event", "home", "set", "waiting"), rows)
+
+    def _of(self, kind: str) -> list[ObjectStatus]:
+        return [it for it in self._objects if it.kind == kind]
 
     def barriers(self) -> str:
         """Who has come, and who has not."""
         rows = []
-        for it in self._objects:
-            if it.kind == "barrier":
-                come = f"{len(it.waiting)} of {it.value}"
-                broken = "broken" if it.damaged else ""
-                rows.append(
-                    (_object_name(it.name), str(it.home), come, self._waiting(it), self._missing(it), broken)
-                )
+        for it in self._of("barrier"):
+            come = f"{len(it.waiting)} of {it.value}"
+            broken = "broken" if it.damaged else ""
+            rows.append(
+                (_object_name(it.name), str(it.home), come, self._waiting(it), self._missing(it), broken)
+            )
         return table(("barrier", "home", "come", "waiting, in order", "missing", ""), rows)
 
     def _missing(self, it: ObjectStatus) -> str:
@@ -144,7 +187,7 @@ class _Text:
 
     def atomics(self) -> str:
         """Values."""
-        rows = [(it.name, str(it.home), str(it.value)) for it in self._objects if it.kind == "atomic"]
+        rows = [(it.name, str(it.home), str(it.value)) for it in self._of("atomic") if it.name != FENCE]
         return table(("atomic", "home", "value"), rows)
 
     def pins(self) -> str:
@@ -176,8 +219,11 @@ class _Text:
         return f"rank {_rank(worker)} (pid {worker.pid}, node {party.node})"
 
     def _waiting(self, it: ObjectStatus) -> str:
+        return self._parties(it.waiting)
+
+    def _parties(self, parties: Iterable[PartyStatus]) -> str:
         words = []
-        for party in it.waiting:
+        for party in parties:
             worker = self._workers.get((party.node, party.worker))
             who = _rank(worker) if worker else f"worker {party.worker} of node {party.node}"
             words.append(f"{who} ({seconds(party.since_s)})")

@@ -28,6 +28,12 @@ from dsm.wire.status import (
 
 #: Waits that are shorter are no reason to worry.
 PATIENCE_S = 1.0
+#: Who is to end these waits nobody can know.
+_SILENT = {
+    "event": ", which nobody has set",
+    "condition": ", of which nobody has notified it",
+    "semaphore": ", which has too few free units; who is to release some is not known",
+}
 #: Kinds of waits for pages.
 PAGES = frozenset({"read", "write", "prefetch", "pin"})
 
@@ -185,8 +191,8 @@ class _Reasoning:
         parts = []
         for index, vertex in enumerate(circle):
             other = circle[(index + 1) % len(circle)]
-            held = "which" if vertex.wait.kind == "lock" else "and for that"
-            verb = "holds" if vertex.wait.kind == "lock" else "is missing"
+            held = "and for that" if vertex.wait.kind == "barrier" else "which"
+            verb = "is missing" if vertex.wait.kind == "barrier" else "holds"
             parts.append(
                 f"{names[index]} waits for {self._what(vertex.wait)}, {held} {self._rank(other)} {verb}"
             )
@@ -196,8 +202,10 @@ class _Reasoning:
         wait = vertex.wait
         name, since = self._name(vertex.node, vertex.worker), seconds(wait.since_s)
         text = f"{name} waits for {self._what(wait)} since {since}"
-        it = self._objects.get(wait.object) if wait.kind == "barrier" else None
-        if it is None:
+        it = self._objects.get(wait.object)
+        if it is not None and it.kind == wait.kind in _SILENT:
+            return f"{text}{_SILENT[it.kind]}"
+        if it is None or it.kind != wait.kind or it.kind != "barrier":
             asked = f"; asked: node {', '.join(map(str, wait.asked))}" if wait.asked else ""
             return f"{text}, and nobody is known to keep it waiting{asked}"
         others = [
@@ -223,17 +231,39 @@ class _Reasoning:
                 for node in wait.asked
                 if node in self._silent
             ]
-        if it.kind == "lock" and it.holder is not None:
-            holder, since = it.holder, seconds(it.holder.since_s)
-            deed = f"holds lock {it.name!r} since {since}"
-            return [
-                self._held_by(
-                    holder.node, holder.worker, deed, self._of_token(holder.node, holder.worker, holder.token)
-                )
-            ]
         if it.kind == "barrier":
             return self._barrier_blockers(it)
-        return []
+        if it.kind == "semaphore":
+            return self._unit_blockers(it)
+        if it.kind == "condition":
+            return self._notified_blockers(vertex, it)
+        return self._holders_of(it)
+
+    def _holders_of(self, it: ObjectStatus) -> list[Blocker]:
+        """Who holds a lock; of a rwlock everybody who does: whoever waits waits for all of them."""
+        found = []
+        for holder in (it.holder,) if it.holder is not None else it.holders:
+            how = " for reading" if it.holder is None else ""
+            deed = f"holds {it.kind} {it.name!r}{how} since {seconds(holder.since_s)}"
+            waits = self._of_token(holder.node, holder.worker, holder.token)
+            found.append(self._held_by(holder.node, holder.worker, deed, waits))
+        return found
+
+    def _unit_blockers(self, it: ObjectStatus) -> list[Blocker]:
+        """Who has units of a bounded semaphore: any of them may release one, so only one has to."""
+        deed = f"has units of semaphore {it.name!r}"
+        holders = [(holder.node, holder.worker) for holder in it.holders]
+        if len(holders) == 1:
+            return [self._held_by(*holders[0], deed, self._of_main(*holders[0]))]
+        return [self._held_by(*each, deed, []) for each in holders if not self._of_worker(*each)]
+
+    def _notified_blockers(self, vertex: Vertex, it: ObjectStatus) -> list[Blocker]:
+        """Who holds the lock that a notified thread waits for; nobody is known that is to notify others."""
+        me = (vertex.node, vertex.worker, vertex.wait.token)
+        lock = self._objects.get(it.value)
+        if lock is None or any((each.node, each.worker, each.token) == me for each in it.waiting):
+            return []
+        return self._holders_of(lock)
 
     def _barrier_blockers(self, it: ObjectStatus) -> list[Blocker]:
         missing = it.value - len(it.waiting)
@@ -381,7 +411,13 @@ class _Reasoning:
         if wait.kind in ("open", "destroy"):
             doing = "opening" if wait.kind == "open" else "the end of"
             return f"{doing} region {wait.object or repr(wait.name)}"
-        kind = {"unlock": "the release of lock", "reset": "the reset of barrier"}.get(wait.kind, wait.kind)
+        kind = {
+            "unlock": "the release of lock",
+            "reset": "the reset of barrier",
+            "semaphore's release": "the release of semaphore",
+            "event's state": "an answer about event",
+            "notification": "an answer about condition",
+        }.get(wait.kind, wait.kind)
         return f"{kind} {self._object_name(wait)!r}"
 
     def _pages(self, region: int, page: int, count: int) -> str:
