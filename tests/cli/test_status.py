@@ -19,11 +19,28 @@ from dsm.testing import Cluster
 from dsm.testing.cluster import ManagerProcess
 from dsm.types import RegionOptions
 from launched import Launched
-from support import managers, wait_until, wait_value
+from support import managers, wait_until, wait_value, waits_in_futex
 
 
 def _hold_lock(node, name):
     node.lock(name).acquire()
+
+
+def _read(node, name):
+    node.rwlock(name).acquire_read()
+
+
+def _open_table(node, name):
+    node.rwlock(name)
+
+
+def _write_table(node, name):
+    node.rwlock(name).acquire_write()
+
+
+def _wait_for_notification(node, name):
+    with node.condition(name) as condition:
+        condition.wait()
 
 
 def _hold_then_want(node, mine, other):
@@ -119,6 +136,31 @@ def test_a_stopped_holder_of_a_lock_is_named(stuck):
     )
     assert f"rank 2 (pid {holder.pid}, node 1)  " in printed
     holder.kill(signal.SIGCONT)
+
+
+def test_a_stopped_reader_that_keeps_a_writer_waiting_is_named(stuck):
+    cluster = stuck(nodes=2, workers=2)
+    reader, other, writer, late = cluster.workers
+    for worker in (reader, other):
+        worker.call(_read, "table")
+    writer.call(_open_table, "table")  # that is a wait, too
+    writer.start(_write_table, "table")
+    wait_until(lambda: waits_in_futex(writer.pid))
+    late.start(_read, "table")
+    reader.kill(signal.SIGSTOP)
+    _said(
+        cluster,
+        f"rank 0 (pid {reader.pid}, node 0) holds rwlock 'table' for reading since",
+        "and is stopped (SIGSTOP): ranks 2 and 3 wait for it",
+    )
+    reader.kill(signal.SIGCONT)
+
+
+def test_who_waits_to_be_notified_is_said(stuck):
+    cluster = stuck(nodes=2)
+    cluster.workers[1].start(_wait_for_notification, "full")
+    printed = _said(cluster, "rank 1", "waits for condition 'full' since", "nobody has notified it")
+    assert "dsm.condition.full" in printed
 
 
 def test_a_deadlock_of_two_locks_is_named(stuck):

@@ -314,3 +314,107 @@ def test_words():
         "2 h 13 min",
     ]
     assert enumerate_words(["a"]) == "a" and enumerate_words(["a", "b", "c"]) == "a, b and c"
+
+
+def wait_for(kind, rank, name, number, since_s=OLD, token=1):
+    return Wait(kind, number, name, since_s, pid(rank), token=token, asked=(0,))
+
+
+def test_every_reader_keeps_a_writer_waiting_and_the_readers_behind_it():
+    table = ObjectStatus(
+        1,
+        "rwlock",
+        "table",
+        0,
+        waiting=(party(0, 2), party(0, 3)),
+        holders=(party(0, 0), party(0, 1)),
+        readers=1,
+    )
+    workers = [worker(0, state="T"), worker(1, state="R")]
+    workers += [worker(rank, wait_for("rwlock", rank, "table", 1)) for rank in (2, 3)]
+    status = cluster(node(0, workers, objects=(table,)))
+    stopped, running = verdict(status)
+    assert stopped.startswith(
+        "rank 0 (pid 100, node 0) holds rwlock 'table' for reading since 30 s and is stopped"
+    )
+    assert running.startswith("rank 1 (pid 101, node 0) holds rwlock 'table' for reading since 30 s and runs")
+    assert "ranks 2 and 3 wait for it" in stopped and "ranks 2 and 3 wait for it" in running
+    text = render(status)
+    assert "read: rank 0 (pid 100, node 0), rank 1 (pid 101, node 0)  30 s   2 (30 s)      3 (30 s)" in text
+
+
+def test_who_holds_a_rwlock_alone_keeps_everybody_waiting():
+    table = ObjectStatus(1, "rwlock", "table", 0, party(0, 0), (party(0, 1),), damaged=False)
+    workers = [worker(0, state="T"), worker(1, wait_for("rwlock", 1, "table", 1))]
+    assert "holds rwlock 'table' since 30 s and is stopped" in one(node(0, workers, objects=(table,)))
+
+
+def test_two_readers_that_both_want_to_write_elsewhere_are_a_deadlock():
+    objects = (
+        ObjectStatus(1, "rwlock", "a", 0, waiting=(party(0, 1),), holders=(party(0, 0),)),
+        ObjectStatus(2, "rwlock", "b", 0, waiting=(party(0, 0),), holders=(party(0, 1),)),
+    )
+    workers = [worker(0, wait_for("rwlock", 0, "b", 2)), worker(1, wait_for("rwlock", 1, "a", 1))]
+    assert "rwlock 'b', which rank 1 holds" in one(node(0, workers, objects=objects))
+
+
+def test_who_has_the_units_of_a_bounded_semaphore():
+    units = ObjectStatus(1, "semaphore", "gpu", 0, waiting=(party(0, 1),), holders=(party(0, 0, token=0),))
+    workers = [worker(0, state="T"), worker(1, wait_for("semaphore", 1, "gpu", 1))]
+    assert "rank 0 (pid 100, node 0) has units of semaphore 'gpu' and is stopped" in one(
+        node(0, workers, objects=(units,))
+    )
+
+
+def test_of_many_who_have_units_those_are_named_that_do_not_wait_themselves():
+    holders = (party(0, 0, token=0), party(0, 1, token=0))
+    units = ObjectStatus(1, "semaphore", "gpu", 0, waiting=(party(0, 2),), holders=holders)
+    mine = ObjectStatus(2, "lock", "mine", 0, party(0, 2), (party(0, 0),))
+    workers = [
+        worker(0, wait_for("lock", 0, "mine", 2)),
+        worker(1),
+        worker(2, wait_for("semaphore", 2, "gpu", 1)),
+    ]
+    sentence = one(node(0, workers, objects=(units, mine)))
+    assert sentence.startswith(
+        "rank 1 (pid 101, node 0) has units of semaphore 'gpu' and is not waiting in dsm"
+    )
+    assert "rank 2 waits for it, and rank 0 waits for those" in sentence
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("event", "waits for event 'x' since 30 s, which nobody has set"),
+        ("condition", "waits for condition 'x' since 30 s, of which nobody has notified it"),
+        ("semaphore", "waits for semaphore 'x' since 30 s, which has too few free units; who is to release"),
+    ],
+)
+def test_waits_that_nobody_can_be_blamed_for(kind, text):
+    it = ObjectStatus(1, kind, "x", 0, waiting=(party(0, 0),))
+    assert text in one(node(0, [worker(0, wait_for(kind, 0, "x", 1))], objects=(it,)))
+
+
+def test_who_was_notified_waits_for_the_lock():
+    objects = (
+        ObjectStatus(1, "condition", "full", 0, value=2),
+        ObjectStatus(2, "lock", "pool", 0, party(0, 1), (party(0, 0),)),
+    )
+    workers = [worker(0, wait_for("condition", 0, "full", 1)), worker(1, state="T")]
+    sentence = one(node(0, workers, objects=objects))
+    assert sentence.startswith("rank 1 (pid 101, node 0) holds lock 'pool' since 30 s and is stopped")
+
+
+def test_the_tables_of_all_kinds():
+    objects = (
+        ObjectStatus(1, "semaphore", "units", 0, waiting=(party(0, 0),), value=2),
+        ObjectStatus(2, "lock", "pool", 0),
+        ObjectStatus(3, "condition", "full", 0, waiting=(party(0, 0),), value=2),
+        ObjectStatus(4, "event", "go", 0, waiting=(party(0, 0),)),
+        ObjectStatus(5, "atomic", "dsm.fence", 0),
+    )
+    lines = render(cluster(node(0, [worker(0)], objects=objects))).splitlines()
+    assert "units      0     2     -        0 (30 s)" in lines
+    assert "full       0     pool  0 (30 s)" in lines
+    assert "go     0     no   0 (30 s)" in lines
+    assert not any("dsm.fence" in line for line in lines)

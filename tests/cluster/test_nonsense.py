@@ -338,6 +338,23 @@ def test_rows_of_pages_that_nobody_asked_for_are_ignored(shared):
     stranger.close()
 
 
+def test_senseless_operands_are_refused_and_cost_nobody_anything(shared):
+    """A manager passes on what a worker's board says: it answers for nothing but the form."""
+    stranger, number = member(shared)
+    kinds = ("lock", "rwlock", "semaphore", "event", "atomic", "barrier")
+    asked = [control.OpenSync(kind, "n", 1) for kind in kinds]
+    for request, question in enumerate(asked, 1):
+        stranger.tell(MetaKind.ASK, meta.Ask(0, question), request=request)
+    huge = 2**64 - 1
+    for op in (op for op in Op if op >= Op.LOCK_ACQUIRE):
+        for thing in range(1, 12):
+            stranger.send(Family.SYNC, op, node=number, region=thing, request=7, page=huge, value=huge)
+    stranger.tell(MetaKind.ASK, meta.Ask(0, control.OpenSync("nonsense", "b", 1)), request=99)
+    while not (isinstance(told := stranger.message(), meta.Told) and isinstance(told.body, control.Failed)):
+        pass
+    stranger.close()
+
+
 def test_questions_that_cannot_be_answered_are_refused_and_no_more(shared):
     stranger, _ = member(shared)
     questions = [
@@ -350,6 +367,12 @@ def test_questions_that_cannot_be_answered_are_refused_and_no_more(shared):
         control.RegionReady((1 << 64) - 1),
         control.OpenSync("barrier", "b", 1 << 63),
         control.OpenSync("nonsense", "b", 1),
+        control.OpenSync("semaphore", "b", -1),
+        control.OpenSync("semaphore", "b", 1 << 63),
+        control.OpenSync("semaphore", "b", 0, bounded=True),
+        control.OpenSync("condition", "b", 0),
+        control.OpenSync("condition", "b", (1 << 32) - 1),
+        control.OpenSync("condition", "b", 1 << 63),
         meta.TakeRank((1 << 64) - 1),
     ]
     for number, question in enumerate(questions):

@@ -116,6 +116,56 @@ def test_other_threads_do_not_wait_behind_it(node):
     assert node.taken() == [Op.LOCK_ACQUIRE]
 
 
+CONDITION = 9
+
+
+def withdrawn(op, b):
+    """Return a node of which a thread has withdrawn a call that its home has not answered."""
+    node = Node()
+    node.sync.call(op, LOCK, TOKEN, b, FIRST, WORKER)
+    node.sync.cancel(FIRST)
+    node.run_timers()
+    assert node.taken() == [op, Op.CANCEL]
+    assert node.woken == [(FIRST, Status.CANCELLED)]
+    return node
+
+
+@pytest.mark.parametrize("status", [Status.OK, Status.OWNER_DIED])
+@pytest.mark.parametrize(
+    ("op", "b", "undone"),
+    [
+        (Op.RW_READ, 0, [Op.RW_RELEASE]),
+        (Op.RW_WRITE, 0, [Op.RW_RELEASE]),
+        (Op.CONDITION_WAIT, CONDITION, [Op.CONDITION_NOTIFY, Op.LOCK_RELEASE]),
+        (Op.SEMAPHORE_ACQUIRE, 3, [Op.SEMAPHORE_RELEASE]),
+        (Op.EVENT_WAIT, 0, []),
+        (Op.BARRIER_WAIT, 0, []),
+    ],
+)
+def test_whatever_comes_after_all_is_given_back(op, b, undone, status):
+    node = withdrawn(op, b)
+    node.answer(1, status)
+    node.answer(1, Status.TOO_LATE)
+    assert node.taken() == undone
+
+
+@pytest.mark.parametrize("op", [Op.CONDITION_WAIT, Op.RW_READ])
+def test_a_lock_is_asked_for_again_when_the_wait_for_it_is_undone(op):
+    node = withdrawn(op, CONDITION)
+    node.acquire(SECOND)
+    assert node.taken() == []
+    node.answer(1, Status.OK)
+    assert node.taken()[-2:] == [Op.RW_RELEASE if op == Op.RW_READ else Op.LOCK_RELEASE, Op.LOCK_ACQUIRE]
+
+
+def test_units_that_are_given_back_are_as_many_as_came():
+    node = withdrawn(Op.SEMAPHORE_ACQUIRE, 3)
+    sent = []
+    node.link.send = sent.append
+    node.answer(1, Status.OK)
+    assert [unpack(each)[11:] for each in sent] == [(TOKEN, 3)]
+
+
 def test_the_end_of_the_home_ends_what_waits_behind(node):
     node.acquire(SECOND)
     node.sync.node_gone(0)
@@ -137,6 +187,10 @@ def test_a_call_that_needs_no_wait_has_a_deadline_and_one_that_waits_has_none():
     node.sync.opened(SyncObject(8, "atomic", "name", 0, 0))
     node.sync.call(Op.ATOMIC_ADD, 8, 1, 0, FIRST, WORKER)
     node.acquire(SECOND)
+    for waiter, op in enumerate(
+        (Op.RW_READ, Op.RW_WRITE, Op.SEMAPHORE_ACQUIRE, Op.EVENT_WAIT, Op.CONDITION_WAIT)
+    ):
+        node.sync.call(op, LOCK, TOKEN + 1 + waiter, 1, SECOND + 1 + waiter, WORKER)
     node.sync.age()
     assert node.woken == []
     node.sync.age()

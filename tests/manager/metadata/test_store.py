@@ -11,7 +11,7 @@ from dsm.errors import InternalError, LimitError, PageLostError, UnknownNameErro
 from dsm.limits import ADDRESS_ALIGNMENT, ADDRESS_HIGH, ADDRESS_LOW, MAX_NODES
 from dsm.manager.metadata.embedded import EmbeddedStore
 from dsm.manager.metadata.store import MemberRecord, MetadataStore
-from dsm.types import ArrayLayout, RegionOptions
+from dsm.types import FENCE, ArrayLayout, RegionOptions
 
 MEMBERS = (0, 1)
 GRID = RegionOptions(128, "grid", layout=ArrayLayout((4, 4), '"<f8"'))
@@ -188,6 +188,45 @@ class TestSync:
         assert store.open_sync("barrier", "step", 3, MEMBERS).value == 3
         with pytest.raises(UsageError, match='"step" exists with parties=3, asked for was parties=4'):
             store.open_sync("barrier", "step", 4, MEMBERS)
+
+    @pytest.mark.parametrize(("value", "bounded"), [(3, False), (2, True), (3, True)])
+    def test_a_semaphore_has_its_units_and_its_way_for_good(self, store, value, bounded):
+        semaphore = store.open_sync("semaphore", "gpu", 2, MEMBERS)
+        assert (semaphore.value, semaphore.bounded) == (2, False)
+        assert store.open_sync("semaphore", "gpu", 2, MEMBERS) == semaphore
+        asked = f'"gpu" exists with value=2, bounded=False, asked for was value={value}, bounded={bounded}'
+        with pytest.raises(UsageError, match=asked):
+            store.open_sync("semaphore", "gpu", value, MEMBERS, bounded)
+        assert store.open_sync("semaphore", "bounded", 2, MEMBERS, True).bounded
+        assert [each.bounded for each in store.list_sync()] == [False, True]
+
+    def test_a_condition_lives_with_its_lock(self, store):
+        for number in range(20):
+            lock = store.open_sync("lock", f"lock {number}", 0, MEMBERS)
+            condition = store.open_sync("condition", f"{number}", lock.object, MEMBERS)
+            assert (condition.home, condition.value) == (lock.home, lock.object)
+            assert store.open_sync("condition", f"{number}", lock.object, MEMBERS) == condition
+
+    def test_a_condition_has_its_lock_for_good(self, store):
+        first, second = (store.open_sync("lock", name, 0, MEMBERS).object for name in ("a", "b"))
+        store.open_sync("condition", "full", first, MEMBERS)
+        with pytest.raises(UsageError, match='"full" exists with lock "a", asked for was lock "b"'):
+            store.open_sync("condition", "full", second, MEMBERS)
+
+    @pytest.mark.parametrize("kind", ["atomic", "rwlock", None])
+    def test_the_lock_of_a_condition_is_a_lock(self, store, kind):
+        number = 99 if kind is None else store.open_sync(kind, "x", 0, MEMBERS).object
+        with pytest.raises(UsageError, match=f"cannot have object {number} as its lock"):
+            store.open_sync("condition", "full", number, MEMBERS)
+
+    def test_a_condition_of_a_lost_lock(self, store):
+        lock = store.open_sync("lock", "best", 0, MEMBERS)
+        others = tuple(node for node in MEMBERS if node != lock.home)
+        with pytest.raises(PageLostError, match=f'lock "best" was kept by node {lock.home}, which is gone'):
+            store.open_sync("condition", "full", lock.object, others)
+
+    def test_what_orders_the_memory_of_all_is_kept_by_the_coordinator_s_node(self, store):
+        assert store.open_sync("atomic", FENCE, 0, MEMBERS).home == MEMBERS[0]
 
     def test_the_initial_value_of_an_existing_atomic_is_ignored(self, store):
         store.open_sync("atomic", "n", -7, MEMBERS)
