@@ -5,7 +5,7 @@ node's own clock, and the answer brings it back: whatever the answer holds was c
 the lease is counted from there, whichever of several attempts is answered.
 
 Nobody keeps account of requests to read, so one may get lost: its owner died.  What is not answered for a
-while is asked again, under the same number; the first answer in time is installed, later ones find nothing.
+while is asked again, less and less often, under the same number; the first answer in time is installed, later ones find nothing.
 An answer whose lease is over when it arrives serves nobody: who waits asks again, and what was only read
 ahead is given up.
 """
@@ -30,12 +30,14 @@ _READS = frozenset({int(State.READING), int(State.AHEAD)})
 class BoundedRequester(Requester):
     """What one node wants of one bounded region."""
 
-    __slots__ = ("deadline",)
+    __slots__ = ("again_ns", "deadline")
 
     region: BoundedRegion
 
     def __init__(self, region: BoundedRegion) -> None:
         super().__init__(region)
+        #: How long an answer is waited for.
+        self.again_ns = READ_AGAIN_NS
         #: When to look for requests that were not answered; None while there are none.
         self.deadline: int | None = None
 
@@ -59,7 +61,7 @@ class BoundedRequester(Requester):
     def post(self, kind: int, event: str, page: int, count: int, flags: int) -> None:
         super().post(kind, event, page, count, flags)
         if self.deadline is None and not flags & _WRITE:
-            self._look_at(self.region.engine.now + READ_AGAIN_NS)
+            self._look_at(self.region.engine.now + self.again_ns)
 
     def _look_at(self, deadline: int | None) -> None:
         self.deadline = deadline
@@ -72,13 +74,17 @@ class BoundedRequester(Requester):
         """Time has passed: ask again what was not answered."""
         now = self.region.engine.now
         if self.deadline is not None and now >= self.deadline:
-            reads = [(number, request) for number, request in self.requests.items() if self._is_read(request)]
+            reads = [
+                (number, request) for number, request in self.requests.items() if self._is_read(request)
+            ]
             for number, request in reads:
-                if request.asked + READ_AGAIN_NS <= now:
+                if self._due(request) <= now:
                     self._ask_again(number, request, request.page, request.count)
-            self._look_at(min((request.asked for _, request in reads), default=None))
-            if self.deadline is not None:
-                self.deadline += READ_AGAIN_NS
+            self._look_at(min((self._due(request) for _, request in reads), default=None))
+
+    def _due(self, request: Request) -> int:
+        """When to send a request again: after ever longer times, for it may only be slow."""
+        return request.asked + max(self.again_ns, request.asked - request.sent)
 
     def owner_lost(self) -> None:
         """A node is dead: what was to send something may have been that one."""

@@ -79,6 +79,8 @@ class World:
         self._sequence = 0
         #: Stopped actors: they do nothing before that time.
         self._stopped: dict[Any, int] = {}
+        #: The same of all that ever were.
+        self._stops: dict[Any, int] = {}
 
     def after(self, delay: int, action: Callable[[Any], None], argument: Any = None) -> None:
         """Plan `action(argument)` for `delay` nanoseconds from now."""
@@ -99,12 +101,12 @@ class World:
     def stop(self, actor: Any, span: int) -> None:
         """Let nothing that is planned for a method of `actor` happen within `span` nanoseconds."""
         until = max(self._stopped.get(actor, 0), self.now + span)
-        self._stopped[actor] = until
+        self._stopped[actor] = self._stops[actor] = until
         self.at(until, self._continue, actor)
 
-    def stopped_until(self, actor: Any) -> int:
-        """Return until when an actor is stopped; 0: it is not."""
-        return self._stopped.get(actor, 0)
+    def last_stop(self, actor: Any) -> int:
+        """Return until when an actor was stopped last; 0: it never was."""
+        return self._stops.get(actor, 0)
 
     def _continue(self, actor: Any) -> None:
         if self._stopped.get(actor, 0) <= self.now:

@@ -10,22 +10,24 @@ from random import Random
 from dsm.coherence.bounded.region import BoundedRegion
 from dsm.coherence.states import State
 from dsm.coherence.table import LOST
+from dsm.limits import READ_AGAIN_NS
 from dsm.testing.simulation.bounded.node import BoundedNode
 from dsm.testing.simulation.bounded.truth import BoundedTruth
 from dsm.testing.simulation.bounded.worker import BoundedThread, BoundedWorker
 from dsm.testing.simulation.cluster import Cluster, Parts, Shape, draw_region
-from dsm.testing.simulation.faults import Faults
+from dsm.testing.simulation.node import Node
 from dsm.testing.simulation.truth import Truth
 from dsm.testing.simulation.world import Timing, Violation
 from dsm.types import Region
 
 #: Nanoseconds by which values may be old: now and then less than an answer takes, or more than a round.
 _STALENESS = (400_000, 1_000_000, 4_000_000, 20_000_000)
+_AGAIN = (100_000, 500_000, 3_000_000, READ_AGAIN_NS)
 _LEVELS = {State.EXCLUSIVE: (3,), State.SHARED: (1,), State.INVALID: (0, 1)}
 
 
 class BoundedTiming(Timing):
-    """Steps that are short against the guard of every lease; what is later is promised to nobody."""
+    """Steps that are short against the guard of every lease: what is later is promised to nobody."""
 
     __slots__ = ()
 
@@ -50,20 +52,6 @@ class BoundedShape(Shape):
         return shape
 
 
-class BoundedFaults(Faults):
-    """Faults of one seed; a process that was stopped as a whole knows so."""
-
-    def _stop(self, cluster: Cluster) -> None:
-        super()._stop(cluster)
-        world = cluster.world
-        for node in cluster.nodes:
-            for worker in node.workers:
-                assert isinstance(worker, BoundedWorker)
-                until = world.stopped_until(worker)
-                if until > world.now:
-                    worker.resumed = until
-
-
 BOUNDED_PARTS = Parts(
     node=BoundedNode,
     worker=BoundedWorker,
@@ -71,7 +59,6 @@ BOUNDED_PARTS = Parts(
     truth=BoundedTruth,
     timing=BoundedTiming,
     shape=BoundedShape,
-    faults=BoundedFaults,
 )
 
 
@@ -96,7 +83,15 @@ class BoundedCluster(Cluster):
     def __init__(
         self, seed: int, shape: Shape | None = None, parts: Parts | None = None, *, keep: int = 400
     ) -> None:
+        #: Nanoseconds after which requests to read are sent again.
+        self._again_ns = Random(f"bounded {seed}").choice(_AGAIN)
         super().__init__(seed, shape, parts or BOUNDED_PARTS, keep=keep)
+
+    def _map(self, region: Region, node: Node) -> None:
+        super()._map(region, node)
+        made = node.engine.regions[region.region]
+        assert isinstance(made, BoundedRegion)
+        made.requester.again_ns = self._again_ns
 
     def draw_region(self, random: Random, number: int) -> Region:
         """Draw one more region."""
@@ -139,8 +134,3 @@ class BoundedCluster(Cluster):
                     f"r{number} p{page}: directory says owner {owner}, copyset {copyset:#x}; "
                     f"node {holder} has the token"
                 )
-
-
-def bounded_regions(cluster: Cluster) -> list[BoundedRegion]:
-    """Return the bounded regions of all engines."""
-    return [r for node in cluster.nodes for r in node.engine.regions.values() if isinstance(r, BoundedRegion)]

@@ -29,8 +29,6 @@ class BoundedWorker(Worker):
     def __init__(self, world: World, node: Node, number: int) -> None:
         super().__init__(world, node, number)
         self._due = _NEVER
-        #: Until when the process was last stopped.
-        self.resumed = -_NEVER
 
     def lease(self, region: WorkerRegion, page: int) -> int:
         """Return when the lease of a page ends."""
@@ -91,7 +89,8 @@ class BoundedThread(Thread):
     def _access(self, operation: Any, region: WorkerRegion) -> None:
         home: LeasedRegion = region.home  # type: ignore[assignment]
         grace = home.staleness // LEASE_GUARD_PART
-        home.truth.excused = self.world.now <= self.worker.resumed + grace  # type: ignore[attr-defined]
+        resumed = self.world.last_stop(self.worker)
+        home.truth.excused = resumed > 0 and self.world.now <= resumed + grace  # type: ignore[attr-defined]
         super()._access(operation, region)
 
     def _take(self, wanted: int) -> None:
