@@ -5,8 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 
-from dsm.testing.simulation.mutants import MUTANTS
-from dsm.testing.simulation.runner import FAULTS, MIN_EVENTS, MODELS, campaign, report, run_seed
+from dsm.testing.simulation.runner import (
+    FAULTS,
+    MIN_EVENTS,
+    MODEL_MUTANTS,
+    MODELS,
+    campaign,
+    report,
+    run_seed,
+)
 
 
 def _seeds(text: str) -> range:
@@ -42,13 +49,16 @@ def main(arguments: list[str] | None = None) -> int:
         "--faults", choices=tuple(FAULTS), default="", help="which seeds have faults (default: some of them)"
     )
     parser.add_argument("--trace", action="store_true", help="print the whole trace of the seed")
-    parser.add_argument("--mutant", choices=sorted(MUTANTS), default="", help="put a deliberate bug in")
+    parser.add_argument("--mutant", default="", metavar="NAME", help="put a deliberate bug of the model in")
     parser.add_argument(
         "--max-failures", type=int, default=5, help="stop after so many (default %(default)s)"
     )
     options = parser.parse_args(arguments)
+    mutants = MODEL_MUTANTS[options.model]
+    if options.mutant and options.mutant not in mutants:
+        parser.error(f"no mutant of {options.model} is called {options.mutant!r}; see --list-mutants")
     if options.list_mutants:
-        for name, mutant in MUTANTS.items():
+        for name, mutant in mutants.items():
             print(f"{name:32} {mutant.about}")
         return 0
     if options.seed is None:
@@ -61,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
             min_events=options.events,
             max_failures=options.max_failures,
         )
-    parts = MUTANTS[options.mutant].parts if options.mutant else None
+    parts = mutants[options.mutant].parts if options.mutant else None
     keep = 10_000_000 if options.trace else 400
     outcome = run_seed(
         options.seed,

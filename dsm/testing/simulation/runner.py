@@ -18,10 +18,13 @@ import msgspec
 
 from dsm.coherence.states import RELEASE_ONLY, TRANSITIONS, State
 from dsm.errors import InternalError
+from dsm.testing.simulation.bounded.cluster import BOUNDED_PARTS, BoundedCluster
+from dsm.testing.simulation.bounded.mutants import BOUNDED_MUTANTS
 from dsm.testing.simulation.cluster import Cluster, Coverage, Parts
 from dsm.testing.simulation.faults import Calm, Faults, Stormy
-from dsm.testing.simulation.mutants import MUTANTS
+from dsm.testing.simulation.mutants import MUTANTS, Mutant
 from dsm.testing.simulation.release.cluster import RELEASE_PARTS, ReleaseCluster
+from dsm.testing.simulation.release.mutants import RELEASE_MUTANTS
 from dsm.testing.simulation.world import TRACE_TAIL, Violation
 
 #: Events after which a seed has run long enough.
@@ -34,6 +37,13 @@ REPORT_LINES = 60
 MODELS: dict[str, tuple[type[Cluster], Parts]] = {
     "sequential": (Cluster, Parts()),
     "release": (ReleaseCluster, RELEASE_PARTS),
+    "bounded": (BoundedCluster, BOUNDED_PARTS),
+}
+#: Consistency model -> its deliberate bugs.
+MODEL_MUTANTS: dict[str, dict[str, Mutant]] = {
+    "sequential": MUTANTS,
+    "release": RELEASE_MUTANTS,
+    "bounded": BOUNDED_MUTANTS,
 }
 #: Which seeds have faults.
 FAULTS: dict[str, type[Faults]] = {"some": Faults, "none": Calm, "all": Stormy}
@@ -143,7 +153,7 @@ def rows_not_taken(coverage: Coverage, model: str = "sequential") -> list[str]:
 
 def _work(job: tuple[int, str, str, str, int]) -> Outcome:
     seed, model, mutant, faults, min_events = job
-    parts = MUTANTS[mutant].parts if mutant else None
+    parts = MODEL_MUTANTS[model][mutant].parts if mutant else None
     return run_seed(seed, model=model, parts=parts, faults=faults, min_events=min_events)
 
 
