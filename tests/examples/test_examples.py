@@ -29,6 +29,13 @@ MODELS = ("sequential", "release")
 PLACES = {"nodes": (1, 2, 4), "more": (0, 2), "--consistency": MODELS}
 #: The options of each: more workers than work, sizes that nothing divides, pages small and larger than all.
 OPTIONS = {
+    "dashboard": {
+        "--size": (3, 65),
+        "--steps": (1, 40),
+        "--rate": (50,),
+        "--staleness": (0.005, 0.05),
+        "--consistency": ("bounded", *MODELS),
+    },
     "jacobi": {"--size": (3, 200), "--sweeps": (0, 9)},
     "kmeans": {"--points": (3, 1001), "--clusters": (1, 3), "--rounds": (2,), "--page-size": (4096, 65536)},
     "matmul": {"--size": (1, 333), "--page-size": (4096, 2097152), "--no-prefetch": (False, True)},
@@ -208,6 +215,7 @@ def test_pools_that_do_not_fork(method, tmp_path):
 
 #: How to spoil what an example computes, or what it compares that with; `it` is the module.
 SPOILED = {
+    "dashboard": "spread, n = it.spread, []; it.spread = lambda p: (n or p.fill(7), n.append(1), spread(p))",
     "jacobi": "it.alone = lambda size, sweeps: np.ones((size, size))",
     "kmeans": "it.alone = lambda data, k, n: (data[:k] + 1, None, n)",
     "matmul": "matmul = np.matmul; np.matmul = lambda a, b, out: matmul(a, b + 1, out=out)",
