@@ -19,6 +19,7 @@ NAMES = (
     *("basic", "release", "programs", "all"),
     *("fault", "scan", "lock", "barrier", "atomic", "hit", "metadata"),
     *("jacobi", "sharing", "dirty", "fill"),
+    "watched",
     *("kmeans", "tsp", "matmul", "sort", "placement"),
 )
 

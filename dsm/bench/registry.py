@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from dsm.bench import dirty, examples, fill, jacobi, measure, sharing
+from dsm.bench import dirty, examples, fill, jacobi, measure, sharing, watched
 from dsm.bench.row import Row
 
 #: How each row is measured.
@@ -17,6 +17,7 @@ ROWS: dict[str, Callable[[measure.Progress], Iterator[Row]]] = {
     "sharing": sharing.rows,
     "dirty": dirty.rows,
     "fill": fill.rows,
+    "watched": watched.rows,
     **{name: examples.program_rows(name) for name in examples.OPTIONS},
     "placement": examples.placement_rows,
 }
