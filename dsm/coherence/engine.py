@@ -302,6 +302,11 @@ class Engine:
         return {number: r for number, r in self.regions.items() if isinstance(r, SequentialRegion)}
 
     @property
+    def release(self) -> dict[int, ReleaseRegion]:
+        """The regions whose pages have homes."""
+        return self.fence.regions
+
+    @property
     def last_request(self) -> int:
         """The number that `next_request` gave last."""
         return self._requests

@@ -332,7 +332,8 @@ class Requester:
                     self._settle_page(page)
             else:
                 for waited in [p for p in waiting if page <= p < page + count]:
-                    self._settle_page(waited)
+                    if waited in waiting:  # what one page opens may have served others
+                        self._settle_page(waited)
         if self.region.bulks.under_way:
             self.region.bulks.settle(page, count)
 

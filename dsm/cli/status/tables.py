@@ -5,7 +5,7 @@ Owns the wording and the widths.  Pure.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from dsm.cli.status.verdict import PAGES, verdict
 from dsm.cli.status.words import enumerate_words, plural, seconds, table

@@ -5,7 +5,8 @@ node's own clock, and the answer brings it back: whatever the answer holds was c
 the lease is counted from there, whichever of several attempts is answered.
 
 Nobody keeps account of requests to read, so one may get lost: its owner died.  What is not answered for a
-while is asked again, less and less often, under the same number; the first answer in time is installed, later ones find nothing.
+while is asked again, less and less often, under the same number; the first answer in time is installed, later
+ones find nothing.
 An answer whose lease is over when it arrives serves nobody: who waits asks again, and what was only read
 ahead is given up.
 """
@@ -74,9 +75,7 @@ class BoundedRequester(Requester):
         """Time has passed: ask again what was not answered."""
         now = self.region.engine.now
         if self.deadline is not None and now >= self.deadline:
-            reads = [
-                (number, request) for number, request in self.requests.items() if self._is_read(request)
-            ]
+            reads = [(number, request) for number, request in self.requests.items() if self._is_read(request)]
             for number, request in reads:
                 if self._due(request) <= now:
                     self._ask_again(number, request, request.page, request.count)

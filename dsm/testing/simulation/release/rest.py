@@ -110,8 +110,11 @@ def _check_copy(node: Node, home: Node | None, number: int, page: int, where: st
     wanted = frames.wanted[page] & 3
     if wanted != _WANTED.get(state, -1):
         raise Violation(f"{where}: node {node.number} is {state.name}, wanted {wanted}")
-    is_dirty = state == State.EXCLUSIVE and node is not home
-    if is_dirty != (page in frames.twins):
+    is_dirty = state == State.EXCLUSIVE
+    # At home only what was made writable in case it is written has a twin.
+    if (page in frames.twins and not is_dirty) or (
+        is_dirty and node is not home and page not in frames.twins
+    ):
         raise Violation(f"{where}: node {node.number} is {state.name}, twin: {page in frames.twins}")
     if state == State.INVALID or node is home or home is None:
         return
