@@ -1,10 +1,11 @@
 """What the last interval says of the next one: pages that were written, or read, together.
 
 Owns one byte a page for each.  A page whose copy is given up, though it was used, is asked for again at once,
-together with its neighbours and before anybody misses it; one that was brought so and not used is not.  A
-page that was changed in the last interval becomes writable together with its neighbours that were: in an
-iteration that repeats itself, one fault opens what took one fault a page the first time.  What that makes
-writable in vain is found unchanged at the next release, is not noticed, and not opened so again.
+together with its neighbours and before anybody misses it; one that was brought so and not used is not.
+(Use is seen by the piece: 4, 4, 8, 16 … pages, the first page of each traps once.)  A page that was changed
+in the last interval becomes writable together with its neighbours that were: in an iteration that repeats
+itself, one fault opens what took one fault a page the first time.  What that makes writable in vain is found
+unchanged at the next release, is not noticed, and not opened so again.
 """
 
 from __future__ import annotations
@@ -23,17 +24,21 @@ if TYPE_CHECKING:
 
 _INVALID, _SHARED = int(State.INVALID), int(State.SHARED)
 _AHEAD = int(Kind.AHEAD)
+#: Pages of the first pieces of what is brought again.
+_PIECE = 4
 
 
 class Habits:
     """Pages of one region that one node uses again and again."""
 
-    __slots__ = ("_most", "_together", "region", "unused", "written")
+    __slots__ = ("_first", "_most", "_together", "region", "unused", "written")
 
     def __init__(self, region: ReleaseRegion, page_size: int) -> None:
         self.region = region
         #: Pages that were brought again, and not used since.
         self.unused = np.zeros(region.table.pages, np.bool_)
+        #: Among these, the first of each piece.
+        self._first = np.zeros(region.table.pages, np.bool_)
         #: Pages that were changed in the last interval in which they were writable.
         self.written = np.zeros(region.table.pages, np.bool_)
         #: Pages that are brought again after one acquire, and opened by one fault.
@@ -46,12 +51,14 @@ class Habits:
         """A worker uses a page: then it uses what was brought with it."""
         if not self.unused[page]:
             return
-        first, end = max(0, page - self._together), page + self._together
-        behind = np.flatnonzero(~self.unused[page:end])
-        before = np.flatnonzero(~self.unused[first:page])
-        low = first + int(before[-1]) + 1 if len(before) else first
-        high = page + int(behind[0]) if len(behind) else end
-        self.unused[low:high] = False
+        low = max(0, page - self._together)
+        starts = np.flatnonzero(self._first[low : page + 1])
+        ends = np.flatnonzero(
+            self._first[page + 1 : page + self._together] | ~self.unused[page + 1 : page + self._together]
+        )
+        first = low + int(starts[-1]) if len(starts) else page
+        end = page + 1 + int(ends[0]) if len(ends) else page + self._together
+        self.unused[first:end] = False
 
     def bring_again(self, pages: Pages) -> None:
         """Copies of these pages (ascending) were given up: ask for those that were used."""
@@ -63,10 +70,20 @@ class Habits:
             while page < end:
                 stop = min(end, region.placement.request_end(page), page + self._together)
                 if region.placement.directory(page) not in region.engine.lost:
-                    region.marks.add(page)
+                    self._divide(page, stop)
                     region.requester.post(_AHEAD, "ask-ahead", page, stop - page, 0)
-                    self.unused[page:stop] = True
                 page = stop
+
+    def _divide(self, page: int, end: int) -> None:
+        """Mark the pieces of what is brought again."""
+        self.unused[page:end] = True
+        self._first[page:end] = False
+        piece, start = _PIECE, page
+        while page < end:
+            self._first[page] = True
+            self.region.marks.add(page)
+            page += piece
+            piece = max(_PIECE, page - start)
 
     # -- writing -------------------------------------------------------------------------------------------
 

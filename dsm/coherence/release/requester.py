@@ -8,6 +8,7 @@ one exception is a request for the home itself: what comes with the home is neve
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from dsm.coherence.messages import Fill, Flag, Kind, Level, Message, Raise
@@ -112,17 +113,25 @@ class ReleaseRequester(Requester):
             if message.flags & _FRESH:
                 region.effects.append(Fill(region.number, page, count))
             region.table.versions.run(page, count)
-            mark = region.take_mark(page, count)
             region.acquirer.listed[page : page + count] = not region.placement.is_mine(page)
             if write:
                 region.table.shift("install-exclusive", page, count)
                 region.writer.opened(page, count)
             else:
                 region.table.shift("install-shared", page, count)
-            level = _WRITE_LEVEL if write else _READ_LEVEL
-            region.effects.append(Raise(region.number, page, count, level, mark))
+            self._raise(page, count, _WRITE_LEVEL if write else _READ_LEVEL)
             self.settle(page, count)
         region.rehomings.look()
+
+    def _raise(self, page: int, count: int, level: int) -> None:
+        """Let workers have pages; there may be several marks among them."""
+        region = self.region
+        marks = sorted(mark for mark in region.marks if page <= mark < page + count)
+        region.marks.difference_update(marks)
+        edges = [page, *(mark for mark in marks if mark > page), page + count]
+        for low, high in itertools.pairwise(edges):
+            mark = low if low in marks else -1
+            region.effects.append(Raise(region.number, low, high - low, level, mark))
 
     def lost(self, message: Message) -> None:
         """The home of pages was asked by way of a node that knows it to be dead."""
