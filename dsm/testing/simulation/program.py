@@ -17,8 +17,8 @@ UNIQUE, INCREMENT, SUCCESSOR = -1, -2, -3
 #: page, word, and None (read) or the value to write.
 Access = tuple[int, int, int | None]
 
-PREFETCH, PIN, UNPIN, MERGE = 1, 2, 3, 4
-CALL_NAMES = {PREFETCH: "prefetch", PIN: "pin", UNPIN: "unpin", MERGE: "merge maps"}
+PREFETCH, PIN, UNPIN, MERGE, REHOME = 1, 2, 3, 4, 5
+CALL_NAMES = {PREFETCH: "prefetch", PIN: "pin", UNPIN: "unpin", MERGE: "merge maps", REHOME: "rehome"}
 
 
 class Touch:

@@ -113,7 +113,7 @@ class Pinned(Manners):
     @classmethod
     def draw(cls, random: Random) -> Manners:
         manners = super().draw(random)
-        manners.calls = (0.0, 0.4, 0.0)
+        manners.calls = (0.0, 0.4, 0.0, 0.0)
         manners.write_chance = 0.95
         manners.weights = (2, 3, 2, 0, 0)
         return manners

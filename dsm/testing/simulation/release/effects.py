@@ -181,7 +181,11 @@ class ReleasePerformer(SyncNode):
     def do_fill(self, effect: Fill) -> None:
         """Fill frames with the region's pattern."""
         self._without_twins(effect.region, effect.page, effect.count, effect)
-        super().do_fill(effect)
+        home = self.regions[effect.region]
+        for page in range(effect.page, effect.page + effect.count):
+            # Who looks on while a copy that nobody has ever written is filled again sees nothing.
+            if not (isinstance(home, LiveRegion) and home.frames[page] == [home.fill] * home.words):
+                super().do_fill(Fill(effect.region, page, 1))
 
     def do_discard(self, effect: Discard) -> None:
         """Return the memory of frames."""

@@ -17,11 +17,12 @@ from dsm.coherence.release.intervals import decode, encode, join
 from dsm.errors import Status
 from dsm.sync.service import Reply
 from dsm.sync.times import ObjectTimes
-from dsm.testing.simulation.program import Operation
+from dsm.testing.simulation.program import REHOME, Call, Operation
 from dsm.testing.simulation.release.calls import TimedCall, acquires, releases
 from dsm.testing.simulation.release.clocks import Clock, Clocks, joined
 from dsm.testing.simulation.release.effects import ReleasePerformer
 from dsm.testing.simulation.sync import Ask, SyncCall, SyncThread
+from dsm.testing.simulation.thread import Thread
 from dsm.testing.simulation.trace import What, time_text
 from dsm.testing.simulation.worker import Worker
 from dsm.testing.simulation.world import Violation
@@ -118,6 +119,18 @@ class TimedNode(ReleasePerformer):
             thread.woken(int(Status.OK))
         if len(queue) == 1:
             self._begin(queue)
+
+    def call(self, what: tuple[Thread, Call]) -> None:
+        """A worker's prefetch, pin, unpin or rehome arrives."""
+        thread, call = what
+        if call.kind != REHOME or thread.worker.dead:
+            super().call(what)
+            return
+        thread.asked = self.ages
+        if self.regions[call.region].dropped:
+            thread.woken(int(Status.CLOSED))
+        else:
+            self.engine.rehome(call.region, call.page, call.count, thread.waiter, self.world.now)
 
     def _begin(self, queue: deque[Pending]) -> None:
         """Send the calls of a worker, up to one that releases."""

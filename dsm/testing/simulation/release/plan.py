@@ -20,6 +20,16 @@ from dsm.testing.simulation.release.truth import PAGE_BYTES
 RULES = ("lock", "own", "phase", "flag", "racy")
 
 
+_CALLS = (
+    (0, 0, 0, 0),
+    (0, 0, 0, 0),
+    (0.1, 0.1, 0, 0),
+    (0, 0, 0, 0.2),
+    (0.05, 0.3, 0.02, 0.02),
+    (0.3, 0.05, 0.02, 0.1),
+)
+
+
 @dataclass
 class Cell:
     """One word of a region."""
@@ -49,8 +59,8 @@ class Manners:
     steady: bool
     write_chance: float
     think: int
-    #: How often a step is a prefetch, a pin, a merge of maps.
-    calls: tuple[float, float, float]
+    #: How often a step is a prefetch, a pin, a merge of maps, a request for homes.
+    calls: tuple[float, float, float, float]
     #: Sections under two locks.
     nested: float
     relaxed_flags: bool
@@ -81,7 +91,7 @@ class Manners:
             steady=random.random() < 0.5,
             write_chance=random.choice((0.1, 0.4, 0.7, 0.95)),
             think=random.choice((0, 0, 500, 10_000, 150_000)),
-            calls=random.choice(((0, 0, 0), (0, 0, 0), (0.1, 0.1, 0), (0.05, 0.3, 0.02), (0.3, 0.05, 0.02))),
+            calls=random.choice(_CALLS),
             nested=random.choice((0, 0.2)),
             relaxed_flags=random.random() < 0.5,
         )

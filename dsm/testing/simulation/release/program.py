@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from random import Random
 
-from dsm.testing.simulation.program import MERGE, PIN, PREFETCH, UNIQUE, UNPIN, Call, Operation
+from dsm.testing.simulation.program import MERGE, PIN, PREFETCH, REHOME, UNIQUE, UNPIN, Call, Operation
 from dsm.testing.simulation.release.calls import TimedCall
 from dsm.testing.simulation.release.plan import Cell, Plan
 from dsm.testing.simulation.release.thread import Word
@@ -52,7 +52,7 @@ class Author:
     def _step(self, phase: int) -> None:
         random, manners = self.random, self.plan.manners
         dice = random.random()
-        prefetch, pin, merge = manners.calls
+        prefetch, pin, merge, rehome = manners.calls
         if dice < prefetch:
             self._prefetch()
         elif dice < prefetch + pin:
@@ -60,6 +60,11 @@ class Author:
         elif dice < prefetch + pin + merge:
             region, page, count = self._range(8)
             self.program.append(Call(MERGE, region, page, count))
+        elif dice < prefetch + pin + merge + rehome:
+            region, page, count = self._range(5)
+            self.program.append(
+                Call(REHOME, region, page, count, patience=random.choice((0, 0, 2_000, 400_000)))
+            )
         else:
             rule = random.choices(("lock", "free", "flag"), self._weights())[0]
             if rule == "lock":
