@@ -13,6 +13,7 @@ from dsm.testing.simulation.release.diffs import of_runs
 from dsm.testing.simulation.release.frames import Byte, LiveRegion
 from dsm.testing.simulation.release.node import Pending, Stamp, TimedNode, TimedReply
 from dsm.testing.simulation.release.plan import Manners
+from dsm.testing.simulation.world import Timing
 from dsm.wire.calls import Op
 
 _WORD = 8
@@ -105,6 +106,44 @@ class WakesUnacquired(TimedNode):
 
     def do_acquired(self, effect: object) -> None:
         self.acquiring.pop(effect.ticket, None)  # type: ignore[attr-defined]
+
+
+class Rehoming(Manners):
+    """Programs that write and ask for homes."""
+
+    @classmethod
+    def draw(cls, random: Random) -> Manners:
+        manners = super().draw(random)
+        manners.calls = (0.0, 0.0, 0.0, 0.3)
+        manners.write_chance = 0.7
+        manners.weights = (2, 1, 2, 0, 0)
+        return manners
+
+
+class Crowded(Manners):
+    """Programs whose threads write bytes side by side, while others release."""
+
+    @classmethod
+    def draw(cls, random: Random) -> Manners:
+        manners = super().draw(random)
+        manners.calls = (0.0, 0.0, 0.0, 0.0)
+        manners.write_chance = 0.95
+        manners.clustered = False
+        manners.weights = (2, 4, 0, 0, 0)
+        manners.think = 0
+        return manners
+
+
+class SlowSteps(Timing):
+    """Steps of a manager or worker that take longer than messages."""
+
+    __slots__ = ()
+
+    def __init__(self, random: Random) -> None:
+        super().__init__(random)
+        self.step_high = 20_000
+        self.link_low, self.link_high, self.link_tail = 500, 1_000, 10_000
+        self.page_high = 1_000
 
 
 class Pinned(Manners):

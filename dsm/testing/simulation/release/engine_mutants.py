@@ -86,18 +86,6 @@ class DoesNotAwaitHomes(Writer):
         return bool(self.lowering)
 
 
-class OvertakesDiffs(Restless):
-    """Asks for the home of a page while a diff of it is on its way there."""
-
-    __slots__ = ()
-
-    def wants_home(self, page: int) -> bool:
-        flushes, self.flushes = self.flushes, {}
-        wants = super().wants_home(page)
-        self.flushes = flushes
-        return wants
-
-
 class ForgetsGiven(Restless):
     """Forgets what was written at home when the home moves."""
 

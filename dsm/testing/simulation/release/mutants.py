@@ -49,6 +49,7 @@ def mutated_release(
     home: type[Home] = Home,
     fence: type[Fence] = Fence,
     log: type[Log] = Log,
+    manners: type[Manners] = Manners,
     timing: type[Timing] = Timing,
 ) -> ReleaseParts:
     """Return parts whose engines have these roles."""
@@ -73,7 +74,7 @@ def mutated_release(
                 for kind, method in made.roles.items()
             }
 
-    return release_parts(engine=Mutated, timing=timing)
+    return release_parts(engine=Mutated, manners=manners, timing=timing)
 
 
 # -- writing and releasing ------------------------------------------------------------------------------
@@ -103,11 +104,15 @@ _add("twin-after-grant", "the manager makes the twin after the grant", release_p
 _add(
     "second-snapshot",
     "the new twin is another snapshot than the one that was compared",
-    release_parts(driver.LooksTwice, manners=driver.Pinned),
+    release_parts(driver.LooksTwice, manners=driver.Pinned, timing=driver.SlowSteps),
 )
 _add("whole-pages-sent", "a diff holds bytes that have not changed", release_parts(driver.SendsWholePages))
 _add("words-sent", "a diff holds whole words", release_parts(driver.SendsWords))
-_add("words-merged", "a home reads, modifies and writes words", release_parts(driver.MergesWords))
+_add(
+    "words-merged",
+    "a home reads, modifies and writes words",
+    release_parts(driver.MergesWords, manners=driver.Crowded, timing=driver.SlowSteps),
+)
 _add(
     "notice-before-acknowledgement",
     "an interval closes before the homes have its diffs",
@@ -116,7 +121,7 @@ _add(
 _add(
     "round-joined-late",
     "a release shares the round that is under way already",
-    mutated_release(fence=engine.JoinsRound),
+    mutated_release(fence=engine.JoinsRound, timing=driver.SlowSteps),
 )
 
 # -- acquiring ------------------------------------------------------------------------------------------
@@ -169,28 +174,27 @@ _add(
 _add(
     "given-writes-unnoticed",
     "a home that moves leaves the writes of its open interval unnoticed",
-    mutated_release(writer=engine.ForgetsGiven),
+    mutated_release(writer=engine.ForgetsGiven, manners=driver.Rehoming),
 )
 _add(
     "copyset-forgotten",
     "a new home does not know who has copies",
-    mutated_release(requester=engine.ForgetsCopyset),
+    mutated_release(requester=engine.ForgetsCopyset, manners=driver.Rehoming),
 )
-_add("diff-overtaken", "a home overtakes a diff on its way", mutated_release(writer=engine.OvertakesDiffs))
 _add(
     "forwarded-dropped",
     "a diff for a home that has moved on is not passed on",
-    mutated_release(home=engine.DropsForwarded),
+    mutated_release(home=engine.DropsForwarded, manners=driver.Rehoming),
 )
 _add(
     "forwarded-acknowledged",
     "a diff that is passed on is acknowledged before the home has it",
-    mutated_release(home=engine.AcknowledgesForwarded),
+    mutated_release(home=engine.AcknowledgesForwarded, manners=driver.Rehoming),
 )
 _add(
     "stored-at-old-home",
     "a diff is stored at a home that has moved on",
-    mutated_release(home=engine.StoresWhatIsNotMine),
+    mutated_release(home=engine.StoresWhatIsNotMine, manners=driver.Rehoming),
 )
 
 # -- synchronization ------------------------------------------------------------------------------------
