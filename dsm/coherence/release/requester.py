@@ -146,7 +146,8 @@ class ReleaseRequester(Requester):
         if home == region.node:
             region.placement.set(page, count, home)
         elif message.request in self.requests:
-            region.placement.set(page, count, home)
+            for low, number in self.live_runs(message):  # what was answered meanwhile may have its home here
+                region.placement.set(low, number, home)
             if home in region.engine.lost:
                 self.directory_lost(home)
 
