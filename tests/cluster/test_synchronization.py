@@ -302,16 +302,15 @@ def test_a_killed_waiter_does_not_keep_a_notification():
 def test_who_was_notified_by_one_that_died_with_the_lock_is_told():
     with Cluster(nodes=2, workers=2) as cluster:
         first, second, victim, _ = cluster.workers
-        first.call(prepare)
-        waiting = first.start(wait_for_notification)
-        wait_until(lambda: waits(first))
+        woken = first.start(wait_for_notification)
+        wait_until(lambda: second.call(waiting) == 1)
         victim.start(notify_and_hang)
         wait_until(lambda: second.call(is_set, "notified"))
         kill(victim)
         with pytest.raises(
             dsm.OwnerDiedError, match=r"rank 2 on node 1 died while it held it.*consistent\(\)"
         ):
-            waiting.result(SOON_S)
+            woken.result(SOON_S)
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_a_lock_is_asked_for_again_when_the_wait_for_it_is_undone(op):
 def test_units_that_are_given_back_are_as_many_as_came():
     node = withdrawn(Op.SEMAPHORE_ACQUIRE, 3)
     sent = []
-    node.link.send = sent.append
+    node.link.send = lambda header, payload: sent.append(header)
     node.answer(1, Status.OK)
     assert [unpack(each)[11:] for each in sent] == [(TOKEN, 3)]
 
