@@ -54,10 +54,11 @@ class Region:
     frames_fd: int = -1
     wanted_fd: int = -1
     applied_fds: list[int] = field(default_factory=list)
+    leased: bool = False
 
     def __post_init__(self) -> None:
         self.frames_fd = memfd("frames", self.size)
-        self.wanted_fd = memfd("wanted", self.pages)
+        self.wanted_fd = memfd("wanted", _native.wanted_bytes(self.pages, self.leased))
         self.applied_fds = [memfd("applied", self.pages) for _ in range(self.workers)]
 
     @property
@@ -79,6 +80,7 @@ class Region:
         _native.region_map(
             self.number, self.address, self.pages, self.shift,
             self.frames_fd, self.wanted_fd, self.applied_fds[worker],
+            lease_guard_ns=10_000_000 if self.leased else 0,
         )  # fmt: skip
 
     @property
@@ -102,9 +104,10 @@ class Node:
         self.workers = workers
         self.regions: dict[int, Region] = {}
 
-    def region(self, pages: int = 64, shift: int = 12, number: int = 1, address: int = 0) -> Region:
+    def region(self, pages: int = 64, shift: int = 12, number: int = 1, address: int = 0,
+               leased: bool = False) -> Region:  # fmt: skip
         address = address or ADDRESS + number * (1 << 36)
-        self.regions[number] = Region(number, pages, shift, address, self.workers)
+        self.regions[number] = Region(number, pages, shift, address, self.workers, leased=leased)
         return self.regions[number]
 
     def manager(self, serve: Callable[[Manager], None] | None = None, **rule: Any) -> Remote:
@@ -164,7 +167,7 @@ class Manager:
         self.spin_ns = 50_000
 
     def add(self, region: Region) -> None:
-        tables = _native.Tables(self.board, region.number, region.pages, region.wanted_fd)
+        tables = _native.Tables(self.board, region.number, region.pages, region.wanted_fd, region.leased)
         for number in range(self.node.workers):
             tables.add(number, region.applied_fds[number])
         self.tables[region.number] = tables
@@ -246,6 +249,9 @@ class Manager:
 
     def do_raise(self, number: int, page: int, count: int, level: int, mark: int = -1) -> None:
         self.tables[number].raise_(page, count, level, *([mark] if mark >= 0 else []))
+
+    def do_lease(self, number: int, page: int, count: int, end: int) -> None:
+        self.tables[number].lease(page, count, end)
 
     def do_log(self) -> list[list[int]]:
         log, self.log = self.log, []

@@ -6,9 +6,8 @@ the lease is counted from there, whichever of several attempts is answered.
 
 Nobody keeps account of requests to read, so one may get lost: its owner died.  What is not answered for a
 while is asked again, less and less often, under the same number; the first answer in time is installed, later
-ones find nothing.
-An answer whose lease is over when it arrives serves nobody: who waits asks again, and what was only read
-ahead is given up.
+ones find nothing.  An answer whose lease is over when it arrives serves nobody: who waits asks again, and
+what was only read ahead is given up.
 """
 
 from __future__ import annotations

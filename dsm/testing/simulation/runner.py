@@ -16,7 +16,7 @@ from typing import TextIO
 
 import msgspec
 
-from dsm.coherence.states import RELEASE_ONLY, TRANSITIONS, State
+from dsm.coherence.states import LEASE_TRANSITIONS, RELEASE_ONLY, TRANSITIONS, State
 from dsm.errors import InternalError
 from dsm.testing.simulation.bounded.cluster import BOUNDED_PARTS, BoundedCluster
 from dsm.testing.simulation.bounded.mutants import BOUNDED_MUTANTS
@@ -44,6 +44,12 @@ MODEL_MUTANTS: dict[str, dict[str, Mutant]] = {
     "sequential": MUTANTS,
     "release": RELEASE_MUTANTS,
     "bounded": BOUNDED_MUTANTS,
+}
+#: Consistency model -> rows of the transition table that are not its own.
+NOT_OF: dict[str, frozenset[str]] = {
+    "sequential": RELEASE_ONLY | LEASE_TRANSITIONS.keys(),
+    "release": frozenset(LEASE_TRANSITIONS),
+    "bounded": RELEASE_ONLY | {"downgrade", "downgraded", "invalidate", "invalidated"},
 }
 #: Which seeds have faults.
 FAULTS: dict[str, type[Faults]] = {"some": Faults, "none": Calm, "all": Stormy}
@@ -144,8 +150,8 @@ def rows_not_taken(coverage: Coverage, model: str = "sequential") -> list[str]:
     """Return the rows of a model's transition table that `coverage` lacks, as ``event STATE``."""
     return [
         f"{event} {State(before).name}"
-        for event, row in TRANSITIONS.items()
-        if event not in RELEASE_ONLY
+        for event, row in {**TRANSITIONS, **LEASE_TRANSITIONS}.items()
+        if event not in NOT_OF.get(model, ())
         for before in row
         if (event, int(before)) not in coverage
     ]
