@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dsm.bench import measure
+from dsm.bench import floors, measure
 from dsm.bench.row import Row, combine
 from dsm.testing import Cluster
 
@@ -47,8 +47,9 @@ def rows(progress: measure.Progress) -> Iterator[Row]:
     """Release each pattern; a row of its own compares the slowest with the fastest."""
     for placement, cpus in measure.placements():
         values: dict[str, list[float]] = {pattern: [] for pattern in PATTERNS}
-        floors: list[float] = []
-        with Cluster(nodes=2, cpus=cpus) as cluster:
+        copies: list[float] = []
+        streams: list[float] = []
+        with floors.Stream(_PAGES * _PAGE, cpus) as stream, Cluster(nodes=2, cpus=cpus) as cluster:
             home, writer = cluster.workers
             for turn in range(measure.ROUNDS):
                 for pattern in PATTERNS:
@@ -58,14 +59,17 @@ def rows(progress: measure.Progress) -> Iterator[Row]:
                     seconds = writer.call(_release, name, _PAGES, pattern, timeout=_TIMEOUT_S)
                     home.call(_verify, name, _PAGES, pattern)
                     values[pattern].append(seconds * 1000)
-                floors.append(writer.call(_copy_twice, _PAGES) * 1000)
+                copies.append(writer.call(_copy_twice, _PAGES) * 1000)
+                streams.append(stream.seconds() * 1000)
         for pattern in PATTERNS:
             name = f"dirty: release of {_PAGES} pages, {pattern}"
-            yield combine(name, "ms", values[pattern], floors, target=8.0, placement=placement, fabric="none")
+            yield combine(name, "ms", values[pattern], copies, target=8.0, placement=placement)
         by_round = list(zip(*values.values(), strict=True))
         slowest, fastest = [max(turn) for turn in by_round], [min(turn) for turn in by_round]
         name = "dirty: slowest pattern against fastest"
         yield combine(name, "ms", slowest, fastest, target=2.0, placement=placement)
+        name = "dirty: every byte, against one TCP stream of as much"
+        yield combine(name, "ms", values["every byte"], streams, placement=placement)
 
 
 # ---- in the workers ----------------------------------------------------------------------------------------
@@ -75,28 +79,23 @@ def _pages(node: Any, name: str, pages: int) -> Any:
     return node.array(name, (pages, _PAGE), "u1", consistency="release", home=0)
 
 
-def _meet(node: Any) -> None:
-    """Release and acquire: a barrier of one party, which waits for nobody."""
-    node.barrier("dirty", parties=1)
-
-
 def _prepare(node: Any, name: str, pages: int) -> None:
     _pages(node, name, pages)[:] = 7
-    _meet(node)
+    node.release()
 
 
 def _release(node: Any, name: str, pages: int, pattern: str) -> float:
-    _meet(node)
+    node.acquire()
     array = _pages(node, name, pages)
     node.prefetch(array)
     PATTERNS[pattern](array)
     started = time.perf_counter()
-    _meet(node)
+    node.release()
     return time.perf_counter() - started
 
 
 def _verify(node: Any, name: str, pages: int, pattern: str) -> None:
-    _meet(node)
+    node.acquire()
     expected = np.full((pages, _PAGE), 7, "u1")
     PATTERNS[pattern](expected)
     if not np.array_equal(_pages(node, name, pages), expected):
