@@ -6,6 +6,8 @@ import random
 
 import numpy as np
 
+from dsm.errors import UsageError
+
 #: Items of 8 bytes in a page of 4 KiB.
 ITEMS = 512
 
@@ -132,3 +134,19 @@ def untouched(node):
 def rehome_refused(node):
     """Ask for the homes of a region whose homes do not move."""
     node.rehome(node.array("fixed", 10, "i8"))
+
+
+def acquires_in_a_pin(node):
+    """Release a lock and take another one while pages are pinned; return the error."""
+    data = node.array("pinned here", 10 * ITEMS, "i8", consistency="release")
+    first, second = node.lock("first"), node.lock("second")
+    first.acquire()
+    with node.pin(data):
+        data[:] = 1
+        first.release()
+        try:
+            second.acquire()
+        except UsageError as error:
+            said = str(error)
+    with second:
+        return said

@@ -26,7 +26,7 @@ from typing import TypeVar
 
 from dsm import _native, limits
 from dsm.errors import ClosedError, DSMError, LimitError, Status, UsageError, WaitTimeoutError, error_for
-from dsm.wire.calls import Op
+from dsm.wire.calls import ACQUIRING, Op
 
 T = TypeVar("T")
 
@@ -43,6 +43,9 @@ _long: set[_Call] = set()
 
 #: Statuses of a lock that this thread has got.
 _GRANTED = (Status.OK, Status.OWNER_DIED)
+
+#: Pins of each thread that keep pages as they are.
+_pins = threading.local()
 
 #: Operation and arguments of a call: op, object, a, b, c.
 Request = tuple[int, int, int, int, int]
@@ -118,6 +121,11 @@ def ask(
     DSMError
         What the status of the answer stands for.
     """
+    if op in ACQUIRING and getattr(_pins, "held", 0):
+        raise UsageError(
+            f'{what}: this thread has pinned pages under consistency="release", and might have to be shown what '
+            "others wrote there; end the pin first (the with block of node.pin)"
+        )
     deadline = None if timeout is None else time.monotonic_ns() + int(timeout * 1e9)
     call = _Call((op, number, a, b, c), what, brief)
     try:
@@ -146,6 +154,11 @@ def ask(
         raise WaitTimeoutError(f"{what}: not done within {timeout} s; the request was withdrawn")
     said = meaning(status, result) if meaning is not None else None
     raise failure(status, what) if said is None else error_for(status, f"{what}: {said}")
+
+
+def hold_old_pages(more: int) -> None:
+    """Count this thread's pins that keep pages as they are: to acquire, it would wait for itself."""
+    _pins.held = getattr(_pins, "held", 0) + more
 
 
 def tell(op: Op, number: int, a: int = 0, b: int = 0, *, what: str) -> None:

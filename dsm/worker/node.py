@@ -554,7 +554,9 @@ class Node:
 
         System calls do not fetch absent pages: ``f.readinto(a)``, ``sock.recv_into(a)``, ``a.tofile(f)``
         and `numpy.save` end with an error (EFAULT) or a short count on them.  Inside ``with node.pin(a):``
-        they work.  Other nodes that need the pages wait meanwhile: hold them briefly.
+        they work.  Other nodes that need the pages wait meanwhile: hold them briefly.  Under
+        ``consistency="release"`` the thread that holds a pin can release a lock, but not acquire one, nor
+        wait at a barrier.
 
         Parameters
         ----------
@@ -571,7 +573,9 @@ class Node:
         pages = ranges.pages_of(array, self._regions)
         if pages is not None:
             ranges.check_fits(pages, self._page_size(pages), "pinning")
-        return ranges.Pin(self._pins, array, pages, bool(write))
+        region = None if pages is None else self._regions.get(pages.region)
+        keeps_old = region is not None and region.options.consistency == "release"
+        return ranges.Pin(self._pins, array, pages, bool(write), keeps_old)
 
     def _page_size(self, pages: ranges.PageRange) -> int:
         region = self._regions.get(pages.region)

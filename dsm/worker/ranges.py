@@ -194,8 +194,12 @@ class PinTable:
 class Pin:
     """Pages held on this node while the ``with`` block runs; made by `Node.pin`."""
 
-    def __init__(self, table: PinTable, array: Any, pages: PageRange | None, write: bool) -> None:
+    def __init__(
+        self, table: PinTable, array: Any, pages: PageRange | None, write: bool, keeps_old: bool
+    ) -> None:
         self._table = table
+        #: Under it this thread cannot be shown what others have written.
+        self._keeps_old = keeps_old and pages is not None
         self._array = array
         self._pages = pages
         self._write = write
@@ -206,6 +210,7 @@ class Pin:
             raise UsageError("this pin is held already; call node.pin() again for a second one")
         if self._pages is not None:
             self._table.hold(self._pages, self._write)
+        calls.hold_old_pages(int(self._keeps_old))
         self._holding = True
         return self._array
 
@@ -213,5 +218,6 @@ class Pin:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._holding = False
+        calls.hold_old_pages(-int(self._keeps_old))
         if self._pages is not None:
             self._table.let_go(self._pages, self._write)

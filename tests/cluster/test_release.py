@@ -72,5 +72,10 @@ def test_homes_move_only_under_release(four):
         four.workers[0].call(programs.rehome_refused)
 
 
+def test_a_thread_that_holds_a_pin_is_told_not_to_acquire(four):
+    said = four.workers[0].call(programs.acquires_in_a_pin)
+    assert "has pinned pages" in said and "end the pin first" in said
+
+
 def _destroy(node, name):
     node.destroy(name)
