@@ -80,6 +80,8 @@ class Coherence:
         #: Live links by node number; the membership keeps it.
         self.links = links
         self._payloads: dict[Link, _Payload] = {}
+        #: Memory in which the last long diff arrived: fresh memory costs more than what is done with it.
+        self._spare = bytearray()
         #: Regions whose discarded frames are to be returned.
         self._reclaim: set[int] = set()
         #: Frames of destroyed regions that a socket still refers to.
@@ -318,13 +320,15 @@ class Coherence:
         else:
             raise WireError(f"a message of kind {message.kind} has pages: it may not")
         if frames is not None and message.kind == _DIFF:
-            scratch = bytearray(fields[7])
+            scratch, self._spare = self._spare, bytearray()
+            if len(scratch) < fields[7]:
+                scratch = bytearray(fields[7])
         elif frames is not None and not frames.live and self.engine.accepts(message):
             target = frames.view(message.page, message.count)
         elif frames is not None and self.engine.wanted_runs(message):
             scratch = bytearray(fields[7])
         self._payloads[link] = _Payload(message, target, scratch)
-        link.reader.sink(target if scratch is None else memoryview(scratch))
+        link.reader.sink(target if scratch is None else memoryview(scratch)[: fields[7]])
 
     def _checked(self, link: Link, fields: Fields) -> Message:
         """Return the message of a header; `WireError` when no node of this version sends it."""
@@ -345,7 +349,7 @@ class Coherence:
             raise WireError(f"{pages} pages have {pages * frames.page_size} bytes, not {length}")
         return frames
 
-    def received(self, link: Link) -> None:
+    def received(self, link: Link, fields: Fields) -> None:
         """The payload is complete: install what is still wanted of it."""
         payload = self._payloads.pop(link)
         message = payload.message
@@ -354,7 +358,8 @@ class Coherence:
             return
         if message.kind == _DIFF:
             assert payload.scratch is not None  # nothing voids a diff
-            self.release.arrived(message, memoryview(payload.scratch), frames)
+            self.release.arrived(message, memoryview(payload.scratch)[: fields[7]], frames)
+            self._spare = payload.scratch
             return
         if payload.scratch is not None:
             size = frames.page_size

@@ -236,8 +236,8 @@ class Manager:
     def _make_link(self, sock: socket.socket) -> Link:
         return Link(self.loop, sock, self._message, self._pages, self._received, self._lost)
 
-    def _received(self, link: Link, _: Fields) -> None:
-        self.coherence.received(link)
+    def _received(self, link: Link, fields: Fields) -> None:
+        self.coherence.received(link, fields)
 
     def _pages(self, link: Link, fields: Fields) -> None:
         self._check_joined(link)

@@ -44,8 +44,14 @@ _long: set[_Call] = set()
 #: Statuses of a lock that this thread has got.
 _GRANTED = (Status.OK, Status.OWNER_DIED)
 
-#: Pins of each thread that keep pages as they are.
-_pins = threading.local()
+
+class _Pins(threading.local):
+    """Pins of each thread that keep pages as they are."""
+
+    held = 0
+
+
+_pins = _Pins()
 
 #: Operation and arguments of a call: op, object, a, b, c.
 Request = tuple[int, int, int, int, int]
@@ -121,10 +127,10 @@ def ask(
     DSMError
         What the status of the answer stands for.
     """
-    if op in ACQUIRING and getattr(_pins, "held", 0):
+    if op in ACQUIRING and _pins.held:
         raise UsageError(
-            f'{what}: this thread has pinned pages under consistency="release", and might have to be shown what '
-            "others wrote there; end the pin first (the with block of node.pin)"
+            f'{what}: this thread has pinned pages under consistency="release", and might have to be shown '
+            "what others wrote there; end the pin first (the with block of node.pin)"
         )
     deadline = None if timeout is None else time.monotonic_ns() + int(timeout * 1e9)
     call = _Call((op, number, a, b, c), what, brief)
@@ -158,7 +164,7 @@ def ask(
 
 def hold_old_pages(more: int) -> None:
     """Count this thread's pins that keep pages as they are: to acquire, it would wait for itself."""
-    _pins.held = getattr(_pins, "held", 0) + more
+    _pins.held += more
 
 
 def tell(op: Op, number: int, a: int = 0, b: int = 0, *, what: str) -> None:
