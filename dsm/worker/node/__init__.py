@@ -14,7 +14,6 @@ from dsm.wire import control
 from dsm.worker import calls, lacking, ranges
 from dsm.worker.connection import Connection
 from dsm.worker.node.arrays import Arrays
-from dsm.worker.node.pages import Pages
 from dsm.worker.regions import RegionTable
 from dsm.worker.statistics import Statistics, statistics_of
 from dsm.worker.synchronization.objects import ObjectTable
