@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from dsm.errors import Status
-from dsm.testing.simulation.program import Access, Call, Touch
+from dsm.testing.simulation.program import UNIQUE, Access, Call, Touch
 from dsm.testing.simulation.release.calls import TimedCall, releases
 from dsm.testing.simulation.release.clocks import Clock, Clocks
 from dsm.testing.simulation.release.truth import ReleaseTruth
@@ -73,7 +73,9 @@ class ReleaseThread(SyncThread):
             if value is None:
                 self._read(truth, region, page, range(offset, offset + operation.width))
             else:
-                self._write(truth, region, page, range(offset, offset + operation.width))
+                number = self._write(truth, region, page, range(offset, offset + operation.width))
+                if value != UNIQUE:
+                    truth.labels[number] = value
 
     def _read(self, truth: ReleaseTruth, region: WorkerRegion, page: int, word: range) -> None:
         frame = region.home.frames[page]
@@ -84,7 +86,7 @@ class ReleaseThread(SyncThread):
         if self.observed is not None:
             self.observed.append(self.register)
 
-    def _write(self, truth: ReleaseTruth, region: WorkerRegion, page: int, word: range) -> None:
+    def _write(self, truth: ReleaseTruth, region: WorkerRegion, page: int, word: range) -> int:
         home = region.home
         if home.truth.gone >> self.node.number & 1 == 0 and region.protection[page] != 3:
             raise Violation(f"{self.describe()} writes without access")
@@ -94,3 +96,4 @@ class ReleaseThread(SyncThread):
         for offset in word:
             truth.wrote(self, page, offset, number)
             home.frames[page][offset] = number
+        return number

@@ -67,6 +67,8 @@ class ReleaseTruth(Truth):
         self.clocks: Clocks
         #: page, offset -> its writes, in the order of the simulation.
         self.history: dict[tuple[int, int], list[Write]] = {}
+        #: Writes that a test gave a value of its own.
+        self.labels: dict[int, int] = {}
         #: Bytes for which the program promises nothing.
         self.racy: set[tuple[int, int]] = set()
         #: Nobody died: who has a lock or left a barrier knows what was done before.
