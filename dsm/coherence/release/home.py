@@ -48,6 +48,13 @@ _GRANT, _DATA, _LOST, _MOVED, _DIFF, _DIFFED = (
 _READ_LEVEL, _WRITE_LEVEL = int(Level.READ), int(Level.WRITE)
 
 
+def part_of(message: Message, page: int, count: int) -> Message:
+    """Return a request for some of its pages."""
+    return Message(
+        message.kind, message.region, page, count, message.request, message.node, message.flags, message.value
+    )
+
+
 class Home:
     """One node as the home of pages of one region."""
 
@@ -109,6 +116,14 @@ class Home:
 
     def request(self, message: Message) -> None:
         """GET or AHEAD: serve what can be served, let the rest wait, pass on what is not here."""
+        if message.node != self.region.node:
+            self._request(message)
+            return
+        # This node asked itself; or it asked twice, and the first answer has made it the home.
+        for page, count in self.region.requester.live_runs(message):
+            self._request(part_of(message, page, count))
+
+    def _request(self, message: Message) -> None:
         page, end = message.page, message.page + message.count
         placement = self.region.placement
         while page < end:
@@ -140,10 +155,7 @@ class Home:
         if asker not in (home, region.node):
             moved = Message(_MOVED, region.number, page, count, message.request, asker, 0, home)
             region.send(asker, moved)
-        passed = Message(
-            message.kind, region.number, page, count, message.request, asker, message.flags, message.value
-        )
-        region.send(home, passed)
+        region.send(home, part_of(message, page, count))
 
     def _serve(self, message: Message, page: int, count: int) -> None:
         """Serve runs of pages of this home that are alike."""
@@ -228,11 +240,7 @@ class Home:
         for page in sorted(page for page in self.queue if low <= page <= high):
             if self.region.table.state[page] != _DOWNGRADING:
                 for message, first, count in self.queue.pop(page):
-                    part = Message(
-                        message.kind, message.region, first, count, message.request, message.node,
-                        message.flags, message.value,
-                    )  # fmt: skip
-                    self.request(part)
+                    self.request(part_of(message, first, count))
 
     def _answer(self, message: Message, page: int, count: int, fresh: bool) -> None:
         """Send pages, or say that there is nothing to send; with the home, if that was asked for."""

@@ -15,20 +15,22 @@ from dsm.coherence.messages import Fill, Flag, Kind, Level, Message, Raise
 from dsm.coherence.release.runs import Pages
 from dsm.coherence.requester import Request, Requester
 from dsm.coherence.states import State
+from dsm.errors import Status
 
 if TYPE_CHECKING:
     from dsm.coherence.release.region import ReleaseRegion
 
 _INVALID, _SHARED = int(State.INVALID), int(State.SHARED)
 _WRITE, _FRESH, _HOME = int(Flag.WRITE), int(Flag.FRESH), int(Flag.HOME)
-_GET = int(Kind.GET)
+_GET, _AHEAD = int(Kind.GET), int(Kind.AHEAD)
+_FOR_WRITING = (int(State.WRITING), int(State.UPGRADING))
 _READ_LEVEL, _WRITE_LEVEL = int(Level.READ), int(Level.WRITE)
 
 
 class ReleaseRequester(Requester):
     """What one node wants of one region."""
 
-    __slots__ = ("pulls",)
+    __slots__ = ("_passed_by", "pulls")
 
     region: ReleaseRegion
 
@@ -36,6 +38,8 @@ class ReleaseRequester(Requester):
         super().__init__(region)
         #: Requests for the homes of pages: what answers them is never void.
         self.pulls: set[int] = set()
+        #: Number of a request that was passed on -> nodes that it went by, or went to.
+        self._passed_by: dict[int, set[int]] = {}
 
     def ask(self, page: int, count: int, write: bool) -> None:
         """Get access to pages that are all INVALID, or (for writing) all SHARED.
@@ -146,10 +150,31 @@ class ReleaseRequester(Requester):
         if home == region.node:
             region.placement.set(page, count, home)
         elif message.request in self.requests:
+            passed_by = self._passed_by.setdefault(message.request, set())
+            passed_by.add(home)
             for low, number in self.live_runs(message):  # what was answered meanwhile may have its home here
+                passed_by.add(region.placement.directory(low))
                 region.placement.set(low, number, home)
             if home in region.engine.lost:
                 self.directory_lost(home)
+
+    def _ask_again(self, number: int, request: Request) -> None:
+        """Send what is left of a request to where the homes are now; a second answer is not awaited."""
+        region = self.region
+        page, end = request.page, request.page + request.count
+        while page < end:
+            stop = min(end, region.placement.request_end(page))
+            awaited = request.awaits(page)
+            last = page + 1
+            while last < stop and request.awaits(last) == awaited:
+                last += 1
+            if awaited:
+                kind = _AHEAD if request.speculative else _GET
+                flags = _WRITE if region.table.state[page] in _FOR_WRITING else 0
+                flags |= _HOME if number in self.pulls else 0
+                message = Message(kind, region.number, page, last - page, number, region.node, flags)
+                region.send(region.placement.directory(page), message)
+            page = last
 
     def void_pages(self, pages: Pages) -> None:
         """What is on its way to these pages (ascending; READING, WRITING or AHEAD) must not be installed."""
@@ -174,9 +199,27 @@ class ReleaseRequester(Requester):
         super()._settled(number, request, page, count)
         if number not in self.requests:
             self.pulls.discard(number)
+            self._passed_by.pop(number, None)
 
     def directory_lost(self, node: int) -> None:
-        """The home of some pages died: what is here stays, nothing else can be had."""
-        super().directory_lost(node)
+        """The home of some pages died: what is here stays, nothing else can be had.
+
+        What was passed on by that node may never have left it, and is asked for again.
+        """
+        region = self.region
+        directory = region.placement.directory
+        for number, request in list(self.requests.items()):
+            for page in range(request.page, request.page + request.count):
+                if request.awaits(page) and directory(page) == node:
+                    self._settled(number, request, page, 1)
+                    region.table.shift("give-up", page, 1)
+                    region.take_mark(page, 1)
+                    self._lose(page, 1, node)
+                    if number not in self.requests:
+                        break
+            if number in self.requests and node in self._passed_by.get(number, ()):
+                self._ask_again(number, request)
+        for page in [page for page in self.waiting if directory(page) == node]:
+            self._end(page, self.waiting[page], Status.PAGE_LOST, node)
         self.pulls.intersection_update(self.requests)
         self.region.rehomings.look()
