@@ -1,8 +1,8 @@
 """What the loss of nodes does to pages of release consistency, and what it may do.
 
 Owns the judgement: a page may be lost when a node is gone that was its home, or that some survivor took
-for its home, or that was its first one.  What is left of a page whose home is gone is *tainted*: it may be
-old.  Of every other page survivors see all that was released.
+for its home, or that was its first one.  Such a page is *tainted*: what is left of it may be old.  Of every
+other page survivors see all that was released.
 """
 
 from __future__ import annotations
@@ -58,14 +58,19 @@ class ReleaseLosses(Losses):
                 self.tally["homes given to the dead"] += 1
 
     def _had_home(self, number: int, page: int, node: int) -> bool:
-        """Whether a page has its home on that node, or on no node that lives: it was on its way."""
+        """Whether a page had its home on that node, or on its way there; or somebody took it for its home.
+
+        Then what is under way to the home by way of that node dies with it.
+        """
+        homeless = True
         for name, engine in self.engines.items():
             region = engine.fence.regions.get(number)
-            if region is None or not region.placement.is_mine(page):
+            if region is None or (name != node and self.is_gone(name)):
                 continue
-            if name == node or not self.is_gone(name):
-                return name == node
-        return True
+            if region.placement.directory(page) == node:
+                return True
+            homeless = homeless and not region.placement.is_mine(page)
+        return homeless
 
     def may_be_lost(self, node: int, number: int, page: int) -> bool:
         """Whether the loss of a page is justified."""
