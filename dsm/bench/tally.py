@@ -24,6 +24,7 @@ import dsm
 from dsm.bench.alone import Alone
 
 _SECONDS = re.compile(r"^(\d+\.\d+) s\b", re.MULTILINE)
+_TASKS = re.compile(r"tasks of each worker: \[([\d, ]+)\]")
 
 
 class Cost(msgspec.Struct, frozen=True):
@@ -35,12 +36,15 @@ class Cost(msgspec.Struct, frozen=True):
         Where it ran.
     seconds : float or None
         What the program says; only one worker's does.
+    tasks : int
+        How many tasks it says that all workers did, if it does: a search does more or fewer by chance.
     messages, bytes : int
         Sent by its node to others, for all its workers together.
     """
 
     node: int
     seconds: float | None
+    tasks: int = 0
     messages: int = 0
     bytes: int = 0
 
@@ -71,14 +75,15 @@ def main() -> None:
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         runpy.run_path(options.program, run_name="__main__")
-    found = _SECONDS.search(said.getvalue())
+    found, done = _SECONDS.search(said.getvalue()), _TASKS.search(said.getvalue())
     seconds = None if found is None else float(found[1])
-    cost = Cost(0, seconds)
+    tasks = 0 if done is None else sum(map(int, done[1].split(",")))
+    cost = Cost(0, seconds, tasks)
     if not options.plain:
         node = dsm.attach()
         node.barrier("tally", parties=node.size)
         numbers = node.statistics()
-        cost = Cost(node.node_id, seconds, numbers.messages_out, numbers.message_bytes_out)
+        cost = Cost(node.node_id, seconds, tasks, numbers.messages_out, numbers.message_bytes_out)
     print(msgspec.json.encode(cost).decode())
 
 
