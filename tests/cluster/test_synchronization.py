@@ -15,6 +15,7 @@ from support import wait_until, waits_in_futex
 #: Seconds within which a wait that cannot be fulfilled must have ended.
 SOON_S = 10
 SHAPES = [(1, 3), (2, 2), (3, 1)]
+MODELS = ["sequential", "release"]
 
 
 def kill(process):
@@ -39,13 +40,18 @@ def name_at(node, kind, home, value=0):
 
 def prepare(node):
     """Open what is used: that is a wait, too."""
-    node.array("rows", (8, 512), "i8")
     node.rwlock("table"), node.semaphore("units", 2, bounded=True), node.event("go")
     node.condition("full")
 
 
+def create(node, consistency):
+    """Make the arrays that are shared."""
+    node.array("rows", (8, 512), "i8", consistency=consistency)
+    node.array("queue", 1000, "i8", consistency=consistency)
+
+
 def change_rows(node, times):
-    rows, table = node.array("rows", (8, 512), "i8"), node.rwlock("table")
+    rows, table = node.open("rows"), node.rwlock("table")
     for _ in range(times):
         with table.write():
             rows += 1
@@ -53,7 +59,7 @@ def change_rows(node, times):
 
 def read_rows(node, times):
     """How many different values a reader has ever seen at once."""
-    rows, table, seen = node.array("rows", (8, 512), "i8"), node.rwlock("table"), set()
+    rows, table, seen = node.open("rows"), node.rwlock("table"), set()
     for _ in range(times):
         with table.read():
             seen.add(len(set(rows.ravel().tolist())))
@@ -61,7 +67,7 @@ def read_rows(node, times):
 
 
 def put(node, first, last):
-    queue, condition = node.array("queue", 1000, "i8"), node.condition("full")
+    queue, condition = node.open("queue"), node.condition("full")
     for number in range(first, last):
         with condition:
             queue[0] += 1
@@ -70,7 +76,7 @@ def put(node, first, last):
 
 
 def get(node, count):
-    queue, condition, got = node.array("queue", 1000, "i8"), node.condition("full"), []
+    queue, condition, got = node.open("queue"), node.condition("full"), []
     for _ in range(count):
         with condition:
             condition.wait_for(lambda: queue[0] > 0)
@@ -89,14 +95,30 @@ def use_units(node, times):
     return most
 
 
+def put_and_signal(node, count):
+    queue, filled = node.open("queue"), node.semaphore("filled", 0)
+    for number in range(1, count + 1):
+        queue[number] = number
+        filled.release()
+
+
+def get_when_signalled(node, count):
+    queue, filled = node.open("queue"), node.semaphore("filled", 0)
+    seen = []
+    for number in range(1, count + 1):
+        filled.acquire()
+        seen.append(int(queue[number]))
+    return seen
+
+
 def publish(node, value):
-    node.array("rows", (8, 512), "i8")[:] = value
+    node.open("rows")[:] = value
     node.event("go").set()
 
 
 def read_when_published(node):
     assert node.event("go").wait(SOON_S)
-    return int(node.array("rows", (8, 512), "i8").sum())
+    return int(node.open("rows").sum())
 
 
 def acquire_read(node, name="table"):
@@ -164,21 +186,24 @@ def is_set(node, name):
 # ---- what they are for -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("consistency", MODELS)
 @pytest.mark.parametrize(("nodes", "workers"), SHAPES)
-def test_readers_see_whole_writes(nodes, workers):
+def test_readers_see_whole_writes(nodes, workers, consistency):
     with Cluster(nodes, workers) as cluster:
         *readers, first = cluster.workers
-        first.call(prepare)
+        first.call(create, consistency)
         writer = first.start(change_rows, 20)
         seen = [reader.start(read_rows, 20) for reader in readers]
         assert [each.result() for each in seen] == [{1}] * len(readers)
         writer.result()
 
 
+@pytest.mark.parametrize("consistency", MODELS)
 @pytest.mark.parametrize(("nodes", "workers"), SHAPES)
-def test_a_queue_loses_nothing(nodes, workers):
+def test_a_queue_loses_nothing(nodes, workers, consistency):
     with Cluster(nodes, workers) as cluster:
         first, second, *getters = cluster.workers
+        first.call(create, consistency)
         puts = [first.start(put, 0, 30), second.start(put, 30, 60)]
         share = 60 // len(getters)
         got = [getter.start(get, share) for getter in getters]
@@ -194,10 +219,23 @@ def test_no_more_use_units_than_there_are(nodes, workers):
         assert all(1 <= each.result() <= 2 for each in used)
 
 
+@pytest.mark.parametrize("consistency", MODELS)
+@pytest.mark.parametrize(("nodes", "workers"), [(1, 2), (2, 1)])
+def test_what_was_written_before_a_unit_was_released_is_seen(nodes, workers, consistency):
+    with Cluster(nodes, workers) as cluster:
+        first, second = cluster.workers
+        first.call(create, consistency)
+        seen = second.start(get_when_signalled, 20)
+        first.call(put_and_signal, 20)
+        assert seen.result() == list(range(1, 21))
+
+
+@pytest.mark.parametrize("consistency", MODELS)
 @pytest.mark.parametrize(("nodes", "workers"), SHAPES)
-def test_what_was_written_before_an_event_is_seen(nodes, workers):
+def test_what_was_written_before_an_event_is_seen(nodes, workers, consistency):
     with Cluster(nodes, workers) as cluster:
         first, *others = cluster.workers
+        first.call(create, consistency)
         sums = [other.start(read_when_published) for other in others]
         first.call(publish, 3)
         assert [each.result() for each in sums] == [3 * 8 * 512] * len(others)
@@ -358,18 +396,20 @@ def test_a_condition_whose_home_died_is_lost_with_its_lock():
 
 
 def write_and_release(node, value):
-    node.array("rows", (8, 512), "i8")[:] = value
+    node.open("rows")[:] = value
     node.release()
 
 
 def acquire_and_read(node):
     node.acquire()
-    return int(node.array("rows", (8, 512), "i8").sum())
+    return int(node.open("rows").sum())
 
 
+@pytest.mark.parametrize("consistency", MODELS)
 @pytest.mark.parametrize(("nodes", "workers"), SHAPES)
-def test_release_and_acquire_order_what_dsm_does_not_see(nodes, workers):
+def test_release_and_acquire_order_what_dsm_does_not_see(nodes, workers, consistency):
     with Cluster(nodes, workers) as cluster:
+        cluster.workers[0].call(create, consistency)
         for value in range(1, 5):
             writer, *readers = cluster.workers[value % 3 :] + cluster.workers[: value % 3]
             writer.call(write_and_release, value)  # told by the test's own pipes, after it has returned
