@@ -120,6 +120,21 @@ class Rehoming(Manners):
         return manners
 
 
+class Sections(Manners):
+    """Programs of sections under locks, long ones, while others ask for homes."""
+
+    @classmethod
+    def draw(cls, random: Random) -> Manners:
+        manners = super().draw(random)
+        manners.weights = (1, 0, 0, 0, 0)
+        manners.barriers = False
+        manners.clustered = False
+        manners.calls = (0.0, 0.0, 0.0, 0.3)
+        manners.write_chance = 0.6
+        manners.think = 10_000
+        return manners
+
+
 class Crowded(Manners):
     """Programs whose threads write bytes side by side, while others release."""
 
@@ -144,6 +159,17 @@ class SlowSteps(Timing):
         self.step_high = 20_000
         self.link_low, self.link_high, self.link_tail = 500, 1_000, 10_000
         self.page_high = 1_000
+
+
+class SlowLinks(Timing):
+    """Messages that take longer than everything else."""
+
+    __slots__ = ()
+
+    def __init__(self, random: Random) -> None:
+        super().__init__(random)
+        self.step_high, self.tail_chance = 300, 0.0
+        self.link_low, self.link_high = 20_000, 200_000
 
 
 class Pinned(Manners):

@@ -16,7 +16,6 @@ from dsm.coherence.release.requester import ReleaseRequester
 from dsm.coherence.release.runs import Pages, count_of, pages_of, runs_of
 from dsm.coherence.release.writer import Writer
 from dsm.coherence.states import State
-from dsm.testing.simulation.release.restless import Restless
 
 _EXCLUSIVE = int(State.EXCLUSIVE)
 _HOME = int(Flag.HOME)
@@ -84,17 +83,6 @@ class DoesNotAwaitHomes(Writer):
     @property
     def is_busy(self) -> bool:
         return bool(self.lowering)
-
-
-class ForgetsGiven(Restless):
-    """Forgets what was written at home when the home moves."""
-
-    __slots__ = ()
-
-    def gave(self, page: int, count: int) -> None:
-        before = list(self._changed)
-        super().gave(page, count)
-        self._changed = before
 
 
 # -- acquirer -------------------------------------------------------------------------------------------

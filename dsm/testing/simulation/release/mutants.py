@@ -83,7 +83,7 @@ _add("notice-dropped", "an interval lacks one of its notices", mutated_release(w
 _add(
     "early-flush-unnoticed",
     "what was flushed before the release is missing in the notices",
-    mutated_release(writer=engine.DropsEarlyFlushed),
+    mutated_release(writer=engine.DropsEarlyFlushed, manners=driver.Sections),
 )
 _add(
     "own-writes-unnoticed",
@@ -121,7 +121,7 @@ _add(
 _add(
     "round-joined-late",
     "a release shares the round that is under way already",
-    mutated_release(fence=engine.JoinsRound, timing=driver.SlowSteps),
+    mutated_release(fence=engine.JoinsRound, manners=driver.Crowded, timing=driver.SlowLinks),
 )
 
 # -- acquiring ------------------------------------------------------------------------------------------
@@ -170,11 +170,6 @@ _add(
     "given-while-written",
     "a home moves while its workers write the page",
     mutated_release(home=engine.GivesWhileWritten),
-)
-_add(
-    "given-writes-unnoticed",
-    "a home that moves leaves the writes of its open interval unnoticed",
-    mutated_release(writer=engine.ForgetsGiven, manners=driver.Rehoming),
 )
 _add(
     "copyset-forgotten",
