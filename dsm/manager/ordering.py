@@ -54,16 +54,40 @@ class Ordering:
 
     # -- in order ----------------------------------------------------------------------------------------
 
-    def release(self, worker: int, then: Callable[[], None]) -> None:
-        """`then()` when what this node has written is at its homes, behind earlier calls of the worker."""
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is anything to bring to homes."""
+        return bool(self._fence.regions)
+
+    def release(
+        self, worker: int, then: Callable[[], None], is_owed: Callable[[], bool] = lambda: False
+    ) -> None:
+        """`then()` when what this node has written is at its homes, behind earlier calls of the worker.
+
+        `is_owed()`, asked when its turn has come: that is done later (`owed`), and `then()` comes at once.
+        """
         if not self._fence.regions and worker not in self._behind:
             then()
             return
+
+        def turn() -> None:
+            if is_owed():
+                self._next(worker, then)
+            else:
+                self._driver.release(lambda _: self._next(worker, then))
+
         if worker in self._behind:
-            self._behind[worker].append(lambda: self._driver.release(lambda _: self._next(worker, then)))
-            return
-        self._behind[worker] = deque()
-        self._driver.release(lambda _: self._next(worker, then))
+            self._behind[worker].append(turn)
+        else:
+            self._behind[worker] = deque()
+            turn()
+
+    def owed(self, then: Callable[[], None]) -> None:
+        """`then()` when what this node has written is at its homes, whatever its workers ask meanwhile."""
+        if self._fence.regions:
+            self._driver.release(lambda _: then())
+        else:
+            then()
 
     def in_order(self, worker: int, then: Callable[[], None]) -> None:
         """`then()`, at once unless earlier calls of the worker wait for a release."""

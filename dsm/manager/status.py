@@ -45,6 +45,7 @@ from dsm.wire.status import (
     Unready,
     Wait,
     WorkerStatus,
+    with_lent,
 )
 
 if TYPE_CHECKING:
@@ -152,7 +153,8 @@ class StatusDesk:
         members = self._manager.members
         parts = sorted([*collection.answers, self.node_status()], key=lambda part: part.node)
         silent = tuple(self.silent(node) for node in sorted(collection.missing))
-        collection.then(ClusterStatus(members.cluster.hex(), members.epoch, tuple(parts), silent))
+        known = with_lent(tuple(parts))
+        collection.then(ClusterStatus(members.cluster.hex(), members.epoch, known, silent))
 
     def silent(self, node: int) -> SilentNode:
         """Return what is known of a node that does not answer."""
@@ -192,6 +194,7 @@ class StatusDesk:
             transactions=part.limited(part.transactions()),
             demands=part.limited(part.demands()),
             objects=part.limited(part.objects()),
+            lent=part.limited(part.lent()),
             unready=part.limited(part.unready()),
             left_out=part.left_out,
         )
@@ -345,12 +348,19 @@ class _Part:
         for it in self._manager.sync.home.describe():
             yield self._object(it, node)
 
+    def lent(self) -> Iterable[ObjectStatus]:
+        """Every lock that is lent to this node."""
+        sync = self._manager.sync
+        for it in sync.describe_lent():
+            yield self._object(it, sync.known[it.object].home)
+
     def _object(self, it: Description, home: int) -> ObjectStatus:
         holder = self._party(it.holder) if it.holder else None
         waiting, holders = tuple(map(self._party, it.waiting)), tuple(map(self._party, it.holders))
         return ObjectStatus(
-            it.object, it.kind, it.name, home, holder, waiting, it.value, it.damaged, holders, it.readers
-        )
+            it.object, it.kind, it.name, home, holder, waiting, it.value, it.damaged, holders, it.readers,
+            it.lent,
+        )  # fmt: skip
 
     def _party(self, party: Party) -> PartyStatus:
         return PartyStatus(party.node, party.worker, party.token, self._age_s(party.since_ns))

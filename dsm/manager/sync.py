@@ -1,7 +1,8 @@
 """Driver of the synchronization machines: calls of workers and of other nodes, to their homes.
 
 Owns the tickets of calls under way.  A call is decided by its object's home: this node's own machine,
-at once, or another node, in one message and one answer.
+at once, or another node, in one message and one answer.  A lock that its home has lent to this node is
+decided here (`dsm.sync.cache`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from dsm.limits import MAX_WORKERS_PER_NODE
 from dsm.manager.link import Link
 from dsm.manager.metadata.options import check_sync
 from dsm.manager.ordering import Ordering
-from dsm.sync.reply import Reply
+from dsm.sync.cache import LockCache
+from dsm.sync.reply import Description, Party, Reply
 from dsm.sync.service import SyncHome
+from dsm.sync.turns import Waiter
 from dsm.types import SyncObject
 from dsm.wire.calls import (
     ACQUIRING,
@@ -42,6 +45,10 @@ WITHDRAW_S = 0.5
 _SYNC = int(Family.SYNC)
 _OPS = frozenset(int(op) for op in Op if op >= Op.LOCK_ACQUIRE)
 _CANCEL, _REPLY, _WORKER_GONE = int(Op.CANCEL), int(SyncKind.REPLY), int(SyncKind.WORKER_GONE)
+_RECALL, _RETURN = int(SyncKind.RECALL), int(SyncKind.RETURN)
+_ACQUIRE, _RELEASE = int(Op.LOCK_ACQUIRE), int(Op.LOCK_RELEASE)
+#: Operand a of a REPLY that lends the lock.
+_LENT = 1
 _BARRIER_OPS = (Op.BARRIER_WAIT, Op.BARRIER_RESET, Op.BARRIER_ABORT)
 
 
@@ -97,7 +104,9 @@ class Sync:
         self.node = node
         self.patience = patience
         self._ages = 0
-        self.home = SyncHome()
+        self.home = SyncHome(self._may_lend)
+        #: Locks that are lent to this node.
+        self.cache = LockCache(node)
         self.epoch = 0
         self._links = links
         self._wake = wake
@@ -114,6 +123,8 @@ class Sync:
         self._unasked: set[int] = set()
         #: Calls that were withdrawn, whose home has not said yet what became of them.
         self._withdrawn: dict[int, _Call] = {}
+        #: Calls that their home was told to cancel.
+        self._cancelled: set[int] = set()
 
     def create(self, described: SyncObject) -> None:
         """Let this node decide about an object; nothing happens when it does so already."""
@@ -161,7 +172,7 @@ class Sync:
                 )  # fmt: skip
 
         if call.op in RELEASING and not call.relaxed:
-            self._ordering.release(call.worker, ask)
+            self._ordering.release(call.worker, ask, partial(self._is_owed, call.op, call.number))
         else:
             self._ordering.in_order(call.worker, ask)
 
@@ -170,8 +181,10 @@ class Sync:
         home = self._homes.get(number)
         if home is not None and op in _OPS:
             ask = partial(self._ask, home, op, number, NO_TICKET, worker, a, b)
-            order = self._ordering.release if op in RELEASING else self._ordering.in_order
-            order(worker, ask)
+            if op in RELEASING:
+                self._ordering.release(worker, ask, partial(self._is_owed, op, number))
+            else:
+                self._ordering.in_order(worker, ask)
 
     def cancel(self, waiter: int) -> bool:
         """A thread does not want to wait any more; False when it does not wait here.
@@ -186,6 +199,10 @@ class Sync:
             del self._waiting[ticket]
             self._wake(waiter, Status.CANCELLED, 0)
             return True
+        if self.cache.cancel(call.number, ticket):
+            self._ended(ticket, Status.CANCELLED, 0)
+            return True
+        self._cancelled.add(ticket)
         self._ask(self._homes[call.number], _CANCEL, call.number, ticket, call.worker, ticket, 0)
         if ticket in self._waiting:
             self._after(WITHDRAW_S, lambda: self._go_on_without(ticket))
@@ -223,18 +240,30 @@ class Sync:
         self._waiting = {t: call for t, call in self._waiting.items() if call.worker != worker}
         self._withdrawn = {t: call for t, call in self._withdrawn.items() if call.worker != worker}
         self._unasked.intersection_update(self._waiting)
+        self._cancelled.intersection_update(self._waiting)
+        self.cache.forget(worker)
         # What it wrote is in this node's frames: who gets its locks sees it.
         self._ordering.release(worker, lambda: self._tell_gone(worker, rank & NO_RANK, died))
 
     def _tell_gone(self, worker: int, rank: int, died: bool) -> None:
         self._ordering.times.join_all(self._ordering.time)
-        self._deliver(self.home.worker_gone(self.node, worker, time.monotonic_ns(), died=died, rank=rank))
+        now = time.monotonic_ns()
+        cause = cause_word(Cause.DIED if died else Cause.LEFT, self.node, rank)
+        self._deliver_here(self.cache.gone(worker, cause, now))
+        self._deliver(self.home.worker_gone(self.node, worker, now, died=died, rank=rank))
         for home in set(self._homes.values()) - {self.node}:
             self._send(home, _WORKER_GONE, 0, worker, 0, rank, died, self._ordering.for_call(home))
+        # This node may have come to its end with it: its locks are not to seem held by a dead one.
+        for number in self.cache:
+            if self.cache.owner(number) is None:
+                self._recalled(number)
 
     def node_gone(self, node: int) -> None:
         """Another node is lost: its threads wait and hold no more, its objects are gone."""
         self._ordering.node_gone(node)
+        for number in self.cache:
+            if self._homes[number] == node:
+                self.cache.drop(number)
         self._deliver(self.home.node_gone(node, time.monotonic_ns()))
         for ticket, call in [*self._waiting.items(), *self._withdrawn.items()]:
             if self._homes[call.number] == node:
@@ -251,14 +280,23 @@ class Sync:
             call = self._waiting.get(ticket)
             if call is not None and self._homes.get(call.number) != link.node:
                 raise WireError(f"node {link.node} answers a call that another node was asked")
-            self._answered(ticket, count, b, self._ordering.of_reply(link.node, payload))
+            told = self._ordering.of_reply(link.node, payload)
+            if a == _LENT:
+                if self._homes.get(number) != link.node or number in self.cache:
+                    raise WireError(f"node {link.node} lends lock {number}, which it cannot")
+                self._lent(number, ticket)
+            self._answered(ticket, count, b, told)
         elif count >= MAX_WORKERS_PER_NODE:
             raise WireError(f"a call of worker {count}; workers have numbers below {MAX_WORKERS_PER_NODE}")
         elif kind == _WORKER_GONE:
             self._ordering.times.join_all(self._ordering.of_call(link.node, payload))
             now = time.monotonic_ns()
             self._deliver(self.home.worker_gone(link.node, count, now, died=b != 0, rank=a & NO_RANK))
-        elif kind in _OPS:
+        elif kind == _RECALL:
+            if self._homes.get(number) != link.node:
+                raise WireError(f"node {link.node} wants lock {number} back, which is not its own")
+            self._recalled(number)
+        elif kind in _OPS or kind == _RETURN:
             told = self._ordering.of_call(link.node, payload)
             self._request(kind, number, link.node, ticket, count, a, b, told)
         else:
@@ -267,6 +305,8 @@ class Sync:
     def _ask(
         self, home: int, op: int, number: int, ticket: int, worker: int, a: int, b: int, relaxed: bool = False
     ) -> None:
+        if number in self.cache and self._ask_here(op, number, ticket, worker, a, b):
+            return
         if home == self.node:
             self._request(op, number, home, ticket, worker, a, b, () if relaxed else self._ordering.time)
         elif home in self._links:
@@ -279,7 +319,7 @@ class Sync:
         self, op: int, number: int, node: int, ticket: int, worker: int, a: int, b: int, told: Time
     ) -> None:
         """Let this home decide; `told` is the time of the node that asks, empty for what is relaxed."""
-        if told and op in RELEASING:
+        if told and (op in RELEASING or op == _RETURN):
             self._ordering.times.join(number, told)
         self._deliver(self.home.request(op, number, node, ticket, (worker, a), a, b, time.monotonic_ns()))
 
@@ -295,6 +335,7 @@ class Sync:
     def _lost(self, ticket: int, home: int) -> None:
         """End a call whose object died with its home."""
         self._withdrawn.pop(ticket, None)
+        self._cancelled.discard(ticket)
         call = self._waiting.pop(ticket, None)
         if call is not None:
             status = Status.BROKEN if call.op in _BARRIER_OPS else Status.PAGE_LOST
@@ -309,6 +350,7 @@ class Sync:
             self._ended(ticket, status, result)
 
     def _ended(self, ticket: int, status: int, result: int) -> None:
+        self._cancelled.discard(ticket)
         call = self._waiting.pop(ticket, None)
         if call is not None:
             self._wake(call.waiter, status, result)
@@ -317,11 +359,112 @@ class Sync:
 
     def _deliver(self, replies: list[Reply]) -> None:
         for reply in replies:
-            if reply.ticket == NO_TICKET:
-                continue
-            if reply.node == self.node:
+            here = reply.node == self.node
+            if reply.recall:
+                if here:
+                    self._recalled(reply.object)
+                else:
+                    self._send(reply.node, _RECALL, reply.object, 0, 0, 0, 0, b"")
+            elif here and reply.ticket != NO_TICKET:
                 told = self._ordering.times.of(reply.object)
+                if reply.lent:
+                    self._lent(reply.object, reply.ticket)
                 self._answered(reply.ticket, reply.status, reply.result, told)
-            else:
+            elif reply.ticket != NO_TICKET:
                 payload = self._ordering.for_reply(reply.node, reply.object)
-                self._send(reply.node, _REPLY, 0, reply.status, reply.ticket, 0, reply.result, payload)
+                lent, number = (_LENT, reply.object) if reply.lent else (0, 0)
+                self._send(
+                    reply.node, _REPLY, number, reply.status, reply.ticket, lent, reply.result, payload
+                )
+
+    # -- locks that are lent to this node ------------------------------------------------------------------
+
+    def describe_lent(self) -> list[Description]:
+        """Return what the homes of the locks that are lent to this node do not know."""
+        return [self._describe_lent(number) for number in self.cache]
+
+    def _describe_lent(self, number: int) -> Description:
+        owner, since, waiting, died = self.cache.state(number)
+        holder = Party(self.node, *owner, since) if owner is not None else None
+        parties = tuple(waiter.party() for waiter in waiting)
+        it = self.known[number]
+        return Description(it.object, it.kind, it.name, holder, parties, damaged=died, lent=self.node)
+
+    def _may_lend(self, node: int) -> bool:
+        """Whether a lock may be lent: to this node itself only where that saves it a release."""
+        return node != self.node or self._ordering.is_needed
+
+    def _is_owed(self, op: int, number: int) -> bool:
+        """Whether a call that releases needs no release of the node now."""
+        return op == _RELEASE and number in self.cache
+
+    def _lent(self, number: int, ticket: int) -> None:
+        """A lock is lent to this node, along with the grant for a call; its home has dropped all others."""
+        now = time.monotonic_ns()
+        call = self._waiting.get(ticket)
+        dropped = [
+            (other, each)
+            for other, each in self._waiting.items()
+            if each.number == number
+            and each.op == _ACQUIRE
+            and other != ticket
+            and other not in self._unasked
+        ]
+        ended = [other for other, _ in dropped if other in self._cancelled]
+        ended += [t for t, each in self._withdrawn.items() if each.number == number and each.op == _ACQUIRE]
+        waiting = [
+            Waiter(self.node, other, (each.worker, each.a), now)
+            for other, each in dropped
+            if other not in self._cancelled
+        ]
+        self.cache.lend(number, (call.worker, call.a) if call is not None else None, waiting, now)
+        if call is None:
+            self._give_back(number)
+        for other in ended:
+            self._ended(other, Status.CANCELLED, 0)
+
+    def _ask_here(self, op: int, number: int, ticket: int, worker: int, a: int, b: int) -> bool:
+        """Decide a call of a lock that is lent to this node; False: its home has to."""
+        now = time.monotonic_ns()
+        if op == _ACQUIRE:
+            self._deliver_here(self.cache.acquire(number, ticket, (worker, a), now))
+        elif op == _RELEASE:
+            self._deliver_here(self.cache.release(number, ticket, (worker, a), b == 1, now))
+        elif op == _CANCEL:
+            pass  # granted already
+        elif self.cache.owner(number) == (worker, a):
+            self._give_back(number)
+            return False
+        else:
+            self._ended(ticket, Status.NOT_OWNER, 0)
+        return True
+
+    def _deliver_here(self, replies: list[Reply]) -> None:
+        for reply in replies:
+            if reply.ticket != NO_TICKET:
+                self._ended(reply.ticket, reply.status, reply.result)
+
+    def _recalled(self, number: int) -> None:
+        """A lock is wanted back; what its releases here owe comes first."""
+        if not self.cache.recall(number):
+            return
+        if self.cache.owes(number):
+            self._ordering.owed(partial(self._give_back, number))
+        else:
+            self._give_back(number)
+
+    def _give_back(self, number: int) -> None:
+        """Send a lock home, and behind it the calls that wait for it."""
+        given = self.cache.give_back(number)
+        if given is None:
+            return
+        home, (worker, token) = self._homes[number], given.owner
+        self._unasked.update(waiter.ticket for waiter in given.waiting)
+        if home == self.node:
+            self._request(_RETURN, number, home, NO_TICKET, worker, token, given.word, self._ordering.time)
+        else:
+            payload = self._ordering.for_call(home)
+            self._send(home, _RETURN, number, worker, NO_TICKET, token, given.word, payload)
+        for waiter in given.waiting:
+            self._unasked.discard(waiter.ticket)
+            self._ask(home, _ACQUIRE, number, waiter.ticket, waiter.owner[0], waiter.owner[1], 0)

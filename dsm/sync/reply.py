@@ -24,6 +24,10 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
     result: int = 0
     #: Number of the object it is about, whose time travels with it; a condition's replies are its lock's.
     object: int = 0
+    #: The lock was granted, and is lent to the node along with it (`dsm.sync.cache`).
+    lent: bool = False
+    #: No answer (the ticket is 0): the lock that is lent to the node is wanted back.
+    recall: bool = False
 
 
 class Party(msgspec.Struct, frozen=True):
@@ -57,6 +61,8 @@ class Description(msgspec.Struct, frozen=True):
     holders: tuple[Party, ...] = ()
     #: Of those who wait for a rwlock, how many want to read: they stand first.
     readers: int = 0
+    #: The node that a lock is lent to, which knows its holder; -1: none.
+    lent: int = -1
 
 
 class Gone(msgspec.Struct, frozen=True, gc=False):

@@ -48,9 +48,15 @@ class SyncHome:
 
     All methods return the replies that are due, in the order in which they must be sent to each node.
     What a caller does wrong is a reply with a status; exceptions mean that the driver is wrong.
+
+    Parameters
+    ----------
+    may_lend
+        Whether locks may be lent to a node; without it, none is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, may_lend: Callable[[int], bool] = lambda node: False) -> None:
+        self._may_lend = may_lend
         self._machines: dict[int, Machine] = {}
         #: Highest number ever created here: what is missing below it was dropped.
         self._highest = 0
@@ -75,6 +81,8 @@ class SyncHome:
         self._machines[number] = machine = self._machine(described)
         if isinstance(machine, Barrier):
             machine.ranks_missing(self._missing)
+        elif isinstance(machine, Lock):
+            machine.may_lend = self._may_lend
         self._highest = max(self._highest, number)
 
     def _machine(self, described: SyncObject) -> Machine:
@@ -101,7 +109,8 @@ class SyncHome:
         Parameters
         ----------
         op
-            An `Op` of the object's kind, or CANCEL: then `a` is the ticket of the call to end.
+            An `Op` of the object's kind, or CANCEL: then `a` is the ticket of the call to end; or
+            `SyncKind.RETURN` of a lock that is lent to the node.
         object
             Number of the object.
         node, ticket

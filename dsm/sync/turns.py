@@ -69,6 +69,10 @@ class Turns:
         else:
             queue.append(waiter)
 
+    def waits_elsewhere(self, node: int) -> bool:
+        """Whether a thread of another node than `node` waits."""
+        return len(self._queues) > (node in self._queues)
+
     def take(self, node: int) -> Waiter:
         """Return whose turn it is, who waits no more; somebody waits.
 

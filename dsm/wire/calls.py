@@ -71,7 +71,7 @@ operation are the home's answer and what a node tells the homes.
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 
 #: Signed 64-bit values travel as ``value & WORD_MASK``.
 WORD_MASK = 0xFFFF_FFFF_FFFF_FFFF
@@ -174,6 +174,19 @@ class SyncKind(IntEnum):
     REPLY = 1
     #: Node to every home: count = worker, which is gone; page = its rank, value = 1: it died.
     WORKER_GONE = 2
+    #: Home to the node that a lock is lent to: it is wanted back.
+    RECALL = 3
+    #: That node to the home: the lock; count = worker, page = token of who holds it, value = `returned_word`.
+    RETURN = 4
+
+
+class Returned(IntFlag):
+    """How a lock that was lent comes back."""
+
+    #: A thread of the node holds it.
+    HELD = 1
+    #: Its last owner died there and nobody has been told yet.
+    DIED = 2
 
 
 assert max(SyncKind) < min(Op)
@@ -201,6 +214,7 @@ class Cause(IntEnum):
     HOME_DIED = 8
 
 
+_RETURNED_SHIFT = 48
 #: Rank of a worker that has none (yet).
 NO_RANK = 0xFFFF_FFFF
 
@@ -208,6 +222,17 @@ NO_RANK = 0xFFFF_FFFF
 def cause_word(cause: Cause, node: int = 0, number: int = 0) -> int:
     """Return a cause as the 64-bit result of a call: cause in 8 bits, node in 16, number in 32."""
     return cause << 56 | (node & 0xFFFF) << 32 | number & 0xFFFF_FFFF
+
+
+def returned_word(what: int, cause: int) -> int:
+    """Return `Returned` and the cause of the last death, for RETURN: in the bits that a cause leaves free."""
+    return cause | what << _RETURNED_SHIFT
+
+
+def returned_of(word: int) -> tuple[Returned, int]:
+    """Return what `returned_word` was made of."""
+    what = Returned(word >> _RETURNED_SHIFT & 3)
+    return what, word & ~(0xFF << _RETURNED_SHIFT)
 
 
 def cause_of(word: int) -> tuple[Cause, int, int]:

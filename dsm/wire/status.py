@@ -146,6 +146,8 @@ class ObjectStatus(msgspec.Struct, frozen=True):
     holders: tuple[PartyStatus, ...] = ()
     #: How many of those who wait for a rwlock want to read.
     readers: int = 0
+    #: The node that a lock is lent to, which says who holds it and who waits there; -1: none.
+    lent: int = -1
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
@@ -172,6 +174,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     demands: tuple[Demand, ...] = ()
     #: Those whose home is this node.
     objects: tuple[ObjectStatus, ...] = ()
+    #: Locks that are lent to this node, as it knows them.
+    lent: tuple[ObjectStatus, ...] = ()
     #: Of the coordinator: regions that cannot be opened yet.
     unready: tuple[Unready, ...] = ()
     #: Entries that found no room in the lists above.
@@ -199,3 +203,25 @@ class ClusterStatus(msgspec.Struct, frozen=True):
     #: Ascending.
     nodes: tuple[NodeStatus, ...]
     silent: tuple[SilentNode, ...] = ()
+
+
+def with_lent(parts: tuple[NodeStatus, ...]) -> tuple[NodeStatus, ...]:
+    """Return the parts of all nodes; what homes say of a lock that is lent has what its borrower says."""
+    here = {(part.node, it.object): it for part in parts for it in part.lent}
+    if not here and not any(it.lent >= 0 for part in parts for it in part.objects):
+        return parts
+    return tuple(
+        msgspec.structs.replace(
+            part, objects=tuple(_joined(it, here.get((it.lent, it.object))) for it in part.objects)
+        )
+        for part in parts
+    )
+
+
+def _joined(it: ObjectStatus, borrower: ObjectStatus | None) -> ObjectStatus:
+    if borrower is None:
+        return it
+    waiting = borrower.waiting + it.waiting
+    return msgspec.structs.replace(
+        it, holder=borrower.holder, waiting=waiting, damaged=it.damaged or borrower.damaged
+    )

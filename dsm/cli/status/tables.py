@@ -116,8 +116,9 @@ class _Text:
         rows = []
         for it in self._of("lock"):
             holder, since = (self._party(it.holder), seconds(it.holder.since_s)) if it.holder else ("-", "")
-            died = "its owner died" if it.damaged else ""
-            rows.append((it.name, str(it.home), holder, since, self._waiting(it), died))
+            notes = [f"lent to node {it.lent}"] if it.lent >= 0 else []
+            notes += ["its owner died"] if it.damaged else []
+            rows.append((it.name, str(it.home), holder, since, self._waiting(it), ", ".join(notes)))
         return table(("lock", "home", "held by", "since", "waiting, in order", ""), rows)
 
     def rwlocks(self) -> str:

@@ -231,6 +231,8 @@ class _Reasoning:
                 for node in wait.asked
                 if node in self._silent
             ]
+        if it.kind == "lock" and it.holder is None and it.lent >= 0:
+            return [Blocker(Manager(it.lent), f"was asked to give back lock {it.name!r}")]
         if it.kind == "barrier":
             return self._barrier_blockers(it)
         if it.kind == "semaphore":
