@@ -32,7 +32,7 @@ from dsm.testing.simulation.trace import What
 from dsm.testing.simulation.worker import WorkerRegion
 from dsm.testing.simulation.world import Violation, World
 from dsm.types import Region, RegionOptions, SyncObject
-from dsm.wire.calls import Op
+from dsm.wire.calls import Op, SyncKind
 
 _REGION = 1
 #: Numbers of the objects; a lock's is that of the page with its counter, too.
@@ -84,6 +84,8 @@ class SyncTruth:
         #: lock -> node -> tickets that wait at the home; (lock, node) -> how often its first was overtaken.
         self._waiting: dict[int, dict[int, deque[int]]] = {}
         self._overtaken: dict[tuple[int, int], int] = {}
+        #: lock -> node that it is lent to.
+        self._lent: dict[int, int] = {}
         #: barrier -> arrivals so far; (barrier, thread) -> how often it arrived.
         self._arrived: dict[int, int] = {}
         self._times: dict[tuple[int, int], int] = {}
@@ -119,7 +121,9 @@ class SyncTruth:
     def at_home(self, ask: Ask, replies: list[Reply]) -> None:
         """The home of a lock handled a call: whose turn was it?"""
         waiting = self._waiting.setdefault(ask.object, {})
-        if ask.op == Op.LOCK_ACQUIRE:
+        if ask.op == SyncKind.RETURN:
+            self._lent.pop(ask.object, None)
+        elif ask.op == Op.LOCK_ACQUIRE and self._lent.get(ask.object) != ask.node:
             waiting.setdefault(ask.node, deque()).append(ask.ticket)
         for reply in replies:
             queue = waiting.get(reply.node, deque())
@@ -127,6 +131,9 @@ class SyncTruth:
                 continue
             first = queue[0] == reply.ticket
             queue.remove(reply.ticket)
+            if reply.lent:  # the node has those who wait there, too
+                queue.clear()
+                self._lent[ask.object] = reply.node
             if first:
                 self._overtaken[ask.object, reply.node] = 0
             if reply.status != _OK:

@@ -18,6 +18,7 @@ from dsm.testing.simulation.driver_mutants import SlowPages
 from dsm.testing.simulation.mutants import Mutant
 from dsm.testing.simulation.release import driver_mutants as driver
 from dsm.testing.simulation.release import engine_mutants as engine
+from dsm.testing.simulation.release import lending_mutants as lending
 from dsm.testing.simulation.release.node import TimedNode
 from dsm.testing.simulation.release.parts import ReleaseParts
 from dsm.testing.simulation.release.plan import Manners
@@ -209,4 +210,27 @@ _add(
     "woken-unacquired",
     "a thread that acquires goes on before `Acquired`",
     release_parts(driver.WakesUnacquired),
+)
+
+# -- locks that are lent -------------------------------------------------------------------------------
+
+_add(
+    "owed-release-forgotten",
+    "a lock that was lent goes back without the release that it owes",
+    release_parts(lending.ReturnsUnpaid, manners=lending.Locking),
+)
+_add(
+    "recall-forgotten",
+    "a lock that is wanted back stays where it is",
+    release_parts(lending.ForgetsRecalls, manners=lending.Locking),
+)
+_add(
+    "crossed-call-forgotten",
+    "a node does not know of its calls that cross the lending of their lock",
+    release_parts(lending.ForgetsCrossed, manners=lending.Locking),
+)
+_add(
+    "lent-twice",
+    "a home grants a lock that is lent to another node",
+    release_parts(lending.LendsTwice, manners=lending.Locking),
 )

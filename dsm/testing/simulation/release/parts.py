@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dsm.testing.simulation.cluster import Parts
 from dsm.testing.simulation.node import Node
-from dsm.testing.simulation.release.node import TimedNode
+from dsm.testing.simulation.release.lending import LendingNode
 from dsm.testing.simulation.release.plan import Manners
 from dsm.testing.simulation.release.thread import ReleaseThread
 from dsm.testing.simulation.release.truth import ReleaseTruth
@@ -18,7 +18,7 @@ from dsm.testing.simulation.truth import Truth
 class ReleaseParts(Parts):
     """`Parts`, and how programs look."""
 
-    node: type[Node] = TimedNode
+    node: type[Node] = LendingNode
     thread: type[Thread] = ReleaseThread
     truth: type[Truth] = ReleaseTruth
     manners: type[Manners] = Manners
