@@ -204,6 +204,10 @@ class LendingNode(TimedNode):
         # A holder takes the clock along with its own release.
         self._return(given, self.engine.fence.time, () if held else clock)
         for waiter in given.waiting:
+            if number in self.cache:  # this home lent it to the first of them
+                replies = self.cache.acquire(number, waiter.ticket, waiter.owner, self.world.now)
+                self._deliver_here(replies)
+                continue
             ask = Ask(_ACQUIRE, number, self.number, waiter.ticket, waiter.owner, waiter.owner[1])
             self._asked_for[waiter.ticket] = ask
             self._ask_home(self.objects[number].home, TimedAsk(ask, None, False))

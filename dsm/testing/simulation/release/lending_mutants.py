@@ -70,7 +70,6 @@ class Locking(Manners):
     @classmethod
     def draw(cls, random: Random) -> Manners:
         manners = super().draw(random)
-        manners.calls = (0.0, 0.0, 0.0)
         manners.write_chance = 0.7
         manners.weights = (1, 0, 0, 0, 0)
         return manners
