@@ -49,8 +49,6 @@ class ReleaseDriver:
         #: What to call when a release, or an acquire, is done; by its ticket.
         self._releases: dict[int, Callable[[Time], None]] = {}
         self._acquires: dict[int, Callable[[], None]] = {}
-        #: Diffs that left, and that arrived, and their bytes.
-        self.diffs_out = self.diffs_in = self.diff_bytes_out = self.diff_bytes_in = 0
         coherence.effects.update(
             {
                 LowerRuns: self._lower_runs,
@@ -90,8 +88,6 @@ class ReleaseDriver:
             Its payload is malformed.
         """
         runs = frames.named(payload)
-        self.diffs_in += 1
-        self.diff_bytes_in += len(payload)
         self._coherence.engine.diff_arrived(message, runs, payload, time.monotonic_ns())
         self._coherence.perform()
 
@@ -144,12 +140,9 @@ class ReleaseDriver:
 
     def _send(self, node: int, message: Message, payload: memoryview) -> None:
         link = self._coherence.links.get(node)
-        if link is None:
-            return
-        link.send(pack_coherence(message, self._coherence.epoch, len(payload)), payload)
-        link.flush()
-        self.diffs_out += 1
-        self.diff_bytes_out += len(payload)
+        if link is not None:
+            link.send(pack_coherence(message, self._coherence.epoch, len(payload)), payload)
+            link.flush()
 
     def _released(self, effect: Released) -> None:
         self._releases.pop(effect.ticket)(effect.time)

@@ -17,9 +17,6 @@ from dsm.coherence.release.runs import Pages, pages_of, runs_of
 from dsm.limits import CLAIM_BYTES
 from dsm.types import Region
 
-#: Of a page that nobody has claimed yet.
-UNCLAIMED = -1
-
 
 class Homes(Placement):
     """Homes of the pages of one region, as one node knows them."""

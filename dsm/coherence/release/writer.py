@@ -66,11 +66,6 @@ class Writer:
         self.streaks = np.zeros(region.table.pages, np.uint8)
 
     @property
-    def has_written(self) -> bool:
-        """Whether a release has anything to do here."""
-        return bool(self._written or self._changed)
-
-    @property
     def is_busy(self) -> bool:
         """Whether a round, or a diff for an acquire, is under way."""
         return bool(self.lowering or self.flushes)
