@@ -40,22 +40,26 @@ from dsm.limits import ADDRESS_LOW, HOLD_NS
 from dsm.testing.simulation.trace import effect_text, message_text
 from dsm.types import Region, RegionOptions
 
-_REGION = 1
+REGION = 1
 
 
-def _number(word: str, prefix: str) -> int:
+def number_of(word: str, prefix: str) -> int:
+    """Return the number in a word like ``n1``."""
     if not word.startswith(prefix):
         raise ValueError(f"{word!r}: a word like {prefix}1 is meant")
     return int(word[len(prefix) :])
 
 
-def _range(word: str) -> tuple[int, int]:
+def range_of(word: str) -> tuple[int, int]:
+    """Return page and count of a word like ``p3+2``."""
     page, _, count = word.partition("+")
-    return _number(page, "p"), int(count or "1")
+    return number_of(page, "p"), int(count or "1")
 
 
 class Script:
     """Engines and links of one file."""
+
+    consistency = "sequential"
 
     def __init__(self) -> None:
         self.engines: list[Engine] = []
@@ -70,11 +74,11 @@ class Script:
         self.now = 0
         #: Rows of the transition table taken by all nodes.
         self.coverage: dict[tuple[str, int], int] = {}
-        self._said: list[str] = []
+        self.said: list[str] = []
 
     def run(self, line: str) -> str:
         """Do one command and return what came of it."""
-        self._said = []
+        self.said = []
         name, *words = line.split()
         command: Callable[[list[str]], None] | None = getattr(self, f"do_{name}", None)
         if command is None:
@@ -82,25 +86,36 @@ class Script:
         try:
             command(words)
         except DSMError as error:
-            self._said.append(f"{type(error).__name__}: {str(error).splitlines()[0]}")
-        for engine in self._living():
-            self._collect(engine)
-        return "\n".join(self._said) or "nothing"
+            self.said.append(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        for engine in self.living():
+            self.collect(engine)
+        return "\n".join(self.said) or "nothing"
 
-    def _living(self) -> list[Engine]:
+    def living(self) -> list[Engine]:
+        """Return the engines of nodes that are not gone."""
         return [engine for engine in self.engines if engine.node not in self.gone]
 
-    def _collect(self, engine: Engine) -> None:
+    def collect(self, engine: Engine) -> None:
+        """Record the effects of an engine; put its messages on their links."""
         for effect in engine.take():
-            self._said.append(f"n{engine.node}: {effect_text(effect)}")
+            self.said.append(f"n{engine.node}: {effect_text(effect)}")
             if isinstance(effect, Send | SendPages):
-                ends = engine.node, effect.node
-                if effect.node in self.gone or self.closed.intersection((ends, ends[::-1])):
-                    self._said.append("  (goes nowhere)")
-                    continue
-                self.links.setdefault((engine.node, effect.node), deque()).append(effect.message)
+                self.put(engine.node, effect.node, effect.message)
             elif isinstance(effect, Lower):
                 self.lowering[engine.node].append(effect.token)
+
+    def put(self, sender: int, receiver: int, message: Message) -> None:
+        """Put a message on its link."""
+        ends = sender, receiver
+        if receiver in self.gone or self.closed.intersection((ends, ends[::-1])):
+            self.said.append("  (goes nowhere)")
+        else:
+            self.links.setdefault(ends, deque()).append(message)
+
+    def take(self, ends: tuple[int, int], message: Message) -> None:
+        """A message without pages arrives."""
+        self.said.append(f"n{ends[1]} gets {message_text(message)}")
+        self.engines[ends[1]].message(message, self.now)
 
     # -- commands -----------------------------------------------------------------------------------
 
@@ -116,12 +131,13 @@ class Script:
             page_size=size,
             home=int(home) if home.isdigit() else home,
             fill=options["fill"].encode(),
+            consistency=self.consistency,
         )
-        region = Region(_REGION, chosen, ADDRESS_LOW, tuple(range(count)))
+        region = Region(REGION, chosen, ADDRESS_LOW, tuple(range(count)))
         for node in range(count):
             engine = Engine(node, int(options["patience"]))
             engine.add_region(region)
-            engine.regions[_REGION].table.taken = self.coverage
+            engine.regions[REGION].table.taken = self.coverage
             self.engines.append(engine)
             self.lowering[node] = deque()
 
@@ -129,37 +145,37 @@ class Script:
         node, page, access, waiter = words[:4]
         options = dict(word.split("=", 1) for word in words[4:])
         worker, ip = int(options.get("worker", 0)), int(options.get("ip", 1))
-        engine = self.engines[_number(node, "n")]
+        engine = self.engines[number_of(node, "n")]
         engine.fault(
-            _REGION, _number(page, "p"), access == "write", _number(waiter, "w"), worker, ip, self.now
+            REGION, number_of(page, "p"), access == "write", number_of(waiter, "w"), worker, ip, self.now
         )
 
     def do_prefetch(self, words: list[str]) -> None:
         node, pages, access, waiter = words
-        engine = self.engines[_number(node, "n")]
-        engine.prefetch(_REGION, *_range(pages), access == "write", _number(waiter, "w"), self.now)
+        engine = self.engines[number_of(node, "n")]
+        engine.prefetch(REGION, *range_of(pages), access == "write", number_of(waiter, "w"), self.now)
 
     def do_pin(self, words: list[str]) -> None:
         node, pages, access, waiter = words
-        engine = self.engines[_number(node, "n")]
-        engine.pin(_REGION, *_range(pages), access == "write", _number(waiter, "w"), self.now)
+        engine = self.engines[number_of(node, "n")]
+        engine.pin(REGION, *range_of(pages), access == "write", number_of(waiter, "w"), self.now)
 
     def do_unpin(self, words: list[str]) -> None:
         node, pages, access = words
-        self.engines[_number(node, "n")].unpin(_REGION, *_range(pages), access == "write", self.now)
+        self.engines[number_of(node, "n")].unpin(REGION, *range_of(pages), access == "write", self.now)
 
     def do_cancel(self, words: list[str]) -> None:
-        found = self.engines[_number(words[0], "n")].cancel(_number(words[1], "w"), self.now)
-        self._said.append("found" if found else "not waiting")
+        found = self.engines[number_of(words[0], "n")].cancel(number_of(words[1], "w"), self.now)
+        self.said.append("found" if found else "not waiting")
 
     def do_touched(self, words: list[str]) -> None:
-        self.engines[_number(words[0], "n")].touched(_REGION, _number(words[1], "p"), 0, self.now)
+        self.engines[number_of(words[0], "n")].touched(REGION, number_of(words[1], "p"), 0, self.now)
 
     def do_applied(self, words: list[str]) -> None:
-        self.engines[_number(words[0], "n")].applied(_number(words[1], "w"), self.now)
+        self.engines[number_of(words[0], "n")].applied(number_of(words[1], "w"), self.now)
 
     def do_deliver(self, words: list[str]) -> None:
-        ends = _number(words[0], "n"), _number(words[1], "n")
+        ends = number_of(words[0], "n"), number_of(words[1], "n")
         for _ in range(len(self.links[ends]) if words[2:] == ["all"] else 1):
             message = self.links[ends][0]
             if message.kind == Kind.DATA:
@@ -167,15 +183,14 @@ class Script:
                 self._end(ends)
             else:
                 self.links[ends].popleft()
-                self._said.append(f"n{ends[1]} gets {message_text(message)}")
-                self.engines[ends[1]].message(message, self.now)
-            self._collect(self.engines[ends[1]])
+                self.take(ends, message)
+            self.collect(self.engines[ends[1]])
 
     def do_header(self, words: list[str]) -> None:
-        self._header((_number(words[0], "n"), _number(words[1], "n")))
+        self._header((number_of(words[0], "n"), number_of(words[1], "n")))
 
     def do_end(self, words: list[str]) -> None:
-        self._end((_number(words[0], "n"), _number(words[1], "n")))
+        self._end((number_of(words[0], "n"), number_of(words[1], "n")))
 
     def _header(self, ends: tuple[int, int]) -> None:
         message = self.links[ends][0]
@@ -183,18 +198,18 @@ class Script:
         self.open[ends] = engine.accepts(message)
         runs = " ".join(f"p{page}+{count}" for page, count in engine.wanted_runs(message))
         where = "its frames" if self.open[ends] else "scratch"
-        self._said.append(f"n{ends[1]} takes {message_text(message)} into {where}; wanted: {runs or 'none'}")
+        self.said.append(f"n{ends[1]} takes {message_text(message)} into {where}; wanted: {runs or 'none'}")
 
     def _end(self, ends: tuple[int, int]) -> None:
         del self.open[ends]
         message = self.links[ends].popleft()
         engine = self.engines[ends[1]]
         runs = " ".join(f"p{page}+{count}" for page, count in engine.wanted_runs(message))
-        self._said.append(f"n{ends[1]} has all of {message_text(message)}; wanted: {runs or 'none'}")
+        self.said.append(f"n{ends[1]} has all of {message_text(message)}; wanted: {runs or 'none'}")
         engine.received(message, self.now)
 
     def do_lowered(self, words: list[str]) -> None:
-        node = _number(words[0], "n")
+        node = number_of(words[0], "n")
         token = int(words[1]) if len(words) > 1 else self.lowering[node][0]
         self.lowering[node].remove(token)
         self.engines[node].lowered(token, self.now)
@@ -202,32 +217,32 @@ class Script:
     def do_time(self, words: list[str]) -> None:
         span = words[0]
         self.now += round(float(span[:-1]) * HOLD_NS) if span.endswith("Δ") else int(span) * 1000
-        for engine in self._living():
+        for engine in self.living():
             if engine.deadline is not None and engine.deadline <= self.now:
-                self._said.append(f"n{engine.node} ticks")
+                self.said.append(f"n{engine.node} ticks")
                 engine.tick(self.now)
-                self._collect(engine)
+                self.collect(engine)
 
     def do_crash(self, words: list[str]) -> None:
-        number = _number(words[0], "n")
+        number = number_of(words[0], "n")
         self.gone.add(number)
         for (_, receiver), messages in self.links.items():
             if receiver == number:
                 messages.clear()
 
     def do_lose(self, words: list[str]) -> None:
-        messages = self.links[_number(words[0], "n"), _number(words[1], "n")]
+        messages = self.links[number_of(words[0], "n"), number_of(words[1], "n")]
         for _ in range(int(words[2]) if len(words) > 2 else len(messages)):
-            self._said.append(f"never arrives: {message_text(messages.pop())}")
+            self.said.append(f"never arrives: {message_text(messages.pop())}")
 
     def do_age(self, words: list[str]) -> None:
-        self.engines[_number(words[0], "n")].age(self.now)
+        self.engines[number_of(words[0], "n")].age(self.now)
 
     def do_drop(self, words: list[str]) -> None:
-        self.engines[_number(words[0], "n")].drop_region(_REGION)
+        self.engines[number_of(words[0], "n")].drop_region(REGION)
 
     def do_lost(self, words: list[str]) -> None:
-        node, dead = _number(words[0], "n"), _number(words[1], "n")
+        node, dead = number_of(words[0], "n"), number_of(words[1], "n")
         self.closed.add((node, dead))
         for link in ((node, dead), (dead, node)):
             self.links.pop(link, None)
@@ -235,27 +250,27 @@ class Script:
         self.engines[node].node_lost(dead, self.now)
 
     def do_pages(self, words: list[str]) -> None:
-        first, count = _range(words[0])
+        first, count = range_of(words[0])
         for page in range(first, first + count):
-            live = [engine for engine in self._living() if _REGION in engine.regions]
-            states = " ".join(f"n{e.node} {State(e.state(_REGION, page)).name}" for e in live)
-            directory = live[0].regions[_REGION].placement.directory(page)
+            live = [engine for engine in self.living() if REGION in engine.regions]
+            states = " ".join(f"n{e.node} {State(e.state(REGION, page)).name}" for e in live)
+            directory = live[0].regions[REGION].placement.directory(page)
             if directory in self.gone:
-                self._said.append(f"p{page}: {states}; its directory n{directory} is gone")
+                self.said.append(f"p{page}: {states}; its directory n{directory} is gone")
                 continue
-            entry = self.engines[directory].sequential[_REGION]
+            entry = self.engines[directory].sequential[REGION]
             owner, copyset = entry.table.owner[page], entry.table.copyset[page]
             holders = ",".join(f"n{n}" for n in range(64) if copyset >> n & 1)
             busy = ", in a transaction" if page in entry.directory.busy else ""
             kept = f"owner n{owner - 1}, copies {holders}" if owner else "unclaimed"
             if owner >= LOST:
                 kept = f"went away with n{owner - LOST}"
-            self._said.append(f"p{page}: {states}; {kept}{busy}")
+            self.said.append(f"p{page}: {states}; {kept}{busy}")
 
     def do_links(self, words: list[str]) -> None:
         for (sender, receiver), messages in sorted(self.links.items()):
             for message in messages:
-                self._said.append(f"n{sender} to n{receiver}: {message_text(message)}")
+                self.said.append(f"n{sender} to n{receiver}: {message_text(message)}")
 
 
 def replay(text: str, script: Script | None = None) -> str:
