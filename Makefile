@@ -8,6 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SIZE ?= 2048
 SEEDS ?= 0:10000
+MODEL ?= sequential
+JOBS ?= $(shell nproc)
 CHAOS_SEED ?=
 CHAOS_EVENTS ?= 200
 FUZZ_SECONDS ?= 60
@@ -39,7 +41,7 @@ endif
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
-	@echo "Variables: PYTHON=$(PYTHON) SIZE=$(SIZE) SEEDS=$(SEEDS) FUZZ_SECONDS=$(FUZZ_SECONDS) CHAOS_SEED= CHAOS_EVENTS=$(CHAOS_EVENTS) PYTEST_ARGS= BENCH_ARGS=$(BENCH_ARGS)"
+	@echo "Variables: PYTHON=$(PYTHON) SIZE=$(SIZE) MODEL=$(MODEL) SEEDS=$(SEEDS) JOBS=$(JOBS) FUZZ_SECONDS=$(FUZZ_SECONDS) CHAOS_SEED= CHAOS_EVENTS=$(CHAOS_EVENTS) PYTEST_ARGS= BENCH_ARGS=$(BENCH_ARGS)"
 
 $(VENV)/.identity: $(STALE)
 	$(if $(lacking),$(error $(lacking)))
@@ -80,8 +82,8 @@ lint: setup  ## check style, format and types
 	@$(BIN)/ruff format --check --quiet $(LINTED)
 	@$(BIN)/mypy
 
-simulate: setup  ## run the simulator over many seeds (SEEDS=from:to)
-	@$(BIN)/python -m dsm.testing.simulation --seeds $(SEEDS)
+simulate: setup  ## run the simulator over many seeds (MODEL=release SEEDS=from:to JOBS=2)
+	@$(BIN)/python -m dsm.testing.simulation --model $(MODEL) --seeds $(SEEDS) --jobs $(JOBS)
 
 chaos: setup  ## kill, stop and cut off parts of real jobs at random (CHAOS_EVENTS=200 CHAOS_SEED=)
 	@$(BIN)/python -m dsm.testing.chaos --events $(CHAOS_EVENTS) $(if $(CHAOS_SEED),--seed $(CHAOS_SEED))

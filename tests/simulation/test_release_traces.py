@@ -1,6 +1,6 @@
 """Scripted traces of release consistency: one a rule of the order of operations, named after its number.
 
-To record anew: ``DSM_RECORD_TRACES=1 pytest tests/simulation/test_release_traces.py``, then read the difference.
+To record anew: ``DSM_RECORD_TRACES=1 pytest tests/simulation/test_release_traces.py``; read what differs.
 """
 
 import os

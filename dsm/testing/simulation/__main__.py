@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--jobs", type=int, default=1, help="processes to run many seeds in")
     parser.add_argument(
-        "--events", type=int, default=MIN_EVENTS, help="least events a seed (default %(default)s)"
+        "--events", type=int, help="least events a seed (default: as many as the model needs)"
     )
     parser.add_argument(
         "--faults", choices=tuple(FAULTS), default="", help="which seeds have faults (default: some of them)"
@@ -55,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     mutants = MODEL_MUTANTS[options.model]
+    events = options.events or MIN_EVENTS[options.model]
     if options.mutant and options.mutant not in mutants:
         parser.error(f"no mutant of {options.model} is called {options.mutant!r}; see --list-mutants")
     if options.list_mutants:
@@ -68,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
             jobs=options.jobs,
             mutant=options.mutant,
             faults=options.faults,
-            min_events=options.events,
+            min_events=events,
             max_failures=options.max_failures,
         )
     parts = mutants[options.mutant].parts if options.mutant else None
@@ -78,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         model=options.model,
         parts=parts,
         faults=options.faults,
-        min_events=options.events,
+        min_events=events,
         keep=keep,
         full=options.trace,
     )

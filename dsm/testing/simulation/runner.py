@@ -27,8 +27,8 @@ from dsm.testing.simulation.release.cluster import RELEASE_PARTS, ReleaseCluster
 from dsm.testing.simulation.release.mutants import RELEASE_MUTANTS
 from dsm.testing.simulation.world import TRACE_TAIL, Violation
 
-#: Events after which a seed has run long enough.
-MIN_EVENTS = 3_000
+#: Consistency model -> events after which a seed has run long enough.
+MIN_EVENTS = {"sequential": 3_000, "release": 2_000, "bounded": 3_000}
 #: Events after which a seed that has not come to rest is called a livelock.
 MAX_EVENTS = 400_000
 #: Lines of the trace in the report of a failure.
@@ -83,7 +83,7 @@ def run_seed(
     model: str = "sequential",
     parts: Parts | None = None,
     faults: str = "",
-    min_events: int = MIN_EVENTS,
+    min_events: int = 0,
     max_events: int = MAX_EVENTS,
     keep: int = TRACE_TAIL,
     full: bool = False,
@@ -101,7 +101,7 @@ def run_seed(
     faults
         One of `FAULTS`; empty: as `parts` say, which is ``some``, faults in a part of the seeds.
     min_events
-        Rounds of programs are added until so many events have happened.
+        Rounds of programs are added until so many events have happened; 0: as many as the model needs.
     max_events
         A run that has not come to rest after so many is a failure.
     keep
@@ -122,7 +122,7 @@ def run_seed(
     world = cluster.world
     failure = ""
     try:
-        cluster.run_random(min_events, max_events)
+        cluster.run_random(min_events or MIN_EVENTS[model], max_events)
     except (Violation, InternalError) as error:
         failure = f"{type(error).__name__}: {error}"
     except Exception as error:  # an engine that trips over itself is a finding, not the end of the run
@@ -170,7 +170,7 @@ def run_many(
     jobs: int = 1,
     mutant: str = "",
     faults: str = "",
-    min_events: int = MIN_EVENTS,
+    min_events: int = 0,
 ) -> Iterator[Outcome]:
     """Run seeds in `jobs` processes and yield their outcomes as they come.
 
