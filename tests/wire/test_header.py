@@ -8,8 +8,16 @@ from hypothesis import strategies as st
 
 from dsm.coherence.messages import Flag, Kind, Message
 from dsm.errors import WireError
-from dsm.limits import MAX_DATA_BYTES, MAX_JOIN_BYTES, MAX_METADATA_BYTES, MAX_NODES, MAX_NOTICE_BYTES
+from dsm.limits import (
+    MAX_DATA_BYTES,
+    MAX_DIFF_BYTES,
+    MAX_JOIN_BYTES,
+    MAX_METADATA_BYTES,
+    MAX_NODES,
+    MAX_NOTICE_BYTES,
+)
 from dsm.wire import header
+from dsm.wire.calls import Op
 from dsm.wire.header import HEADER_BYTES, MAGIC, VERSION, Family
 from dsm.wire.membership import MetaKind
 
@@ -97,9 +105,10 @@ def test_unknown_family_or_kind_is_refused(family, kind):
     ("family", "kind", "limit"),
     [
         (Family.COHERENCE, Kind.DATA, MAX_DATA_BYTES),
+        (Family.COHERENCE, Kind.DIFF, MAX_DIFF_BYTES),
         (Family.COHERENCE, Kind.GET, 0),
         (Family.COHERENCE, Kind.DECLINE, 0),
-        (Family.SYNC, 32, MAX_NOTICE_BYTES),
+        (Family.SYNC, Op.LOCK_ACQUIRE, MAX_NOTICE_BYTES),
         (Family.METADATA, MetaKind.JOIN, MAX_JOIN_BYTES),
         (Family.METADATA, MetaKind.READY, 0),
         (Family.METADATA, MetaKind.ASK, MAX_METADATA_BYTES),
