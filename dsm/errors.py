@@ -38,7 +38,7 @@ class UnknownNameError(UsageError, KeyError):
 
 
 class NotOwnerError(UsageError):
-    """A lock was released by a thread that does not hold it."""
+    """A thread gave back, or used, what it does not hold: a lock, or a unit of a bounded semaphore."""
 
 
 class ClosedError(DSMError):

@@ -114,4 +114,8 @@ assert ADDRESS_LOW % ADDRESS_ALIGNMENT == 0 and ADDRESS_HIGH % ADDRESS_ALIGNMENT
 assert PAGE_TIMEOUT_S > PEER_SILENCE_S
 assert HANDSHAKE_TIMEOUT_S <= JOIN_TIMEOUT_S < JOIN_WAIT_S
 assert MAX_METADATA_BYTES < MAX_UNREAD_BYTES
+assert LOG_RUNS * 8 <= MAX_NOTICE_BYTES, "the runs of a full log fit into one message, at 8 bytes a run"
+assert MAX_PAGE_BYTES < MAX_DIFF_BYTES < MAX_UNREAD_BYTES, "a message of a release holds a page's changes"
+assert 0 < SOLE_WRITER_RELEASES < 256, "streaks are counted in one byte"
+assert MIN_STALENESS_NS < MAX_STALENESS_NS < 1 << 62, "what is left of a lease is told in 64 bits"
 assert HOLD_NS < UNAPPLIED_MAX_NS < HOLD_WAIT_MAX_NS

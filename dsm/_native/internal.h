@@ -125,8 +125,8 @@ void dsm_lease_note(struct dsm_region *region, uint64_t page, uint64_t end); /* 
 bool dsm_lease_over(struct dsm_region *region, uint64_t page, uint64_t end); /* SIGNAL-SAFE; one of them, by now */
 uint64_t dsm_lease_look(void); /* service thread; when to look again */
 bool dsm_lease_sleep(uint64_t until); /* service thread; false: it must not, something ends before */
-void dsm_lease_awake(void);
-void dsm_lease_forget(void);
+void dsm_lease_awake(void); /* service thread, after dsm_lease_sleep */
+void dsm_lease_forget(void); /* while there is no service thread */
 
 /* merge.c; SIGNAL-SAFE */
 int64_t dsm_borders(struct dsm_region *region, uint64_t page, uint64_t end);
@@ -174,11 +174,14 @@ void dsm_die(const char *message); /* SIGNAL-SAFE: the message, then SIGBUS */
 
 /* service.c, fork.c */
 void dsm_pause(void); /* SIGNAL-SAFE: let whoever holds what we wait for go on */
-void dsm_service_hurry(void);
+void dsm_service_hurry(void); /* under dsm_lock: a region has leases */
 void dsm_service_nudge(void); /* SIGNAL-SAFE */
 int dsm_service_start(void);
 void dsm_service_stop(void);
 void dsm_service_forget(void);
 int dsm_fork_prepare(void);
+
+/* twin.c, patch.c: frames so small that faults cost less than asking where they have memory */
+#define DSM_FEW_BYTES (UINT64_C(16) << 10)
 
 #endif

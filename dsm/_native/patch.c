@@ -117,13 +117,11 @@ static inline bool chosen(struct choice *choice, uint64_t page) {
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
-#define FEW_BYTES (UINT64_C(16) << 10)
-
 /* Allocate frames [page, end) and map them here.  A store into a hole is a fault of 6 us, all at once takes a third
  * of that a page.  That it fails does not matter: then the stores fault. */
 static void prepare(uint64_t frames, int frames_fd, uint32_t page_shift, uint64_t page, uint64_t end) {
   uint64_t at = page << page_shift, bytes = (end - page) << page_shift;
-  if (bytes <= FEW_BYTES) return;
+  if (bytes <= DSM_FEW_BYTES) return;
   off_t hole = lseek(frames_fd, (off_t)at, SEEK_HOLE);
   if (hole < 0) return;
   if ((uint64_t)hole < at + bytes && fallocate(frames_fd, FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)bytes) != 0) return;

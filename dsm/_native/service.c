@@ -15,8 +15,7 @@
 #define STACK_BYTES (256 * 1024) /* other libraries' thread-local data is taken from it, too */
 #define SECOND UINT64_C(1000000000)
 #define TICK_NS SECOND
-
-#define PAUSE_NS 20000
+#define PAUSE_NS 20000 /* what a lock is held for is shorter, once its holder has a processor */
 
 static pthread_t thread;
 static _Atomic int hurried; /* the thread goes before all ordinary ones */

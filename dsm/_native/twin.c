@@ -19,7 +19,7 @@ static bool all_live(const uint8_t *states, uint64_t page, uint64_t count) {
   return true;
 }
 
-#define HUGE_SHIFT 21
+#define HUGE_SHIFT 21 /* of a huge page; where it has another size, the advice does nothing */
 #define MANY_BYTES (UINT64_C(256) << 10) /* twins of so many bytes at once are taken for the beginning of more */
 
 /* Ask for huge pages where [page, page + count) lies, if no twin is there yet.  That it fails does not matter. */
@@ -36,8 +36,6 @@ static void expect_many(uint64_t twins, const uint8_t *states, uint64_t pages, u
   }
 }
 
-#define FEW_BYTES (UINT64_C(16) << 10)
-
 /* Whether these bytes of the frames are a hole, which reads as zeros. */
 static bool is_hole(int frames_fd, uint64_t at, uint64_t bytes) {
   off_t data = lseek(frames_fd, (off_t)at, SEEK_DATA);
@@ -47,9 +45,9 @@ static bool is_hole(int frames_fd, uint64_t at, uint64_t bytes) {
 /* Twins of a hole are zeros: fresh memory, which costs nothing until it is read.  Memory is allocated for the hole,
  * since workers are about to write there: with it, a store that faults takes a third of 6 us. */
 static bool make_of_hole(int frames_fd, uint64_t twins, uint64_t at, uint64_t bytes) {
-  if (bytes < FEW_BYTES || !is_hole(frames_fd, at, bytes)) return false;
+  if (bytes < DSM_FEW_BYTES || !is_hole(frames_fd, at, bytes)) return false;
   if (madvise((void *)(twins + at), bytes, MADV_DONTNEED) != 0) return false;
-  if (fallocate(frames_fd, FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)bytes) != 0) { /* then it takes all of them */
+  if (fallocate(frames_fd, FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)bytes) != 0) { /* then it takes all of the 6 us */
   }
   return true;
 }

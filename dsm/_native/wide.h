@@ -72,7 +72,8 @@ static inline uint64_t dsm_take(const uint8_t *frame, uint8_t *twin, uint8_t *sn
 #endif
 
 /* Runs are moved as such when 64 bytes have few: numbers of 8 bytes whose high bytes stay have 8 of them. */
-static inline bool dsm_has_few_runs(uint64_t word) { return dsm_bits(word & ~(word << 1)) <= 10; }
+#define DSM_FEW_RUNS 10
+static inline bool dsm_has_few_runs(uint64_t word) { return dsm_bits(word & ~(word << 1)) <= DSM_FEW_RUNS; }
 
 #define DSM_BEHIND 64 /* so many bytes behind the last one that it writes, dsm_gather may overwrite */
 
@@ -118,7 +119,7 @@ static inline void dsm_scatter_plain(const uint8_t *mask, uint8_t *frame, const 
   for (uint32_t i = 0; i < DSM_WORDS; i++, frame += 64) {
     uint64_t word;
     memcpy(&word, mask + 8 * i, sizeof word);
-    if (end - from >= 72 && dsm_has_few_runs(word)) { /* up to 7 bytes are read too many */
+    if (end - from >= 64 + 8 && dsm_has_few_runs(word)) { /* up to 7 bytes are read too many */
       while (word) {
         uint32_t low = (uint32_t)__builtin_ctzll(word), length = dsm_run(word >> low);
         for (uint32_t at = 0; at < length; at += 8) {

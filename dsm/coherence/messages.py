@@ -167,7 +167,8 @@ class Wake(msgspec.Struct, frozen=True, gc=False):
 
     waiter: int
     status: int
-    #: The node that is to blame for it; -1 when none is, or it is not known.
+    #: The node that is to blame for it; -1 when none is, or it is not known.  Of a call that ends well, its
+    #: result less 1.
     peer: int = -1
 
 

@@ -31,8 +31,9 @@ from dsm.wire.header import Fields, pack_coherence, unpack_coherence
 
 _FETCH, _INVALIDATE = int(Kind.FETCH), int(Kind.INVALIDATE)
 #: Bytes of the manager's tables for each page: state, owner, copyset, three counts, wanted level; under
-#: `release` besides home, streak and notice; under `bounded` ends of leases, here and where workers see them.
-_PAGE_ENTRY_BYTES = {"sequential": 14, "release": 17, "bounded": 30}
+#: `release` besides home, streak, five marks of who had, used and wrote it, and what the shim notes of its
+#: twin and its frame; under `bounded` ends of leases, here and where workers see them.
+_PAGE_ENTRY_BYTES = {"sequential": 14, "release": 23, "bounded": 30}
 #: Page tables that are made without looking how much memory there is.
 _SMALL_BYTES = 16 * 1024 * 1024
 _DATA, _CONFIRM, _DIFF = int(Kind.DATA), int(Kind.CONFIRM), int(Kind.DIFF)

@@ -64,9 +64,10 @@ ATOMIC_ADD, _EXCHANGE, _COMPARE_EXCHANGE    yes        yes
 
 A call that ends with OWNER_DIED or BROKEN says in its result who is the cause of it (`Cause`).
 
-Between nodes these calls are messages of the sync family without payload: kind = operation, node,
-region = object, request = ticket, count = worker, page = a, value = b.  The kinds below the first
-operation are the home's answer and what a node tells the homes.
+Between nodes these calls are messages of the sync family: kind = operation, node, region = object,
+request = ticket, count = worker, page = a, value = b; the payload is what they carry of consistency
+(`dsm.manager.ordering`), or nothing.  The kinds below the first operation are the home's answer and what a
+node tells the homes.
 """
 
 from __future__ import annotations

@@ -37,14 +37,16 @@ class Arrays(Pages):
         dtype
             Any dtype of fixed size without Python objects.
         consistency
-            ``"sequential"``: what is right on one machine's threads is right here.  ``"bounded"``: what is
-            read may be old by `max_staleness`, and whoever writes is never held up by readers.
+            ``"sequential"``: what is right on one machine's threads is right here.  ``"release"``: what is
+            ordered by dsm's locks, barriers and the like gives the same result, and several nodes may
+            write one page at a time in between.  ``"bounded"``: what is read may be old by
+            `max_staleness`, and whoever writes is never held up by readers.
         page_size
             Bytes of the unit that moves between nodes: 4096 · 2^k, at most 2 MiB.  Large pages suit large
             sequential data, small pages suit what several nodes write.
         home
-            Which node keeps a page's directory entry: ``"first-touch"``, ``"block"``, ``"cyclic"`` or a
-            node's number.
+            Which node keeps a page (under ``"release"``, where homes follow the work, at first) or its
+            directory entry: ``"first-touch"``, ``"block"``, ``"cyclic"`` or a node's number.
         fill
             First value of every item, anything that casts to `dtype` without loss; 0 is zero bytes in
             every dtype, as in `numpy.zeros`.
