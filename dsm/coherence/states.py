@@ -68,20 +68,17 @@ TRANSITIONS: Final[dict[str, dict[State, State]]] = {
         S.WRITING: S.WRITING,
         S.AHEAD: S.AHEAD,
     },
-    # release: without asking anybody
-    # a copy gets its twin, or the home writes its own page
+    # `release`, without asking anybody
+    # A copy gets its twin, or the home writes its own page.
     "upgrade": {S.SHARED: S.EXCLUSIVE},
-    # the home touches a page that nobody has touched; or that others have, or change, already
+    # The home touches a page that nobody has touched; or that others have, or change, already.
     "claim": {S.INVALID: S.EXCLUSIVE},
     "receive": {S.INVALID: S.SHARED},
 }
-
 #: The same for `bounded`: what becomes of a copy whose lease is over.
 LEASE_TRANSITIONS: Final[dict[str, dict[State, State]]] = {
     "expire": {S.SHARED: S.INVALID, S.UPGRADING: S.WRITING},
 }
-
-
 #: Events of `release` alone.
 RELEASE_ONLY: Final = frozenset({"upgrade", "claim", "receive"})
 

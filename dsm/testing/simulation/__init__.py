@@ -24,6 +24,8 @@ sockets, threads, clocks or cffi.
 `deaths`        the same while workers die
 `mutants`       deliberate bugs, each of which the checkers must find; they are in `engine_mutants`,
                 `recovery_mutants` (nodes that die) and `driver_mutants` (manager, shim, network)
+`release`       what differs under release consistency: bytes, happens-before, programs, mutants
+`bounded`       what differs under bounded staleness: leases, and an oracle with a clock
 `script`        scripted traces: engines driven step by step from a text file
 `runner`        one seed with its report, or many over several processes
 ==============  =================================================================================
