@@ -23,7 +23,7 @@ def test_mutant_is_caught(name):
     else:
         pytest.fail(f"{SEEDS} seeds did not show that {RELEASE_MUTANTS[name].about}")
     # Without the bug the very seed that shows it is clean.
-    sound = replace(release_parts(manners=parts.manners, timing=parts.timing), faults=Calm)
+    sound = replace(release_parts(manners=parts.manners, timing=parts.timing, shape=parts.shape), faults=Calm)
     outcome = run_seed(seed, parts=sound, **EVENTS)
     assert outcome.ok, report(outcome)
 

@@ -14,6 +14,15 @@ The nodes, workers, links and faults are those of the simulator at large; here i
 `plan`          which byte belongs to whom, so that programs have no data races (but where they are to)
 `program`       programs that follow a plan
 `rest`          what must hold when nothing is under way
+`shapes`        how large clusters are
 `cluster`       one simulation from a seed
+`parts`         the classes that a simulation is made of
+`restless`      a writer whose homes move at every chance
+`losses`        which pages may be lost with a node
+`deaths`        what must hold of locks and barriers when threads die
+`lending`       locks that are lent to the node that uses them
+`litmus`        litmus tests with and without synchronization
+`script`        scripted traces
+`mutants`       deliberate bugs; they are in `engine_mutants`, `driver_mutants`, `lending_mutants`
 ==============  =================================================================================
 """

@@ -11,7 +11,6 @@ from random import Random
 
 from dsm.coherence.release.intervals import Log
 from dsm.coherence.release.writer import Writer
-from dsm.limits import ADDRESS_LOW
 from dsm.testing.simulation.cluster import Cluster, Parts, Shape
 from dsm.testing.simulation.losses import Losses
 from dsm.testing.simulation.node import Node
@@ -32,39 +31,12 @@ from dsm.testing.simulation.trace import What
 from dsm.testing.simulation.truth import Truth
 from dsm.testing.simulation.worker import Worker
 from dsm.testing.simulation.world import Violation
-from dsm.types import Region, RegionOptions, SyncObject
+from dsm.types import Region, SyncObject
 from dsm.wire.calls import Op
 
 #: Numbers of locks, flags and barriers (each round has barriers of its own).
 _LOCKS, _FLAGS, _BARRIERS = 10, 20, 100
 RELEASE_PARTS = ReleaseParts()
-
-
-def draw_shape(random: Random) -> Shape:
-    """Draw the shape of a cluster: one node to six, one worker to three on each."""
-    nodes = random.choices((1, 2, 3, 4, 5, 6), (3, 30, 30, 20, 10, 7))[0]
-    workers = random.choice((1, 2, 2, 3)) if nodes <= 4 else random.choice((1, 2))
-    threads = random.choice((1, 1, 1, 2)) if nodes <= 3 else 1
-    shape = Shape(nodes, workers, threads)
-    for number in range(1, random.choice((1, 1, 1, 2)) + 1):
-        shape.regions.append(draw_region(random, number, nodes))
-    shape.steps = max(4, random.choice((80, 160, 300)) // (nodes * workers * threads))
-    return shape
-
-
-def draw_region(random: Random, number: int, nodes: int) -> Region:
-    """Draw a region: its pages, their size, and where their homes are."""
-    page_size = random.choice((4096, 4096, 65536, 1 << 20, 1 << 21))
-    pages = random.choice((1, 1, 2, 3, 5, 12))
-    members = tuple(range(nodes))
-    if random.random() < 0.15:
-        members = tuple(sorted(random.sample(members, random.randint(1, nodes))))
-    home: str | int = random.choice(("first-touch", "first-touch", "block", "cyclic", random.choice(members)))
-    fill = random.choice((b"", bytes([7])))
-    options = RegionOptions(
-        nbytes=pages * page_size, page_size=page_size, home=home, fill=fill, consistency="release"
-    )
-    return Region(number, options, ADDRESS_LOW + (number << 36), members)
 
 
 class ReleaseCluster(Cluster):
@@ -83,7 +55,7 @@ class ReleaseCluster(Cluster):
         #: Homes move at every chance.
         self.restless = random.random() < 0.3
         self.log_bounds = random.choice(((2, 10), (5, 1000), (1000, 40), (1000, 100_000)))
-        super().__init__(seed, shape or draw_shape(random), parts, keep=keep)
+        super().__init__(seed, shape or parts.shape.draw(random), parts, keep=keep)
         self.plans = random
         self.manners = parts.manners.draw(random)
         self._raised: dict[int, int] = {}

@@ -142,7 +142,7 @@ class Crowded(Manners):
     def draw(cls, random: Random) -> Manners:
         manners = super().draw(random)
         manners.calls = (0.0, 0.0, 0.0, 0.0)
-        manners.write_chance = 0.95
+        manners.write_chance = 0.5
         manners.clustered = False
         manners.weights = (2, 4, 0, 0, 0)
         manners.think = 0
@@ -150,13 +150,13 @@ class Crowded(Manners):
 
 
 class SlowSteps(Timing):
-    """Steps of a manager or worker that take longer than messages."""
+    """Steps that mostly are short, and now and then last while others do much."""
 
     __slots__ = ()
 
     def __init__(self, random: Random) -> None:
         super().__init__(random)
-        self.step_high = 20_000
+        self.step_high, self.step_tail, self.tail_chance = 300, 100_000, 0.2
         self.link_low, self.link_high, self.link_tail = 500, 1_000, 10_000
         self.page_high = 1_000
 

@@ -13,7 +13,7 @@ from dsm.coherence.release.intervals import Log
 from dsm.coherence.release.region import ReleaseRegion
 from dsm.coherence.release.requester import ReleaseRequester
 from dsm.coherence.release.writer import Writer
-from dsm.testing.simulation.cluster import Parts
+from dsm.testing.simulation.cluster import Parts, Shape
 from dsm.testing.simulation.driver_mutants import SlowPages
 from dsm.testing.simulation.mutants import Mutant
 from dsm.testing.simulation.release import driver_mutants as driver
@@ -22,6 +22,7 @@ from dsm.testing.simulation.release import lending_mutants as lending
 from dsm.testing.simulation.release.node import TimedNode
 from dsm.testing.simulation.release.parts import ReleaseParts
 from dsm.testing.simulation.release.plan import Manners
+from dsm.testing.simulation.release.shapes import OnePage, ReleaseShape
 from dsm.testing.simulation.world import Timing
 from dsm.types import Region
 
@@ -37,9 +38,10 @@ def release_parts(
     engine: type[Engine] = Engine,
     manners: type[Manners] = Manners,
     timing: type[Timing] = Timing,
+    shape: type[Shape] = ReleaseShape,
 ) -> ReleaseParts:
     """Return parts of a simulation of release consistency."""
-    return ReleaseParts(node=node, engine=engine, manners=manners, timing=timing)
+    return ReleaseParts(node=node, engine=engine, manners=manners, timing=timing, shape=shape)
 
 
 def mutated_release(
@@ -112,7 +114,7 @@ _add("words-sent", "a diff holds whole words", release_parts(driver.SendsWords))
 _add(
     "words-merged",
     "a home reads, modifies and writes words",
-    release_parts(driver.MergesWords, manners=driver.Crowded, timing=driver.SlowSteps),
+    release_parts(driver.MergesWords, manners=driver.Crowded, timing=driver.SlowSteps, shape=OnePage),
 )
 _add(
     "notice-before-acknowledgement",
@@ -122,7 +124,7 @@ _add(
 _add(
     "round-joined-late",
     "a release shares the round that is under way already",
-    mutated_release(fence=engine.JoinsRound, manners=driver.Crowded, timing=driver.SlowLinks),
+    mutated_release(fence=engine.JoinsRound, manners=driver.Sections, timing=driver.SlowLinks),
 )
 
 # -- acquiring ------------------------------------------------------------------------------------------

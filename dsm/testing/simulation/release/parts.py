@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dsm.testing.simulation.cluster import Parts
+from dsm.testing.simulation.cluster import Parts, Shape
 from dsm.testing.simulation.node import Node
 from dsm.testing.simulation.release.lending import LendingNode
 from dsm.testing.simulation.release.plan import Manners
+from dsm.testing.simulation.release.shapes import ReleaseShape
 from dsm.testing.simulation.release.thread import ReleaseThread
 from dsm.testing.simulation.release.truth import ReleaseTruth
 from dsm.testing.simulation.thread import Thread
@@ -21,4 +22,5 @@ class ReleaseParts(Parts):
     node: type[Node] = LendingNode
     thread: type[Thread] = ReleaseThread
     truth: type[Truth] = ReleaseTruth
+    shape: type[Shape] = ReleaseShape
     manners: type[Manners] = Manners
