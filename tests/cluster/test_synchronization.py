@@ -192,8 +192,8 @@ def test_readers_see_whole_writes(nodes, workers, consistency):
     with Cluster(nodes, workers) as cluster:
         *readers, first = cluster.workers
         first.call(create, consistency)
-        writer = first.start(change_rows, 20)
-        seen = [reader.start(read_rows, 20) for reader in readers]
+        writer = first.start(change_rows, 10)
+        seen = [reader.start(read_rows, 10) for reader in readers]
         assert [each.result() for each in seen] == [{1}] * len(readers)
         writer.result()
 
@@ -204,18 +204,18 @@ def test_a_queue_loses_nothing(nodes, workers, consistency):
     with Cluster(nodes, workers) as cluster:
         first, second, *getters = cluster.workers
         first.call(create, consistency)
-        puts = [first.start(put, 0, 30), second.start(put, 30, 60)]
-        share = 60 // len(getters)
+        puts = [first.start(put, 0, 12), second.start(put, 12, 24)]
+        share = 24 // len(getters)
         got = [getter.start(get, share) for getter in getters]
         for each in puts:
             each.result()
-        assert sorted(number for each in got for number in each.result()) == list(range(60))
+        assert sorted(number for each in got for number in each.result()) == list(range(24))
 
 
 @pytest.mark.parametrize(("nodes", "workers"), SHAPES)
 def test_no_more_use_units_than_there_are(nodes, workers):
     with Cluster(nodes, workers) as cluster:
-        used = [worker.start(use_units, 20) for worker in cluster.workers]
+        used = [worker.start(use_units, 10) for worker in cluster.workers]
         assert all(1 <= each.result() <= 2 for each in used)
 
 
@@ -410,7 +410,7 @@ def acquire_and_read(node):
 def test_release_and_acquire_order_what_dsm_does_not_see(nodes, workers, consistency):
     with Cluster(nodes, workers) as cluster:
         cluster.workers[0].call(create, consistency)
-        for value in range(1, 5):
+        for value in range(1, 4):
             writer, *readers = cluster.workers[value % 3 :] + cluster.workers[: value % 3]
             writer.call(write_and_release, value)  # told by the test's own pipes, after it has returned
             assert {reader.call(acquire_and_read) for reader in readers} == {value * 8 * 512}
