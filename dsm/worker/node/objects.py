@@ -13,8 +13,7 @@ from dsm.wire.calls import to_signed
 from dsm.worker import calls, layouts
 from dsm.worker.node.parts import Part
 from dsm.worker.synchronization import Atomic, Condition, Event, Lock, RWLock, Semaphore, atomics, barriers
-from dsm.worker.synchronization.atomics import word
-from dsm.worker.synchronization.semaphores import number_of
+from dsm.worker.synchronization.numbers import number_of, word
 
 
 class Objects(Part):

@@ -1,7 +1,8 @@
 """Synchronization objects as users hold them; who gets what, in which order, is decided by their homes.
 
-Owns nothing itself: `objects` knows which this process has opened, `owners` who holds what, `robust` what it
-is to hold something whose last owner may have died; then a file for each kind.
+Owns nothing itself: `objects` knows which this process has opened, `owners` who holds what, `handles` what
+all handles have, `numbers` what callers may pass, `robust` what it is to hold something whose last owner may
+have died; then a file for each kind.
 """
 
 from dsm.worker.synchronization.atomics import Atomic

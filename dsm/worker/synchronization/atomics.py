@@ -6,15 +6,16 @@ import functools
 import operator
 from typing import Any, SupportsIndex
 
-from dsm.errors import UsageError
 from dsm.types import SyncObject
-from dsm.wire.calls import WORD_MASK, Op, to_signed
+from dsm.wire.calls import Op, to_signed
 from dsm.worker import calls
 from dsm.worker.causes import explain
+from dsm.worker.synchronization.handles import Handle
+from dsm.worker.synchronization.numbers import word
 from dsm.worker.synchronization.objects import reopen
 
 
-class Atomic:
+class Atomic(Handle):
     """A 64-bit signed integer of the cluster with indivisible operations; made by `Node.atomic`.
 
     Every operation takes effect at one moment between call and return, the same for everybody
@@ -23,14 +24,8 @@ class Atomic:
     """
 
     def __init__(self, described: SyncObject, relaxed: bool = False) -> None:
-        self._described = described
-        self._meaning = functools.partial(explain, described)
+        super().__init__(described)
         self._relaxed = relaxed
-
-    @property
-    def name(self) -> str:
-        """Name of the cell."""
-        return self._described.name
 
     @property
     def relaxed(self) -> bool:
@@ -67,7 +62,7 @@ class Atomic:
 
     def _ask(self, op: Op, a: int = 0, b: int = 0) -> int:
         what = f"{op.name.lower().replace('_', ' ')} of {self.name!r}"
-        number, meaning, c = self._described.object, self._meaning, int(self._relaxed)
+        number, meaning, c = self._number, self._meaning, int(self._relaxed)
         return to_signed(calls.ask(op, number, a, b, c, what=what, brief=True, meaning=meaning))
 
     def __repr__(self) -> str:
@@ -87,14 +82,3 @@ def release(fence: SyncObject) -> None:
     """Show what this node has written (`Node.release`)."""
     what, meaning = "releasing this node's memory", functools.partial(explain, fence)
     calls.ask(Op.ATOMIC_STORE, fence.object, what=what, brief=True, meaning=meaning)
-
-
-def word(value: SupportsIndex, what: str) -> int:
-    """Return a signed 64-bit `value` as the unsigned word that travels; `UsageError` outside."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise UsageError(f"{what} is {value!r}; an atomic holds integers") from None
-    if not -(1 << 63) <= number < 1 << 63:
-        raise UsageError(f"{what} is {number}; an atomic holds integers from -2**63 to 2**63 - 1")
-    return number & WORD_MASK

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 from typing import Any
 
 from dsm.errors import UsageError
@@ -12,6 +11,7 @@ from dsm.wire import control
 from dsm.wire.calls import Op
 from dsm.worker import calls
 from dsm.worker.causes import explain
+from dsm.worker.synchronization.numbers import number_of
 from dsm.worker.synchronization.objects import ObjectTable
 from dsm.worker.synchronization.owners import owner_token
 
@@ -30,9 +30,7 @@ def find(
                 "barrier() needs parties= here: without `dsm run` nobody knows how many workers will come"
             )
         parties = attached.size
-    count = parties if type(parties) is int else _index(parties)
-    if not 1 <= count <= MAX_PARTIES:
-        raise UsageError(f"parties is {parties!r}; it must be an integer from 1 to {MAX_PARTIES}")
+    count = number_of(parties, "parties", 1, MAX_PARTIES)
     described = objects.get("barrier", JOB_BARRIER if name is None else name, count)
     if described.value != count:
         raise UsageError(
@@ -58,11 +56,3 @@ def reset(described: SyncObject) -> None:
         Op.BARRIER_RESET, described.object, owner_token(), what=f"resetting barrier {described.name!r}",
         brief=True, meaning=functools.partial(explain, described),
     )  # fmt: skip
-
-
-def _index(parties: object) -> int:
-    """Return a number of parties that is not plainly an int; -1 when it is none."""
-    try:
-        return -1 if isinstance(parties, bool) else operator.index(parties)  # type: ignore[arg-type]
-    except TypeError:
-        return -1

@@ -24,11 +24,11 @@ from dsm.errors import (
 from dsm.types import SyncObject
 from dsm.wire.calls import NOTIFY_ALL, Op, notify_word
 from dsm.worker import calls
-from dsm.worker.causes import explain
+from dsm.worker.synchronization.handles import Handle
 from dsm.worker.synchronization.locks import Lock
+from dsm.worker.synchronization.numbers import number_of
 from dsm.worker.synchronization.objects import reopen
 from dsm.worker.synchronization.owners import Hold, owner_token
-from dsm.worker.synchronization.semaphores import number_of
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ T = TypeVar("T")
 _LOST = (ClosedError, NodeLostError, PageLostError, NotOwnerError)
 
 
-class Condition:
+class Condition(Handle):
     """Threads of the cluster that wait for a change of what a lock protects; made by `Node.condition`.
 
     As `threading.Condition`: with the lock in its hands a thread looks at the data and, if they are not as
@@ -55,15 +55,9 @@ class Condition:
     """
 
     def __init__(self, described: SyncObject, lock: Lock, own: bool) -> None:
-        self._described = described
+        super().__init__(described)
         self._lock = lock
         self._own = own
-        self._meaning = functools.partial(explain, described)
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-        return self._described.name
 
     @property
     def lock(self) -> Lock:
@@ -116,7 +110,7 @@ class Condition:
         if hold is Hold.INCONSISTENT:
             raise UsageError(
                 f"this thread holds {lock._what} since it was told that its owner died; repair what it "
-                f"protects and call consistent() before it waits for condition {self.name!r}"
+                f"protects and call consistent() before it waits for {self._what}"
             )
         return self._wait(seconds, owner_token())
 
@@ -132,8 +126,8 @@ class Condition:
         try:
             lock._held.remove(lock._number, token)
             calls.ask(
-                Op.CONDITION_WAIT, lock._number, token, self._described.object,
-                what=f"waiting for condition {self.name!r}", timeout=seconds, granted=granted, undo=granted,
+                Op.CONDITION_WAIT, lock._number, token, self._number,
+                what=f"waiting for {self._what}", timeout=seconds, granted=granted, undo=granted,
                 meaning=self._meaning,
             )  # fmt: skip
         except WaitTimeoutError:
@@ -212,7 +206,7 @@ class Condition:
         self._hold("the thread that holds its lock notifies")
         calls.ask(
             Op.CONDITION_NOTIFY, self._lock._number, owner_token(),
-            notify_word(self._described.object, count), what=f"notifying condition {self.name!r}",
+            notify_word(self._number, count), what=f"notifying {self._what}",
             brief=True, meaning=self._meaning,
         )  # fmt: skip
 

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from dsm.errors import WaitTimeoutError
-from dsm.types import SyncObject
 from dsm.wire.calls import Op
 from dsm.worker import calls
-from dsm.worker.causes import explain
+from dsm.worker.synchronization.handles import Handle
 from dsm.worker.synchronization.objects import reopen
 from dsm.worker.synchronization.owners import owner_token
 
 
-class Event:
+class Event(Handle):
     """A flag of the cluster that threads wait for, as `threading.Event`; made by `Node.event`.
 
     Whatever a thread did before `set` is seen by who finds it set.  Nobody is told when the process that was
     to set it has died: give `wait` a timeout where that may happen.
     """
-
-    def __init__(self, described: SyncObject) -> None:
-        self._described = described
-        self._meaning = functools.partial(explain, described)
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-        return self._described.name
 
     def is_set(self) -> bool:
         """Whether it is set."""
@@ -62,7 +51,7 @@ class Event:
         """
         try:
             calls.ask(
-                Op.EVENT_WAIT, self._described.object, owner_token(), what=f"waiting for event {self.name!r}",
+                Op.EVENT_WAIT, self._number, owner_token(), what=f"waiting for {self._what}",
                 timeout=calls.check_timeout(timeout), meaning=self._meaning,
             )  # fmt: skip
         except WaitTimeoutError:
@@ -70,8 +59,8 @@ class Event:
         return True
 
     def _ask(self, op: Op, doing: str) -> int:
-        what = f"{doing} event {self.name!r}"
-        number, meaning = self._described.object, self._meaning
+        what = f"{doing} {self._what}"
+        number, meaning = self._number, self._meaning
         return calls.ask(op, number, owner_token(), what=what, brief=True, meaning=meaning)
 
     def __repr__(self) -> str:

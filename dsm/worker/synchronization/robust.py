@@ -23,11 +23,11 @@ from dsm.errors import (
 from dsm.types import SyncObject
 from dsm.wire.calls import Op
 from dsm.worker import calls
-from dsm.worker.causes import explain
+from dsm.worker.synchronization.handles import Handle
 from dsm.worker.synchronization.owners import HeldLocks, Hold, owner_token
 
 
-class Robust:
+class Robust(Handle):
     """A lock or rwlock of the cluster.
 
     Parameters
@@ -43,20 +43,9 @@ class Robust:
     _releases: ClassVar[Op]
 
     def __init__(self, described: SyncObject, held: HeldLocks, timeout: float | None) -> None:
-        self._described = described
-        self._number = described.object
-        self._meaning = functools.partial(explain, described)
+        super().__init__(described)
         self._held = held
         self._timeout = timeout
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-        return self._described.name
-
-    @property
-    def _what(self) -> str:
-        return f"{self._described.kind} {self.name!r}"
 
     def _acquire(self, op: Op, timeout: float | None) -> bool:
         """Wait for it; False when the time was over."""

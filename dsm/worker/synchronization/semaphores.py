@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 from types import TracebackType
 from typing import Any, SupportsIndex
 
@@ -11,12 +9,13 @@ from dsm.errors import UsageError, WaitTimeoutError
 from dsm.types import MAX_UNITS, SyncObject
 from dsm.wire.calls import Op
 from dsm.worker import calls
-from dsm.worker.causes import explain
+from dsm.worker.synchronization.handles import Handle
+from dsm.worker.synchronization.numbers import number_of
 from dsm.worker.synchronization.objects import reopen
 from dsm.worker.synchronization.owners import owner_token
 
 
-class Semaphore:
+class Semaphore(Handle):
     """A number of units that the threads of the cluster take and give back; made by `Node.semaphore`.
 
     Who waits is served in turn; who wants many is not overtaken by who wants few.
@@ -31,15 +30,8 @@ class Semaphore:
     """
 
     def __init__(self, described: SyncObject, timeout: float | None) -> None:
-        self._described = described
-        self._number = described.object
+        super().__init__(described)
         self._timeout = timeout
-        self._meaning = functools.partial(explain, described)
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-        return self._described.name
 
     @property
     def bounded(self) -> bool:
@@ -70,9 +62,7 @@ class Semaphore:
         """
         units, seconds, token = self._units(n), calls.check_timeout(timeout), owner_token()
         if self.bounded and units > self._described.value:
-            raise UsageError(
-                f"n is {units}; semaphore {self.name!r} has {self._described.value} units in all"
-            )
+            raise UsageError(f"n is {units}; {self._what} has {self._described.value} units in all")
         taken: list[int] = []
 
         def undo(status: int) -> calls.Request:
@@ -81,7 +71,7 @@ class Semaphore:
 
         try:
             calls.ask(
-                Op.SEMAPHORE_ACQUIRE, self._number, token, units, what=f"acquiring semaphore {self.name!r}",
+                Op.SEMAPHORE_ACQUIRE, self._number, token, units, what=f"acquiring {self._what}",
                 timeout=seconds, granted=taken.append, undo=undo, meaning=self._meaning,
             )  # fmt: skip
         except WaitTimeoutError:
@@ -104,7 +94,7 @@ class Semaphore:
         """
         calls.ask(
             Op.SEMAPHORE_RELEASE, self._number, owner_token(), self._units(n),
-            what=f"releasing semaphore {self.name!r}", brief=True, meaning=self._meaning,
+            what=f"releasing {self._what}", brief=True, meaning=self._meaning,
         )  # fmt: skip
 
     def _units(self, n: SupportsIndex) -> int:
@@ -112,9 +102,7 @@ class Semaphore:
 
     def __enter__(self) -> Semaphore:
         if not self.acquire(1, self._timeout):
-            raise WaitTimeoutError(
-                f"semaphore {self.name!r} had no free unit within {self._timeout} s; none is taken"
-            )
+            raise WaitTimeoutError(f"{self._what} had no free unit within {self._timeout} s; none is taken")
         return self
 
     def __exit__(
@@ -127,14 +115,3 @@ class Semaphore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return reopen, ("semaphore", self.name, self._described.value, self.bounded, self._timeout)
-
-
-def number_of(value: SupportsIndex, what: str, lowest: int, highest: int) -> int:
-    """Return an argument that counts something; `UsageError` when it does not."""
-    try:
-        number = -1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = -1
-    if not lowest <= number <= highest:
-        raise UsageError(f"{what} is {value!r}; it must be an integer from {lowest} to {highest}")
-    return number
