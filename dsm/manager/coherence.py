@@ -8,20 +8,16 @@ operations, 5).
 
 from __future__ import annotations
 
-import errno
-import os
-import resource
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from dsm import proc
 from dsm._native import Board
 from dsm.coherence.engine import Engine
 from dsm.coherence.messages import Discard, Fill, Kind, Lease, Lower, Message, Raise, Send, SendPages, Wake
 from dsm.errors import LimitError, Status, WireError
 from dsm.log import logger
-from dsm.manager import border
+from dsm.manager import border, room
 from dsm.manager.frames import Frames
 from dsm.manager.link import Link
 from dsm.manager.pager import SLOT_BITS, SignalPager
@@ -30,18 +26,7 @@ from dsm.types import Region
 from dsm.wire.header import Fields, pack_coherence, unpack_coherence
 
 _FETCH, _INVALIDATE = int(Kind.FETCH), int(Kind.INVALIDATE)
-#: Bytes of the manager's tables for each page: state, owner, copyset, three counts, wanted level; under
-#: `release` besides home, streak, five marks of who had, used and wrote it, and what the shim notes of its
-#: twin and its frame; under `bounded` ends of leases, here and where workers see them.
-_PAGE_ENTRY_BYTES = {"sequential": 14, "release": 23, "bounded": 30}
-#: Page tables that are made without looking how much memory there is.
-_SMALL_BYTES = 16 * 1024 * 1024
 _DATA, _CONFIRM, _DIFF = int(Kind.DATA), int(Kind.CONFIRM), int(Kind.DIFF)
-
-
-def _available_bytes() -> int:
-    """Return what the system says that it can still give."""
-    return proc.memory()["MemAvailable"]
 
 
 class _Payload:
@@ -121,7 +106,7 @@ class Coherence:
         """
         if region.region not in self.frames:
             try:
-                self._check_tables(region)
+                room.check(region, self.engine.node)
                 frames = Frames(region)
                 try:
                     self.pager.add_region(frames)
@@ -131,48 +116,12 @@ class Coherence:
                     frames.close()
                     raise
             except (OSError, MemoryError) as error:
-                raise LimitError(self._refusal(region, error)) from None
+                reason = room.refusal(region, self.engine.node, len(self.frames), error)
+                raise LimitError(reason) from None
             self.frames[region.region] = frames
             self.perform()
             name = region.options.name
             logger.info("region %d (%s): %d bytes", region.region, name or "anonymous", region.size)
-
-    def _check_tables(self, region: Region) -> None:
-        """Refuse a region whose page tables this machine cannot hold."""
-        tables = _PAGE_ENTRY_BYTES[region.options.consistency] * region.pages
-        if tables <= _SMALL_BYTES:
-            return
-        available = _available_bytes()
-        if tables > available:
-            raise LimitError(
-                f"a region of {region.size} bytes in pages of {region.options.page_size} needs {tables} "
-                f"bytes for its page tables on every node; on the machine of node {self.engine.node} "
-                f"MemAvailable is {available}: choose a larger page_size, or make it smaller"
-            )
-
-    def _refusal(self, region: Region, error: OSError | MemoryError) -> str:
-        """Say why this node cannot keep a region, and what to change."""
-        what = (
-            f"node {self.engine.node} cannot keep another region of {region.size} bytes "
-            f"(it keeps {len(self.frames)})"
-        )
-        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-            return (
-                f"{what}: {error.strerror}; each region takes three descriptors of the manager, which may "
-                f"have {limit}: destroy regions, or start it under a higher `ulimit -n`"
-            )
-        reason = os.strerror(errno.ENOMEM) if isinstance(error, MemoryError) else error.strerror
-        tables = _PAGE_ENTRY_BYTES[region.options.consistency] * region.pages
-        needed = region.size + tables
-        bounds = [resource.getrlimit(limit)[0] for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
-        shown = ["unlimited" if bound == resource.RLIM_INFINITY else f"{bound} bytes" for bound in bounds]
-        return (
-            f"{what}: {reason}; its manager needs {needed} bytes of addresses for it, of them "
-            f"{tables} for the page tables, and has RLIMIT_AS {shown[0]}, "
-            f"RLIMIT_DATA {shown[1]}: make the region smaller, choose a larger page_size, or start the "
-            "manager under a higher `ulimit -v` or `-d`"
-        )
 
     def drop_region(self, number: int, done: Callable[[], None]) -> None:
         """End a region on this node; `done()` once no worker here can reach its pages."""

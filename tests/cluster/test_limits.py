@@ -106,15 +106,13 @@ def test_a_manager_without_data_memory_refuses_a_region_and_goes_on():
 
 
 def test_page_tables_larger_than_memory_are_refused(monkeypatch):
-    from dsm.manager import coherence
+    from dsm.manager import room
     from dsm.types import Region, RegionOptions
 
-    monkeypatch.setattr(coherence, "_available_bytes", lambda: 1 << 30)
-    made = object.__new__(coherence.Coherence)
-    made.engine = type("Engine", (), {"node": 3})
+    monkeypatch.setattr(room, "_available_bytes", lambda: 1 << 30)
     with pytest.raises(dsm.LimitError, match=r"node 3 MemAvailable is 1073741824: choose a larger page_size"):
-        made._check_tables(Region(1, RegionOptions(1 << 40), ADDRESS_LOW, (3,)))
-    made._check_tables(Region(1, RegionOptions(1 << 40, page_size=1 << 20), ADDRESS_LOW, (3,)))
+        room.check(Region(1, RegionOptions(1 << 40), ADDRESS_LOW, (3,)), 3)
+    room.check(Region(1, RegionOptions(1 << 40, page_size=1 << 20), ADDRESS_LOW, (3,)), 3)
 
 
 def test_the_257th_worker_of_a_node():
