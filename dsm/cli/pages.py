@@ -12,11 +12,11 @@ import sys
 import numpy as np
 
 from dsm.cli.sql.answer import as_json, as_text
-from dsm.cli.sql.choose import MAX_TABLE_ROWS, PIECE, NobodyError, Pages, add_address, cluster, tell_silent
+from dsm.cli.sql.choose import MAX_TABLE_ROWS, PIECE, Pages, add_common, cluster, run_verb, tell_silent
 from dsm.cli.sql.contents import PAGES
 from dsm.cli.sql.database import Database
 from dsm.cli.status.words import enumerate_words, plural
-from dsm.errors import DSMError, LimitError, UnknownNameError, UsageError
+from dsm.errors import LimitError, UnknownNameError, UsageError
 from dsm.wire import control
 
 #: What is shown to people, and what of it differently; the whole row is in JSON.
@@ -34,10 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, default=100, metavar="N", help="at most N rows (100); 0: all")
     parser.add_argument("--node", type=int, action="append", metavar="N", help="only node N (repeatable)")
     parser.add_argument("--pages", metavar="LOW:HIGH", help="only these pages, without HIGH (as a slice)")
-    add_address(parser)
-    parser.add_argument(
-        "--timeout", type=float, default=60.0, metavar="S", help="give up after S seconds (60)"
-    )
+    add_common(parser)
     parser.add_argument(
         "--json", action="store_true", help="print one line of JSON: rows, total, silent, ..."
     )
@@ -45,20 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the pages; 1 when nobody can be asked, 2 when a word is wrong, 130 after Ctrl-C."""
-    if options.limit < 0 or not options.timeout > 0:
-        print("dsm pages: --limit and --timeout are not negative, --timeout not 0", file=sys.stderr)
-        return 2
-    try:
-        with Pages(cluster(options.at)) as pages:
-            return _show(options, pages)
-    except KeyboardInterrupt:
-        return 130
-    except NobodyError as error:
-        print(f"dsm pages: {error}", file=sys.stderr)
-        return 1
-    except DSMError as error:
-        print(f"dsm pages: {error}", file=sys.stderr)
-        return 2
+    return run_verb("pages", options, _answer)
+
+
+def _answer(options: argparse.Namespace) -> int:
+    with Pages(cluster(options.at)) as pages:
+        return _show(options, pages)
 
 
 def _show(options: argparse.Namespace, pages: Pages) -> int:

@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 
 from dsm.cli.sql.answer import as_json, as_text
-from dsm.cli.sql.choose import MAX_TABLE_ROWS, PIECE, NobodyError, Pages, add_address, cluster, tell_silent
+from dsm.cli.sql.choose import MAX_TABLE_ROWS, PIECE, Pages, add_common, cluster, run_verb, tell_silent
 from dsm.cli.sql.contents import TABLES, kinds, rows
 from dsm.cli.sql.database import Database, schema
-from dsm.errors import DSMError, LimitError
+from dsm.errors import LimitError
 from dsm.manager.metadata.options import SYNC_KINDS
 from dsm.wire.status import ClusterStatus, SilentNode
 
@@ -28,14 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='e.g. "select page, sum(faults) from pages group by page order by 2 desc"; '
         "without it the tables are listed",
     )
-    add_address(parser)
+    add_common(parser)
     parser.add_argument(
         "--region", action="append", metavar="NAME", help="only pages of this region (repeatable)"
     )
     parser.add_argument("--limit", type=int, default=1000, metavar="N", help="at most N rows (1000); 0: all")
-    parser.add_argument(
-        "--timeout", type=float, default=60.0, metavar="S", help="give up after S seconds (60)"
-    )
     parser.add_argument("--json", action="store_true", help="print one line of JSON: rows, more, silent")
 
 
@@ -44,19 +41,7 @@ def run(options: argparse.Namespace) -> int:
     if options.question is None:
         print(schema(TABLES, SYNC_KINDS))
         return 0
-    if options.limit < 0 or not options.timeout > 0:
-        print("dsm sql: --limit and --timeout are not negative, --timeout not 0", file=sys.stderr)
-        return 2
-    try:
-        return _answer(options)
-    except KeyboardInterrupt:
-        return 130
-    except NobodyError as error:
-        print(f"dsm sql: {error}", file=sys.stderr)
-        return 1
-    except DSMError as error:
-        print(f"dsm sql: {error}", file=sys.stderr)
-        return 2
+    return run_verb("sql", options, _answer)
 
 
 def _answer(options: argparse.Namespace) -> int:

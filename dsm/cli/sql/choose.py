@@ -1,6 +1,7 @@
 """Which cluster is asked, and its pages: what `dsm pages` and `dsm sql` have in common.
 
-Owns the choice among the clusters of this machine, and the question about pages to one of its managers.
+Owns the choice among the clusters of this machine, the question about pages to one of its managers, and what
+a verb says and returns when that does not work.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -31,13 +32,29 @@ class NobodyError(DSMError):
     """There is no cluster, or nobody of it who can be asked."""
 
 
-def add_address(parser: argparse.ArgumentParser) -> None:
-    """Declare which manager is asked."""
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Declare which manager is asked, and for how long."""
     parser.add_argument(
         "--at",
         metavar="ADDRESS",
         help="a manager's local name, @dsm-... (default: DSM_NODE, else the only cluster of this machine)",
     )
+    parser.add_argument(
+        "--timeout", type=float, default=60.0, metavar="S", help="give up after S seconds (60)"
+    )
+
+
+def run_verb(verb: str, options: argparse.Namespace, answer: Callable[[argparse.Namespace], int]) -> int:
+    """Return what `answer` does; 1 when nobody can be asked, 2 when a word is wrong, 130 after Ctrl-C."""
+    try:
+        if options.limit < 0 or not options.timeout > 0:
+            raise UsageError("--limit and --timeout are not negative, --timeout not 0")
+        return answer(options)
+    except KeyboardInterrupt:
+        return 130
+    except DSMError as error:
+        print(f"dsm {verb}: {error}", file=sys.stderr)
+        return 1 if isinstance(error, NobodyError) else 2
 
 
 def cluster(address: str | None) -> ClusterStatus:
