@@ -121,6 +121,8 @@ class Sync:
         self._waiting: dict[int, _Call] = {}
         #: Those of them whose home has not been asked yet.
         self._unasked: set[int] = set()
+        #: Those that were answered, while this node acquires the time of the object.
+        self._acquiring: set[int] = set()
         #: Calls that were withdrawn, whose home has not said yet what became of them.
         self._withdrawn: dict[int, _Call] = {}
         #: Calls that their home was told to cancel.
@@ -196,6 +198,7 @@ class Sync:
             return False
         call = self._waiting[ticket]
         if ticket in self._unasked:
+            self._unasked.discard(ticket)
             del self._waiting[ticket]
             self._wake(waiter, Status.CANCELLED, 0)
             return True
@@ -343,13 +346,17 @@ class Sync:
 
     def _answered(self, ticket: int, status: int, result: int, told: Time) -> None:
         """The home has decided; the thread goes on when this node has acquired the object's time."""
+        if ticket in self._acquiring:
+            return  # what was granted is on its way to the thread: this says that a CANCEL came too late
         call = self._waiting.get(ticket)
         if told and call is not None and call.op in ACQUIRING and not call.relaxed:
+            self._acquiring.add(ticket)
             self._ordering.acquire(told, lambda: self._ended(ticket, status, result))
         else:
             self._ended(ticket, status, result)
 
     def _ended(self, ticket: int, status: int, result: int) -> None:
+        self._acquiring.discard(ticket)
         self._cancelled.discard(ticket)
         call = self._waiting.pop(ticket, None)
         if call is not None:
