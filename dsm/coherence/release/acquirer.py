@@ -117,7 +117,8 @@ class Acquirer:
         """A pin has ended: what waited for it may go."""
         pages, self._pinned = self._pinned, None
         if pages is not None:
-            self._give_up(pages[np.isin(self.region.table.states[pages], _HERE)])
+            here = np.isin(self.region.table.states[pages], _HERE)
+            self._give_up(pages[here & ~self.region.placement.mine(pages)])  # its home may have come
 
     def _drop(self, pages: Pages) -> None:
         region = self.region
