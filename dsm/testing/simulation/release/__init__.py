@@ -15,6 +15,7 @@ The nodes, workers, links and faults are those of the simulator at large; here i
 `program`       programs that follow a plan
 `rest`          what must hold when nothing is under way
 `shapes`        how large clusters are
+`timing`        how long things take
 `cluster`       one simulation from a seed
 `parts`         the classes that a simulation is made of
 `restless`      a writer whose homes move at every chance

@@ -13,7 +13,6 @@ from dsm.testing.simulation.release.diffs import of_runs
 from dsm.testing.simulation.release.frames import Byte, LiveRegion
 from dsm.testing.simulation.release.node import Pending, Stamp, TimedNode, TimedReply
 from dsm.testing.simulation.release.plan import Manners
-from dsm.testing.simulation.world import Timing
 from dsm.wire.calls import Op
 
 _WORD = 8
@@ -147,29 +146,6 @@ class Crowded(Manners):
         manners.weights = (2, 4, 0, 0, 0)
         manners.think = 0
         return manners
-
-
-class SlowSteps(Timing):
-    """Steps that mostly are short, and now and then last while others do much."""
-
-    __slots__ = ()
-
-    def __init__(self, random: Random) -> None:
-        super().__init__(random)
-        self.step_high, self.step_tail, self.tail_chance = 300, 100_000, 0.2
-        self.link_low, self.link_high, self.link_tail = 500, 1_000, 10_000
-        self.page_high = 1_000
-
-
-class SlowLinks(Timing):
-    """Messages that take longer than everything else."""
-
-    __slots__ = ()
-
-    def __init__(self, random: Random) -> None:
-        super().__init__(random)
-        self.step_high, self.tail_chance = 300, 0.0
-        self.link_low, self.link_high = 20_000, 200_000
 
 
 class Pinned(Manners):

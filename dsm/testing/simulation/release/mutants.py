@@ -23,6 +23,7 @@ from dsm.testing.simulation.release.node import TimedNode
 from dsm.testing.simulation.release.parts import ReleaseParts
 from dsm.testing.simulation.release.plan import Manners
 from dsm.testing.simulation.release.shapes import OnePage, ReleaseShape
+from dsm.testing.simulation.release.timing import SlowLinks, SlowSteps
 from dsm.testing.simulation.world import Timing
 from dsm.types import Region
 
@@ -107,14 +108,14 @@ _add("twin-after-grant", "the manager makes the twin after the grant", release_p
 _add(
     "second-snapshot",
     "the new twin is another snapshot than the one that was compared",
-    release_parts(driver.LooksTwice, manners=driver.Pinned, timing=driver.SlowSteps),
+    release_parts(driver.LooksTwice, manners=driver.Pinned, timing=SlowSteps),
 )
 _add("whole-pages-sent", "a diff holds bytes that have not changed", release_parts(driver.SendsWholePages))
 _add("words-sent", "a diff holds whole words", release_parts(driver.SendsWords))
 _add(
     "words-merged",
     "a home reads, modifies and writes words",
-    release_parts(driver.MergesWords, manners=driver.Crowded, timing=driver.SlowSteps, shape=OnePage),
+    release_parts(driver.MergesWords, manners=driver.Crowded, timing=SlowSteps, shape=OnePage),
 )
 _add(
     "notice-before-acknowledgement",
@@ -124,7 +125,7 @@ _add(
 _add(
     "round-joined-late",
     "a release shares the round that is under way already",
-    mutated_release(fence=engine.JoinsRound, manners=driver.Sections, timing=driver.SlowLinks),
+    mutated_release(fence=engine.JoinsRound, manners=driver.Sections, timing=SlowLinks),
 )
 
 # -- acquiring ------------------------------------------------------------------------------------------

@@ -10,9 +10,11 @@ from dsm.testing.simulation.release.lending import LendingNode
 from dsm.testing.simulation.release.plan import Manners
 from dsm.testing.simulation.release.shapes import ReleaseShape
 from dsm.testing.simulation.release.thread import ReleaseThread
+from dsm.testing.simulation.release.timing import ReleaseTiming
 from dsm.testing.simulation.release.truth import ReleaseTruth
 from dsm.testing.simulation.thread import Thread
 from dsm.testing.simulation.truth import Truth
+from dsm.testing.simulation.world import Timing
 
 
 @dataclass(frozen=True)
@@ -24,3 +26,4 @@ class ReleaseParts(Parts):
     truth: type[Truth] = ReleaseTruth
     shape: type[Shape] = ReleaseShape
     manners: type[Manners] = Manners
+    timing: type[Timing] = ReleaseTiming

@@ -15,6 +15,8 @@ class ReleaseShape(Shape):
     @classmethod
     def draw(cls, random: Random) -> Shape:
         """Draw the shape of a cluster."""
+        if cls is ReleaseShape and random.random() < 0.1:
+            return OnePage.draw(random)
         nodes = random.choices((1, 2, 3, 4, 5, 6), (3, 30, 30, 20, 10, 7))[0]
         workers = random.choice((1, 2, 2, 3)) if nodes <= 4 else random.choice((1, 2))
         threads = random.choice((1, 1, 1, 2)) if nodes <= 3 else 1
