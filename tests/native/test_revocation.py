@@ -37,9 +37,14 @@ def test_only_what_is_above_the_level_is_lowered(run):
     """)
 
 
-def test_no_write_after_the_acknowledgement_while_threads_keep_faulting(run):
-    run("""
-        node = Node(workers=2); r = node.region(pages=4)
+@pytest.mark.parametrize(
+    ("pages", "count", "takes"),
+    [(4, 3, "toggle(1, 4000)"), (48, 2, "toggle_runs(1, 600)")],
+    ids=["a range", "runs"],
+)
+def test_no_write_after_the_acknowledgement_while_threads_keep_faulting(run, pages, count, takes):
+    run(f"""
+        node = Node(workers=2); r = node.region(pages={pages})
         manager = node.manager()
         ready, go = os.pipe(), os.pipe()
         child = os.fork()
@@ -47,8 +52,8 @@ def test_no_write_after_the_acknowledgement_while_threads_keep_faulting(run):
         stop = threading.Event()
         def hammer(word):
             while not stop.is_set():
-                helper.bounce(r.address, 4, PAGE, word, 50, word, 1)
-        threads = [threading.Thread(target=hammer, args=(1 + i + 4 * (child == 0),)) for i in range(3)]
+                helper.bounce(r.address, {pages}, PAGE, word, 50, word, 1)
+        threads = [threading.Thread(target=hammer, args=(1 + i + 4 * (child == 0),)) for i in range({count})]
         for thread in threads:
             thread.start()
         if child == 0:
@@ -58,7 +63,7 @@ def test_no_write_after_the_acknowledgement_while_threads_keep_faulting(run):
             for thread in threads:
                 thread.join()
             os._exit(0)
-        assert manager.toggle(1, 4000) == 0
+        assert manager.{takes} == 0
         os.close(go[0]); os.close(go[1])
         stop.set()
         for thread in threads:

@@ -67,37 +67,6 @@ def test_runs_outside_the_region_are_refused_and_nothing_is_lowered(run):
     """)
 
 
-def test_no_write_after_the_acknowledgement_while_threads_keep_faulting(run):
-    run("""
-        node = Node(workers=2); r = node.region(pages=48)
-        manager = node.manager()
-        ready, go = os.pipe(), os.pipe()
-        child = os.fork()
-        node.worker(manager, 0 if child else 1)
-        stop = threading.Event()
-        def hammer(word):
-            while not stop.is_set():
-                helper.bounce(r.address, 48, PAGE, word, 50, word, 1)
-        threads = [threading.Thread(target=hammer, args=(1 + i + 4 * (child == 0),)) for i in range(2)]
-        for thread in threads:
-            thread.start()
-        if child == 0:
-            os.close(go[1])
-            os.read(go[0], 1)
-            stop.set()
-            for thread in threads:
-                thread.join()
-            os._exit(0)
-        assert manager.toggle_runs(1, 600) == 0
-        os.close(go[0]); os.close(go[1])
-        stop.set()
-        for thread in threads:
-            thread.join()
-        assert os.waitpid(child, 0)[1] == 0
-        manager.close()
-    """)
-
-
 def test_a_worker_that_dies_between_is_not_waited_for(run):
     run("""
         from dsm.manager.frames import Frames

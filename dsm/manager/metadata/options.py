@@ -29,6 +29,7 @@ from dsm.types import (
 )
 
 SYNC_KINDS = ("lock", "rwlock", "semaphore", "condition", "event", "barrier", "atomic")
+#: Number of a synchronization object: 32 bits in a header.
 MAX_OBJECT = 2**32 - 1
 MAX_RANK = 2**31 - 1
 #: Characters of a value that an error message shows.

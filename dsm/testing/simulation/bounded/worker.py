@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from dsm.testing.simulation.node import Node
 
 _NEVER = 1 << 62
+#: Leases that end within this part of the guard end together, as in lease.c.
+_LOOKS_OF_A_GUARD = 8
 
 
 class BoundedWorker(Worker):
@@ -63,7 +65,7 @@ class BoundedWorker(Worker):
     def _end_leases(self, region: WorkerRegion) -> None:
         now = self.world.now
         home: LeasedRegion = region.home  # type: ignore[assignment]
-        until = now + home.staleness // LEASE_GUARD_PART // 8
+        until = now + home.staleness // LEASE_GUARD_PART // _LOOKS_OF_A_GUARD
         first = _NEVER
         for page in range(home.pages):
             applied = region.applied[page]
