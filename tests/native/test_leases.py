@@ -18,7 +18,7 @@ def test_what_is_mapped_under_a_lease_ends_with_it(run):
         node = Node(); r = node.region(pages=16, leased=True)
         with running(node) as manager:
             {BOUND}
-            early, late = lease(manager, 0, 4, 0.2), lease(manager, 4, 4, 0.6)
+            early, late = lease(manager, 0, 4, 1.0), lease(manager, 4, 4, 3.0)
             getattr(manager, "raise")(1, 0, 8, _native.READ)
             assert r.bytes[: 8 * PAGE].sum() == 0
             assert list(r.applied()) == [1] * 8 + [0] * 8

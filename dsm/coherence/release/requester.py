@@ -191,10 +191,6 @@ class ReleaseRequester(Requester):
                     if number not in self.requests:
                         break
 
-    def is_pulling(self, page: int) -> bool:
-        """Whether the home of a page is on its way here."""
-        return any(self.requests[n].awaits(page) for n in self.pulls if n in self.requests)
-
     def _settled(self, number: int, request: Request, page: int, count: int) -> None:
         super()._settled(number, request, page, count)
         if number not in self.requests:
