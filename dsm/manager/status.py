@@ -24,6 +24,7 @@ from dsm.coherence.table import LOST, PageTable
 from dsm.errors import Status
 from dsm.limits import MAX_NODES
 from dsm.manager.link import Link, show_address
+from dsm.manager.pager import SLOT_BITS
 from dsm.manager.session import Session
 from dsm.proc import process_state
 from dsm.sync.reply import Description, Party
@@ -35,6 +36,7 @@ from dsm.wire.status import (
     MAX_ENTRIES,
     ClusterStatus,
     Demand,
+    Fencing,
     NodeStatus,
     ObjectStatus,
     PartyStatus,
@@ -196,6 +198,7 @@ class StatusDesk:
             objects=part.limited(part.objects()),
             lent=part.limited(part.lent()),
             unready=part.limited(part.unready()),
+            fencing=part.fencing(),
             left_out=part.left_out,
         )
 
@@ -208,6 +211,7 @@ class _Part:
         self._engine = manager.coherence.engine
         self._now = time.monotonic_ns()
         self._obeying = manager.coherence.pager.obeying()
+        self._fenced = set() if self._engine.fence.is_idle else manager.sync.fenced()
         self.left_out = 0
 
     def limited(self, entries: Iterable[T]) -> tuple[T, ...]:
@@ -226,7 +230,8 @@ class _Part:
         """Every worker, with what its threads wait for."""
         for worker, session in sorted(self._manager.sessions.workers.items()):
             state, cpu_s, _ = process_state(session.pid)
-            waits = [*map(self._wait, self._manager.board.waits(worker)), *self._questions(session)]
+            slots = self._manager.board.waits(worker)
+            waits = [*(self._wait(worker, slot) for slot in slots), *self._questions(session)]
             known = tuple(wait for wait in waits if wait is not None)
             yield WorkerStatus(worker, session.rank, session.pid, state, cpu_s, known)
 
@@ -250,7 +255,7 @@ class _Part:
         for region, creator in coordinator.unready() if coordinator else ():
             yield Unready(region.region, region.options.name, *(creator or (-1, -1)))
 
-    def _wait(self, slot: SlotWait) -> Wait | None:
+    def _wait(self, worker: int, slot: SlotWait) -> Wait | None:
         """Return what a slot waits for; None for what is answered at once (giving a pin back, cancelling)."""
         since_s = self._age_s(slot.since)
         kind = _PAGE_OPS.get(slot.op)
@@ -276,6 +281,7 @@ class _Part:
             slot.thread,
             token=slot.a if slot.op in _WITH_TOKEN else 0,
             asked=(known.home,) if known else (),
+            fenced=(worker << SLOT_BITS | slot.slot) in self._fenced,
         )
 
     def pins(self) -> Iterable[PinStatus]:
@@ -339,6 +345,21 @@ class _Part:
                 write = asked.kind == Kind.INVALIDATE or bool(asked.flags & Flag.WRITE)
                 hands = workers.get(id(demand), ())
                 yield Demand(number, demand.page, demand.count, write, asked.node, hands)
+
+    def fencing(self) -> Fencing | None:
+        """Return what the release or acquire under way on this node waits for."""
+        fence = self._engine.fence
+        if fence.is_idle:
+            return None
+        regions = fence.regions.values()
+        homes = {flush.home for region in regions for flush in region.writer.flushes.values()}
+        tokens = [t for r in regions for role in (r.writer, r.acquirer) for t in role.lowering]
+        return Fencing(
+            nodes=tuple(sorted(homes - {self._engine.node})),
+            workers=tuple(sorted({worker for token in tokens for worker in self._obeying.get(token, ())})),
+            pinned=any(region.acquirer.waits_for_pins for region in regions),
+            released=self._manager.sync.released_here(),
+        )
 
     # -- synchronization objects -------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ decided here (`dsm.sync.cache`).
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
@@ -28,6 +29,8 @@ from dsm.wire.calls import (
     LOCKING,
     NO_RANK,
     RELEASING,
+    UNASKED,
+    UNSEEN,
     WAITING,
     Cause,
     Op,
@@ -121,8 +124,10 @@ class Sync:
         self._waiting: dict[int, _Call] = {}
         #: Those of them whose home has not been asked yet.
         self._unasked: set[int] = set()
-        #: Those that were answered, while this node acquires the time of the object.
+        #: Those whose home has answered, and whose node has not acquired what goes with the answer.
         self._acquiring: set[int] = set()
+        #: Objects that were released here, whose home has not been told yet; with how often.
+        self._untold: Counter[int] = Counter()
         #: Calls that were withdrawn, whose home has not said yet what became of them.
         self._withdrawn: dict[int, _Call] = {}
         #: Calls that their home was told to cancel.
@@ -184,9 +189,26 @@ class Sync:
         if home is not None and op in _OPS:
             ask = partial(self._ask, home, op, number, NO_TICKET, worker, a, b)
             if op in RELEASING:
-                self._ordering.release(worker, ask, partial(self._is_owed, op, number))
+                self._untold[number] += 1
+                then = partial(self._tell_at_last, number, ask)
+                self._ordering.release(worker, then, partial(self._is_owed, op, number))
             else:
                 self._ordering.in_order(worker, ask)
+
+    def _tell_at_last(self, number: int, ask: Callable[[], None]) -> None:
+        self._untold[number] -= 1
+        if not self._untold[number]:
+            del self._untold[number]
+        ask()
+
+    def fenced(self) -> set[int]:
+        """Return the waiters whose calls wait for a release or acquire of this node."""
+        own = self._unasked | self._acquiring
+        return {call.waiter for ticket, call in self._waiting.items() if ticket in own}
+
+    def released_here(self) -> tuple[int, ...]:
+        """Return the objects whose homes are to hear of a release that this node has yet to finish."""
+        return tuple(sorted(self._untold))
 
     def cancel(self, waiter: int) -> bool:
         """A thread does not want to wait any more; False when it does not wait here.
@@ -223,7 +245,9 @@ class Sync:
         for ticket, call in list(self._waiting.items()):
             if self.patience and call.op not in WAITING and call.age <= self._ages - self.patience:
                 del self._waiting[ticket]
-                self._wake(call.waiter, Status.PAGE_TIMEOUT, 0)
+                stage = UNASKED if ticket in self._unasked else UNSEEN if ticket in self._acquiring else 0
+                self._unasked.discard(ticket)
+                self._wake(call.waiter, Status.PAGE_TIMEOUT, stage)
 
     def _resolve(self, ticket: int, status: int) -> None:
         """The home has answered a call that was withdrawn: undo it, and ask what came behind it."""

@@ -136,6 +136,10 @@ WAITING = frozenset(
 #: Those among them that end with a lock in the thread's hands.
 LOCKING = frozenset({Op.LOCK_ACQUIRE, Op.RW_READ, Op.RW_WRITE, Op.CONDITION_WAIT})
 
+#: Results that go with PAGE_TIMEOUT: the object's home was not asked, for the node's own release did not end;
+#: it has answered, but the node could not give old copies up.
+UNASKED, UNSEEN = 1, 2
+
 #: CONDITION_NOTIFY: word b holds the condition in so many bits, and the number of threads above.
 CONDITION_BITS = 32
 #: As many threads as wait.

@@ -34,6 +34,8 @@ class Wait(msgspec.Struct, frozen=True):
     token: int = 0
     #: Nodes that were asked for what it waits for: directories of the pages, or the object's home.
     asked: tuple[int, ...] = ()
+    #: It waits for its own node, which is releasing or acquiring memory (`NodeStatus.fencing`).
+    fenced: bool = False
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
@@ -107,6 +109,19 @@ class Demand(msgspec.Struct, frozen=True):
     workers: tuple[int, ...] = ()
 
 
+class Fencing(msgspec.Struct, frozen=True):
+    """A release or acquire of memory that is under way on a node; its workers' calls wait behind it."""
+
+    #: Nodes that have not acknowledged what was written here.
+    nodes: tuple[int, ...] = ()
+    #: Workers of this node that have not taken their hands off pages.
+    workers: tuple[int, ...] = ()
+    #: Whether it waits for the end of a pin of this node.
+    pinned: bool = False
+    #: Objects that were released here, of which their homes hear when this is done.
+    released: tuple[int, ...] = ()
+
+
 class Unready(msgspec.Struct, frozen=True):
     """A region that exists and cannot be opened yet."""
 
@@ -178,6 +193,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     lent: tuple[ObjectStatus, ...] = ()
     #: Of the coordinator: regions that cannot be opened yet.
     unready: tuple[Unready, ...] = ()
+    fencing: Fencing | None = None
     #: Entries that found no room in the lists above.
     left_out: int = 0
 

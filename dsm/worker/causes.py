@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dsm.errors import Status
 from dsm.types import SyncObject
-from dsm.wire.calls import NO_RANK, Cause, cause_of
+from dsm.wire.calls import NO_RANK, UNASKED, UNSEEN, Cause, cause_of
 
 
 def _rank(number: int) -> str:
@@ -16,14 +16,11 @@ def _rank(number: int) -> str:
 
 def explain(described: SyncObject, status: int, result: int) -> str | None:
     """Say what the end of a call means for this object, and who is the cause of it."""
+    if status == Status.PAGE_TIMEOUT:
+        return _late(described, result)
     cause, node, number = cause_of(result)
     if cause is Cause.HOME_DIED or status == Status.PAGE_LOST:
         return f"it was kept by node {described.home}, which is gone; use another name"
-    if status == Status.PAGE_TIMEOUT:
-        return (
-            f"node {described.home}, which keeps it, did not answer in time (see `dsm status`): it may have "
-            "been done, or be done yet; look before you do it again, or raise DSM_PAGE_TIMEOUT"
-        )
     if described.kind == "semaphore" and status == Status.NOT_OWNER:
         return "this process has not taken so many units; a bounded semaphore's are released by who took them"
     if described.kind == "semaphore" and status == Status.USAGE:
@@ -51,3 +48,21 @@ def explain(described: SyncObject, status: int, result: int) -> str | None:
         Cause.ABORTED: f"worker {number} on node {node} has broken it",
     }.get(cause, "another party left before it was complete")
     return f"{happened}; when all parties have been told they may meet again"
+
+
+def _late(described: SyncObject, stage: int) -> str:
+    if stage == UNASKED:
+        return (
+            "what this node has written did not get to its homes in time: one of them, or a process here, is "
+            "stopped or cut off (see `dsm status`); it has not been done: try again, or raise "
+            "DSM_PAGE_TIMEOUT"
+        )
+    if stage == UNSEEN:
+        return (
+            "it has been done, but this node could not give old copies of pages up in time: a process here "
+            "is stopped or pins them, or a home is stopped or cut off (see `dsm status`)"
+        )
+    return (
+        f"node {described.home}, which keeps it, did not answer in time (see `dsm status`): it may have "
+        "been done, or be done yet; look before you do it again, or raise DSM_PAGE_TIMEOUT"
+    )

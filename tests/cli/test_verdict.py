@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from dsm.cli.status.tables import render
@@ -10,6 +11,7 @@ from dsm.cli.status.words import enumerate_words, seconds
 from dsm.wire.status import (
     ClusterStatus,
     Demand,
+    Fencing,
     NodeStatus,
     ObjectStatus,
     PartyStatus,
@@ -418,3 +420,43 @@ def test_the_tables_of_all_kinds():
     assert "full       0     pool  0 (30 s)" in lines
     assert "go     0     no   0 (30 s)" in lines
     assert not any("dsm.fence" in line for line in lines)
+
+
+def fenced(rank, wait):
+    return worker(rank, msgspec.structs.replace(wait, fenced=True))
+
+
+def test_who_has_come_and_waits_for_its_node_is_not_missing():
+    first = node(0, [fenced(0, barrier_wait(0, "all"))], fencing=Fencing(nodes=(2,)))
+    second = node(1, [worker(1, barrier_wait(1, "all"))], objects=(barrier((party(1, 1),), 2, "all"),))
+    sentence = one(first, second, silent=(SilentNode(2, "h:2"),))
+    assert "it has not acknowledged what node 0 has written: rank 0 waits for it, and rank 1" in sentence
+
+
+def test_a_stopped_worker_keeps_its_node_from_releasing():
+    stopped = WorkerStatus(1, 1, 101, "T", 0.1)
+    sentence = one(node(0, [fenced(0, barrier_wait(0, "all")), stopped], fencing=Fencing(workers=(1,))))
+    assert sentence.startswith(
+        "rank 1 (pid 101, node 0) has pages mapped that node 0 is to release or give up"
+    )
+    assert "rank 0 waits for it" in sentence and "`kill -CONT 101`" in sentence
+
+
+def test_a_pin_keeps_its_node_from_acquiring():
+    pin = PinStatus(1, 1, 4, 2, True, 12.0)
+    waiting = fenced(0, lock_wait(0, "best", 7))
+    sentence = one(node(0, [waiting, worker(1)], pins=(pin,), fencing=Fencing(pinned=True)))
+    assert "rank 1 (pid 101, node 0) holds a pin on pages 4 to 5 of region 'grid' since 12 s" in sentence
+
+
+def test_a_lock_that_its_node_has_yet_to_release_is_not_its_holders_fault():
+    held = lock(7, "best", party(0, 0), (party(1, 1),))
+    first = node(0, [worker(0)], fencing=Fencing(nodes=(2,), released=(7,)), objects=(held,))
+    second = node(1, [worker(1, lock_wait(1, "best", 7))])
+    sentence = one(first, second, silent=(SilentNode(2, "h:2"),))
+    assert "has not acknowledged what node 0 has written: rank 1 waits for it" in sentence
+
+
+def test_a_release_that_takes_long_accuses_nobody():
+    sentence = one(node(0, [fenced(0, barrier_wait(0, "all"))], fencing=Fencing(nodes=(2, 3))))
+    assert sentence.endswith("and its node is releasing or acquiring memory first (asked: node 2 and 3)")

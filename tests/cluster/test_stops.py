@@ -234,3 +234,33 @@ def test_a_pin_ends_at_the_deadline_and_names_what_it_is_about(cluster, stop):
     assert "did not all come in time" in said
     assert (region, peer in (0, 1)) == ("words", True)
     assert cluster.workers[0].call(pin_words) == "pinned"
+
+
+def publish(node, value):
+    """Write some of a page whose home is node 1, and release: what came of it."""
+    node.open("shown")[:10] = value
+    try:
+        node.release()
+    except dsm.PageTimeoutError as error:
+        return str(error)
+    return "released"
+
+
+def shown(node):
+    node.acquire()
+    return int(node.array("shown", PAGE, "i8", consistency="release", home=1).sum())
+
+
+def test_a_release_whose_home_is_stopped_says_so_and_can_be_repeated(cluster):
+    first, second = cluster.workers
+    cluster.all(shown)
+    assert first.call(publish, 1) == "released"
+    manager = cluster.managers[1].process
+    manager.send_signal(signal.SIGSTOP)
+    support.wait_until(lambda: support.state(manager.pid) == "T")
+    said = first.call(publish, 2)
+    assert "what this node has written did not get to its homes in time" in said
+    assert "node 0" not in said
+    manager.send_signal(signal.SIGCONT)
+    assert first.call(publish, 3) == "released"
+    assert second.call(shown) == 30

@@ -202,6 +202,10 @@ class _Reasoning:
         wait = vertex.wait
         name, since = self._name(vertex.node, vertex.worker), seconds(wait.since_s)
         text = f"{name} waits for {self._what(wait)} since {since}"
+        if wait.fenced:
+            fencing = self._nodes[vertex.node].fencing
+            homes = f" (asked: node {_numbers(fencing.nodes)})" if fencing and fencing.nodes else ""
+            return f"{text}, and its node is releasing or acquiring memory first{homes}"
         it = self._objects.get(wait.object)
         if it is not None and it.kind == wait.kind in _SILENT:
             return f"{text}{_SILENT[it.kind]}"
@@ -222,6 +226,8 @@ class _Reasoning:
         wait = vertex.wait
         if wait.kind in PAGES:
             return self._merged(self._page_blockers(vertex))
+        if wait.fenced:
+            return self._merged(self._fence_blockers(self._nodes[vertex.node]))
         if wait.kind in ("open", "destroy"):
             return self._merged(self._question_blockers(vertex))
         it = self._objects.get(wait.object)
@@ -243,13 +249,34 @@ class _Reasoning:
 
     def _holders_of(self, it: ObjectStatus) -> list[Blocker]:
         """Who holds a lock; of a rwlock everybody who does: whoever waits waits for all of them."""
-        found = []
+        found: list[Blocker] = []
         for holder in (it.holder,) if it.holder is not None else it.holders:
+            part = self._nodes.get(holder.node)
+            if part and part.fencing and it.object in part.fencing.released:
+                found += self._fence_blockers(part)
+                continue
             how = " for reading" if it.holder is None else ""
             deed = f"holds {it.kind} {it.name!r}{how} since {seconds(holder.since_s)}"
             waits = self._of_token(holder.node, holder.worker, holder.token)
             found.append(self._held_by(holder.node, holder.worker, deed, waits))
         return found
+
+    def _fence_blockers(self, part: NodeStatus) -> Iterator[Blocker]:
+        """Who keeps a node from releasing or acquiring memory: homes, workers that do not let go, pins."""
+        fencing = part.fencing
+        if fencing is None:
+            return
+        for node in fencing.nodes:
+            if node in self._silent:
+                yield Blocker(Manager(node), f"has not acknowledged what node {part.node} has written")
+        for number in fencing.workers:
+            deed = f"has pages mapped that node {part.node} is to release or give up"
+            yield self._held_by(part.node, number, deed, [])
+        for pin in part.pins if fencing.pinned else ():
+            if pin.granted:
+                deed = f"holds a pin on {self._pages(pin.region, pin.page, pin.count)}"
+                waits = self._of_main(part.node, pin.worker)
+                yield self._held_by(part.node, pin.worker, f"{deed} since {seconds(pin.since_s)}", waits)
 
     def _unit_blockers(self, it: ObjectStatus) -> list[Blocker]:
         """Who has units of a bounded semaphore: any of them may release one, so only one has to."""

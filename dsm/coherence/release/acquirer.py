@@ -52,6 +52,11 @@ class Acquirer:
         """Whether some copy has not been given up yet."""
         return bool(self.lowering or self.flushing) or self._pinned is not None
 
+    @property
+    def waits_for_pins(self) -> bool:
+        """Whether some copy can only be given up when a pin has ended."""
+        return self._pinned is not None
+
     def invalidate(self, runs: Runs | None) -> None:
         """Give up the copies of these pages; None: of all pages whose home is elsewhere."""
         region = self.region
