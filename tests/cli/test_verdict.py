@@ -460,3 +460,17 @@ def test_a_lock_that_its_node_has_yet_to_release_is_not_its_holders_fault():
 def test_a_release_that_takes_long_accuses_nobody():
     sentence = one(node(0, [fenced(0, barrier_wait(0, "all"))], fencing=Fencing(nodes=(2, 3))))
     assert sentence.endswith("and its node is releasing or acquiring memory first (asked: node 2 and 3)")
+
+
+@pytest.mark.parametrize("fencing", [None, Fencing(nodes=(2,))])
+def test_a_node_that_answers_and_owes_a_release_for_a_lent_lock_is_no_silent_one(fencing):
+    lent = msgspec.structs.replace(lock(7, "best", None, (party(0, 0),)), lent=1)
+    first = node(0, [worker(0, lock_wait(0, "best", 7))], objects=(lent,))
+    found = verdict(cluster(first, node(1, fencing=fencing), silent=(SilentNode(2, "h:2"),)))
+    if fencing is None:
+        assert "rank 0 (pid 100, node 0) waits for lock 'best' since 30 s" in found[1]
+    else:
+        assert found == [
+            "node 2 (h:2) does not answer: stopped, or cut off; it has not acknowledged what node 1 has "
+            "written: rank 0 waits for it"
+        ]

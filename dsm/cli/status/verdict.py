@@ -238,7 +238,10 @@ class _Reasoning:
                 if node in self._silent
             ]
         if it.kind == "lock" and it.holder is None and it.lent >= 0:
-            return [Blocker(Manager(it.lent), f"was asked to give back lock {it.name!r}")]
+            if it.lent in self._silent:
+                return [Blocker(Manager(it.lent), f"was asked to give back lock {it.name!r}")]
+            # It answers, so it is paying what it owes: the lock follows the release of its memory.
+            return self._merged(self._fence_blockers(self._nodes[it.lent])) if it.lent in self._nodes else []
         if it.kind == "barrier":
             return self._barrier_blockers(it)
         if it.kind == "semaphore":
