@@ -36,9 +36,7 @@ class Node:
         self.timers = []
         #: What goes on when this node has acquired the time of the lock.
         self.acquiring = []
-        ordering = Ordering(
-            Engine(1).fence, driver=self
-        )
+        ordering = Ordering(Engine(1).fence, driver=self)
         self.sync = Sync(1, {0: self.link}, self.wake, lambda seconds, do: self.timers.append(do), ordering)
         self.sync.opened(SyncObject(LOCK, "lock", "name", 0, 0))
 
