@@ -119,21 +119,6 @@ class Rehoming(Manners):
         return manners
 
 
-class Sections(Manners):
-    """Programs of sections under locks, long ones, while others ask for homes."""
-
-    @classmethod
-    def draw(cls, random: Random) -> Manners:
-        manners = super().draw(random)
-        manners.weights = (1, 0, 0, 0, 0)
-        manners.barriers = False
-        manners.clustered = False
-        manners.calls = (0.0, 0.0, 0.0, 0.3)
-        manners.write_chance = 0.6
-        manners.think = 10_000
-        return manners
-
-
 class Crowded(Manners):
     """Programs whose threads write bytes side by side, while others release."""
 

@@ -23,7 +23,7 @@ from dsm.testing.simulation.release.node import TimedNode
 from dsm.testing.simulation.release.parts import ReleaseParts
 from dsm.testing.simulation.release.plan import Manners
 from dsm.testing.simulation.release.shapes import OnePage, ReleaseShape
-from dsm.testing.simulation.release.timing import SlowLinks, SlowSteps
+from dsm.testing.simulation.release.timing import SlowSteps
 from dsm.testing.simulation.world import Timing
 from dsm.types import Region
 
@@ -87,7 +87,7 @@ _add("notice-dropped", "an interval lacks one of its notices", mutated_release(w
 _add(
     "early-flush-unnoticed",
     "what was flushed before the release is missing in the notices",
-    mutated_release(writer=engine.DropsEarlyFlushed, manners=driver.Sections),
+    mutated_release(writer=engine.DropsEarlyFlushed),
 )
 _add(
     "own-writes-unnoticed",
@@ -125,7 +125,7 @@ _add(
 _add(
     "round-joined-late",
     "a release shares the round that is under way already",
-    mutated_release(fence=engine.JoinsRound, manners=driver.Sections, timing=SlowLinks),
+    mutated_release(fence=engine.JoinsRound, manners=driver.Crowded),
 )
 
 # -- acquiring ------------------------------------------------------------------------------------------
