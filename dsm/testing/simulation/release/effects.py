@@ -23,6 +23,7 @@ from dsm.testing.simulation.frames import NodeRegion
 from dsm.testing.simulation.network import Transfer
 from dsm.testing.simulation.release.diffs import DiffTransfer, header, of_runs, pages_of, runs_of, touched
 from dsm.testing.simulation.release.frames import Byte, LiveRegion
+from dsm.testing.simulation.release.losses import ReleaseLosses
 from dsm.testing.simulation.release.truth import ReleaseTruth
 from dsm.testing.simulation.sync import SyncNode
 from dsm.testing.simulation.trace import What, message_text
@@ -143,6 +144,8 @@ class ReleasePerformer(SyncNode):
     def do_forward(self, effect: Forward) -> None:
         """Send a part of a diff on."""
         home = self.frames_of(effect.message.region, effect)
+        if isinstance(self.losses, ReleaseLosses):
+            self.losses.passes_on(self.number, effect)
         changes = of_runs(self._payload(effect.payload), effect.runs)
         self.send_diff(effect.node, effect.message, home, changes)
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dsm.coherence.messages import Flag, Kind, Send, SendPages
+from dsm.coherence.messages import Flag, Forward, Kind, Send, SendPages
 from dsm.testing.simulation.losses import Losses
+from dsm.testing.simulation.release.diffs import pages_of
 from dsm.testing.simulation.release.truth import ReleaseTruth
 
 _GIVING = (Kind.DATA, Kind.GRANT)
@@ -25,6 +26,8 @@ class ReleaseLosses(Losses):
         self.watchers: list[Callable[[int], None]] = []
         #: region, page -> nodes (as bits) that somebody ever took for its home when a node was lost.
         self._homes: dict[tuple[int, int], int] = {}
+        #: Who passed a diff on, and its number -> to whom, and what it is about.
+        self._passed_on: dict[tuple[int, int], Forward] = {}
 
     def node_gone(self, node: int) -> None:
         """A node crashed, or was declared dead: note whose home it was."""
@@ -45,6 +48,21 @@ class ReleaseLosses(Losses):
             mine = [page for page in range(region.table.pages) if self._had_home(number, page, node)]
             truth.tainted.update(mine)
             self.tally["homes lost"] += len(mine)
+        self._dies_with(node)
+
+    def passes_on(self, sender: int, effect: Forward) -> None:
+        """A node passes a diff on to where it takes the home to be."""
+        self._passed_on[sender, effect.message.request] = effect
+
+    def _dies_with(self, node: int) -> None:
+        """Diffs that were passed on to a node, and are not stored as far as is known, die with it."""
+        for (sender, number), effect in self._passed_on.items():
+            region = self.engines[sender].fence.regions.get(effect.message.region)
+            if effect.node == node and region is not None and number in region.home._forwarded:
+                truth = self.truths[region.number]
+                assert isinstance(truth, ReleaseTruth)
+                truth.tainted.update(pages_of(effect.runs))
+                self.tally["diffs lost on their way"] += 1
 
     def sends(self, sender: int, effect: Send | SendPages) -> None:
         """A node sends something while some node is gone."""
