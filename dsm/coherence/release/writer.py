@@ -24,7 +24,7 @@ from dsm.limits import SOLE_WRITER_RELEASES
 if TYPE_CHECKING:
     from dsm.coherence.release.region import ReleaseRegion
 
-_EXCLUSIVE = int(State.EXCLUSIVE)
+_EXCLUSIVE, _DOWNGRADING = int(State.EXCLUSIVE), int(State.DOWNGRADING)
 _READ_LEVEL, _WRITE_LEVEL = int(Level.READ), int(Level.WRITE)
 #: Runs of written pages that are kept one by one before they are joined.
 _GATHERED = 4096
@@ -136,7 +136,9 @@ class Writer:
         if not len(pages):
             return
         mine = region.placement.mine(pages)
-        noticed = pages[mine & ~self._twinned[pages]]
+        # What another node is just asking for is compared after this round: it counts as changed.
+        asked_for = table.states[pages] == _DOWNGRADING
+        noticed = pages[mine & (asked_for | ~self._twinned[pages])]
         if len(noticed):
             self._closing.append(runs_of(noticed))
             region.habits.closed(noticed)
