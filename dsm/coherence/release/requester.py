@@ -158,6 +158,19 @@ class ReleaseRequester(Requester):
             if home in region.engine.lost:
                 self.directory_lost(home)
 
+    def _open_claimed(self) -> None:
+        """Open fresh pages that an arbiter made this node the home of, and may not live to grant."""
+        region = self.region
+        for number, request in list(self.requests.items()):
+            if number in self.pulls:
+                continue
+            for page in range(request.page, request.page + request.count):
+                if number in self.requests and request.awaits(page) and region.placement.is_mine(page):
+                    self._settled(number, request, page, 1)
+                    region.table.shift("give-up", page, 1)
+                    region.take_mark(page, 1)
+                    self.settle(page, 1)
+
     def _ask_again(self, number: int, request: Request) -> None:
         """Send what is left of a request to where the homes are now; a second answer is not awaited."""
         region = self.region
@@ -217,5 +230,6 @@ class ReleaseRequester(Requester):
                 self._ask_again(number, request)
         for page in [page for page in self.waiting if directory(page) == node]:
             self._end(page, self.waiting[page], Status.PAGE_LOST, node)
+        self._open_claimed()
         self.pulls.intersection_update(self.requests)
         self.region.rehomings.look()
