@@ -162,8 +162,6 @@ class ReleaseRequester(Requester):
         """Open fresh pages that an arbiter made this node the home of, and may not live to grant."""
         region = self.region
         for number, request in list(self.requests.items()):
-            if number in self.pulls:
-                continue
             for page in range(request.page, request.page + request.count):
                 if number in self.requests and request.awaits(page) and region.placement.is_mine(page):
                     self._settled(number, request, page, 1)
