@@ -215,7 +215,9 @@ class Thread:
         world.after(world.pause(), self.node.post, (handler, (self, *what)))
 
     def woken(self, status: int) -> None:
-        """The manager completes the slot."""
+        """The manager completes the slot, perhaps of a worker whose death it has not heard of."""
+        if self.worker.dead:
+            return
         self.waiting = False
         self.status = status
         self.world.after(self.world.pause(), self._woken)
