@@ -178,7 +178,7 @@ def test_nothing_lies_on_the_way_of_a_fault_when_it_is_not(level):
     manager = Manager("@dsm-" + os.urandom(8).hex(), None, 0)
     manager.start(None, None)
     traced = {"fault", "message", "pages"} & set(vars(manager.coherence))
-    sending = manager.coherence._perform[Send]
+    sending = manager.coherence.effects[Send]
     assert bool(traced) == (level == "debug") == (sending != manager.coherence._send)
     manager.sessions.close()
     manager.coordinator.close()
