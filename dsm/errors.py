@@ -7,10 +7,11 @@ shared control segment or a wire.  Knows nothing else of the package.
 who is at fault        classes
 =====================  ==========================================================
 the caller             `UsageError`, `ClosedError`, `NotOwnerError`, `UnknownNameError`,
-                       `WaitTimeoutError`
+                       `WaitTimeoutError`, `LeaseExpiredError`, `UnknownLeaseError`,
+                       `NotPermittedError`, `HeapCorruptionError`
 the peer               `PeerError`: `NodeLostError`, `PageLostError`, `PageTimeoutError`,
                        `AuthenticationError`, `WireError`, `OwnerDiedError`, `BrokenBarrierError`
-the limit              `LimitError`, `AddressRangeError`
+the limit              `LimitError`, `AddressRangeError`, `FullError`, `TooLargeError`
 ourselves              `InternalError`
 =====================  ==========================================================
 
@@ -43,6 +44,25 @@ class NotOwnerError(UsageError):
 
 class ClosedError(DSMError):
     """The region was destroyed, or this process has closed its node."""
+
+
+class LeaseExpiredError(ClosedError):
+    """The lease has run out or was released; its memory is gone."""
+
+
+class UnknownLeaseError(UsageError, KeyError):
+    """No lease has that id, here or any more."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class NotPermittedError(UsageError, PermissionError):
+    """The capability does not allow this: it is none of the lease's, or only for reading."""
+
+
+class HeapCorruptionError(UsageError):
+    """A heap in debug mode found a block overrun, freed twice or used after it was freed."""
 
 
 class WaitTimeoutError(DSMError, TimeoutError):
@@ -100,6 +120,14 @@ class AddressRangeError(LimitError):
     """The address range that a region needs is taken in this process."""
 
 
+class FullError(LimitError):
+    """There is room for it in general, but not now: what is leased or allocated takes it."""
+
+
+class TooLargeError(LimitError):
+    """It is larger than all there is: it would not fit if everything else were free."""
+
+
 class InternalError(DSMError, AssertionError):
     """An invariant of dsm itself does not hold.  Please report it with its message."""
 
@@ -123,6 +151,12 @@ class Status(IntEnum):
     TOO_LATE = 13
     AUTHENTICATION = 14
     WIRE = 15
+    LEASE_EXPIRED = 16
+    UNKNOWN_LEASE = 17
+    NOT_PERMITTED = 18
+    FULL = 19
+    TOO_LARGE = 20
+    HEAP_CORRUPTION = 21
 
 
 _BY_STATUS: dict[int, type[DSMError]] = {
@@ -139,6 +173,12 @@ _BY_STATUS: dict[int, type[DSMError]] = {
     Status.UNKNOWN_NAME: UnknownNameError,
     Status.AUTHENTICATION: AuthenticationError,
     Status.WIRE: WireError,
+    Status.LEASE_EXPIRED: LeaseExpiredError,
+    Status.UNKNOWN_LEASE: UnknownLeaseError,
+    Status.NOT_PERMITTED: NotPermittedError,
+    Status.FULL: FullError,
+    Status.TOO_LARGE: TooLargeError,
+    Status.HEAP_CORRUPTION: HeapCorruptionError,
 }
 
 

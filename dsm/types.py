@@ -11,6 +11,9 @@ import msgspec
 CONSISTENCIES = ("sequential", "release", "bounded")
 #: Rules for which nodes keep a region's directory entries; or a node's number (`RegionOptions.home`).
 PLACEMENTS = ("first-touch", "block", "cyclic")
+#: What a region is for: an array or raw memory of a program, memory that a heap divides, one block of it,
+#: one lease.
+USES = ("array", "extent", "block", "lease")
 #: Parties of a barrier.
 MAX_PARTIES = 2**31 - 1
 #: Units of a semaphore.
@@ -52,6 +55,9 @@ class RegionOptions(msgspec.Struct, frozen=True):
     layout: ArrayLayout | None = None
     #: Of `bounded`: nanoseconds by which a value that is read may be old; else 0.
     max_staleness_ns: int = 0
+    #: One of `USES`, and the heap that it counts for.
+    use: str = "array"
+    heap: str | None = None
 
 
 class Region(msgspec.Struct, frozen=True):

@@ -19,6 +19,7 @@ FLOORS = {
     "dsm.config": 0,
     "dsm.manager_process": 0,
     "dsm.proc": 0,
+    "dsm.units": 0,
     "dsm.wire": 1,
     "dsm.coherence": 1,
     "dsm.sync": 1,
@@ -27,9 +28,11 @@ FLOORS = {
     "dsm.log": 2,
     "dsm.manager": 3,
     "dsm.worker": 4,
+    "dsm.client": 4,
     "dsm": 4.5,
     "dsm.cli": 5,
     "dsm.launch": 5,
+    "dsm.server": 5,
     "dsm.bench": 5,
     "dsm.testing": 5,
     "dsm.__main__": 6,
@@ -38,6 +41,8 @@ FLOORS = {
 UNKNOWN_TO = {
     "dsm._native": ("dsm.wire", "dsm.coherence", "dsm.sync", "dsm.memory"),
     "dsm.worker": ("dsm.manager",),
+    # A client of the lease service needs neither shim nor node.
+    "dsm.client": ("dsm._native", "dsm.manager", "dsm.worker"),
     "dsm": ("dsm.manager",),
     "dsm.launch": ("dsm.manager", "dsm.worker"),
     # The simulator drives floor 1 alone.
@@ -46,6 +51,8 @@ UNKNOWN_TO = {
 #: Neighbours on one floor that are known nevertheless, and why.
 SIDEWAYS = {
     "dsm.config": ("dsm.errors", "dsm.limits"),
+    # What is written wrong is the caller's fault.
+    "dsm.units": ("dsm.errors",),
     # The errors that a manager reports keep their class.
     "dsm.manager_process": ("dsm.errors",),
     # The tables of messages and of calls are vocabulary: they import nothing of ours but floor 0.

@@ -1,0 +1,36 @@
+"""Tokens: a lease's id and a capability for it in one piece of text.
+
+Owns the text.  ``<id>.<key>``, both 32 hexadecimal digits: safe in a shell, a URL and a file name.
+"""
+
+from __future__ import annotations
+
+import binascii
+
+from dsm.errors import UsageError
+
+ID_BYTES = 16
+KEY_BYTES = 16
+
+
+def token_of(identity: bytes, key: bytes) -> str:
+    """Return the token of a lease and a key."""
+    return f"{identity.hex()}.{key.hex()}"
+
+
+def parse_token(token: str) -> tuple[bytes, bytes]:
+    """Return id and key of a token.
+
+    Raises
+    ------
+    UsageError
+        The text is no token.
+    """
+    identity, dot, key = token.strip().partition(".") if isinstance(token, str) else ("", "", "")
+    try:
+        found = binascii.unhexlify(identity.replace("-", "")), binascii.unhexlify(key)
+    except (binascii.Error, ValueError):
+        found = b"", b""
+    if not dot or len(found[0]) != ID_BYTES or len(found[1]) != KEY_BYTES:
+        raise UsageError(f"{token!r} is no token of a lease; pass what `dsm lease` printed, or Lease.token")
+    return found

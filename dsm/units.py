@@ -1,0 +1,97 @@
+"""Sizes and durations as people write them: ``2G``, ``64K``, ``60s``, ``1.5m``.
+
+Owns the translation to bytes and milliseconds, and back.  Pure.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from dsm.errors import UsageError
+
+_SIZES = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_DURATIONS_MS = {"ms": 1, "s": 1000, "": 1000, "m": 60_000, "h": 3_600_000}
+_NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z]*)\s*")
+#: No duration is longer (30 years), so that no arithmetic with times ends.
+MAX_DURATION_MS = 10**12
+
+
+def bytes_of(size: int | str, what: str = "size") -> int:
+    """Return a size in bytes.
+
+    Parameters
+    ----------
+    size
+        Bytes, or text with a unit of 1024: ``"64K"``, ``"2G"``, ``"1.5M"`` (also ``"64KiB"``, ``"2GB"``).
+    what
+        Its name, for messages.
+
+    Raises
+    ------
+    UsageError
+        It is neither, negative, or no whole number of bytes.
+    """
+    if isinstance(size, str):
+        match = _NUMBER.fullmatch(size)
+        unit = match[2].upper() if match else "?"
+        unit = unit if unit == "B" else unit.removesuffix("IB").removesuffix("B")
+        if match is None or unit not in _SIZES:
+            raise UsageError(f"{what} is {size!r}; write bytes, or a number with K, M, G or T, as in 64K")
+        value = float(match[1]) * _SIZES[unit] if "." in match[1] else int(match[1]) * _SIZES[unit]
+        if value != int(value):
+            raise UsageError(f"{what} is {size!r}, which is no whole number of bytes")
+        return int(value)
+    if isinstance(size, bool) or not hasattr(size, "__index__"):
+        raise UsageError(f"{what} is {size!r}; pass bytes as an integer, or text as in '64K'")
+    if size.__index__() < 0:
+        raise UsageError(f"{what} is {size!r}; it cannot be negative")
+    return size.__index__()
+
+
+def milliseconds_of(duration: float | str, what: str = "duration") -> int:
+    """Return a duration in whole milliseconds, at least 1.
+
+    Parameters
+    ----------
+    duration
+        Seconds, or text with a unit: ``"250ms"``, ``"60s"``, ``"5m"``, ``"1h"``.
+    what
+        Its name, for messages.
+
+    Raises
+    ------
+    UsageError
+        It is neither, not positive, or longer than `MAX_DURATION_MS`.
+    """
+    if isinstance(duration, str):
+        match = _NUMBER.fullmatch(duration)
+        if match is None or match[2] not in _DURATIONS_MS:
+            raise UsageError(f"{what} is {duration!r}; write a number with ms, s, m or h, as in 60s")
+        value = float(match[1]) * _DURATIONS_MS[match[2]]
+    else:
+        try:
+            value = math.nan if isinstance(duration, bool) else float(duration) * 1000
+        except (TypeError, ValueError, OverflowError):
+            value = math.nan
+    if not 0 < value <= MAX_DURATION_MS:
+        raise UsageError(
+            f"{what} is {duration!r}; pass seconds above 0, or text as in '60s', at most {MAX_DURATION_MS} ms"
+        )
+    return max(1, round(value))
+
+
+def show_bytes(size: float) -> str:
+    """Return a size as people read it: ``64 KiB``, ``1.5 GiB``, ``17 B``."""
+    for unit, one in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if abs(size) >= one:
+            return f"{size / one:.4g} {unit}"
+    return f"{size:g} B"
+
+
+def show_milliseconds(duration: float) -> str:
+    """Return a duration as people read it: ``250 ms``, ``59.9 s``, ``5.0 m``."""
+    for unit, one in (("h", 3_600_000), ("m", 60_000), ("s", 1000)):
+        if abs(duration) >= one:
+            return f"{duration / one:.1f} {unit}"
+    return f"{duration:.0f} ms"
