@@ -164,9 +164,7 @@ class ReleaseRequester(Requester):
         for number, request in list(self.requests.items()):
             for page in range(request.page, request.page + request.count):
                 if number in self.requests and request.awaits(page) and region.placement.is_mine(page):
-                    self._settled(number, request, page, 1)
-                    region.table.shift("give-up", page, 1)
-                    region.take_mark(page, 1)
+                    self._give_up(number, request, page)
                     self.settle(page, 1)
 
     def _ask_again(self, number: int, request: Request) -> None:
@@ -193,14 +191,15 @@ class ReleaseRequester(Requester):
         for number, request in list(self.requests.items()):
             if number in self.pulls:
                 continue
-            hit = [p for p in range(request.page, request.page + request.count) if p in wanted]
-            for page in hit:
-                if request.awaits(page):
-                    self._settled(number, request, page, 1)
-                    self.region.table.shift("give-up", page, 1)
-                    self.region.take_mark(page, 1)
-                    if number not in self.requests:
-                        break
+            for page in range(request.page, request.page + request.count):
+                if page in wanted and request.awaits(page):
+                    self._give_up(number, request, page)
+
+    def _give_up(self, number: int, request: Request, page: int) -> None:
+        """Do not await this page any more: what still comes for it is not installed."""
+        self._settled(number, request, page, 1)
+        self.region.table.shift("give-up", page, 1)
+        self.region.take_mark(page, 1)
 
     def _settled(self, number: int, request: Request, page: int, count: int) -> None:
         super()._settled(number, request, page, count)
@@ -218,16 +217,11 @@ class ReleaseRequester(Requester):
         for number, request in list(self.requests.items()):
             for page in range(request.page, request.page + request.count):
                 if request.awaits(page) and directory(page) == node:
-                    self._settled(number, request, page, 1)
-                    region.table.shift("give-up", page, 1)
-                    region.take_mark(page, 1)
+                    self._give_up(number, request, page)
                     self._lose(page, 1, node)
-                    if number not in self.requests:
-                        break
             if number in self.requests and node in self._passed_by.get(number, ()):
                 self._ask_again(number, request)
         for page in [page for page in self.waiting if directory(page) == node]:
             self._end(page, self.waiting[page], Status.PAGE_LOST, node)
         self._open_claimed()
-        self.pulls.intersection_update(self.requests)
-        self.region.rehomings.look()
+        region.rehomings.look()
