@@ -62,12 +62,12 @@ class Home:
 
     def __init__(self, region: ReleaseRegion) -> None:
         self.region = region
-        #: page -> parts of requests (message, page, count) that wait for it, in order of arrival.
-        self.queue: dict[int, list[tuple[Message, int, int]]] = {}
+        #: page -> requests, or parts of them, that wait for it, in order of arrival.
+        self.queue: dict[int, list[Message]] = {}
         #: token -> pages whose workers are losing write access for the sake of a request.
         self.lowering: dict[int, tuple[int, int]] = {}
-        #: Number of a diff passed on -> (node it went to, its writer, the writer's number, pages left).
-        self._forwarded: dict[int, tuple[int, int, int, int]] = {}
+        #: Number of a diff passed on -> (node it went to, the diff as it came, pages left).
+        self._forwarded: dict[int, tuple[int, Message, int]] = {}
 
     # -- pages that nobody has touched ---------------------------------------------------------------------
 
@@ -230,7 +230,7 @@ class Home:
         self.region.requester.settle(page, count)
 
     def _wait(self, message: Message, page: int, count: int) -> None:
-        self.queue.setdefault(page, []).append((message, page, count))
+        self.queue.setdefault(page, []).append(part_of(message, page, count))
 
     def resume(self, pages: Pages) -> None:
         """These pages (ascending) are SHARED now: serve who waits for them."""
@@ -239,36 +239,26 @@ class Home:
         low, high = int(pages[0]), int(pages[-1])
         for page in sorted(page for page in self.queue if low <= page <= high):
             if self.region.table.state[page] != _DOWNGRADING:
-                for message, first, count in self.queue.pop(page):
-                    self.request(part_of(message, first, count))
+                for message in self.queue.pop(page):
+                    self.request(message)
 
     def _answer(self, message: Message, page: int, count: int, fresh: bool) -> None:
         """Send pages, or say that there is nothing to send; with the home, if that was asked for."""
         region = self.region
-        table = region.table
         asker, flags = message.node, message.flags
-        bit = 1 << asker
         if flags & _HOME and asker != region.node:
             self._give(message, page, count, fresh)
             return
         value = region.node + 1 if region.placement.is_mine(page) else asker + 1
-        kind = _GRANT if fresh else _DATA
-        answer_flags = flags & ~_HOME | (_FRESH if fresh else 0)
-        answer = Message(kind, region.number, page, count, message.request, asker, answer_flags, value)
         if value != asker + 1:
-            table.copysets[page : page + count] |= np.uint64(bit)
-        if fresh:
-            region.send(asker, answer)
-        else:
-            region.effects.append(SendPages(asker, answer))
+            region.table.copysets[page : page + count] |= np.uint64(1 << asker)
+        self._send(message, page, count, fresh, flags & ~_HOME, value)
 
     def _give(self, message: Message, page: int, count: int, fresh: bool) -> None:
         """Send pages with their home; this node keeps a copy and knows whom to pass others on to."""
         region = self.region
         table = region.table
         asker = message.node
-        kind = _GRANT if fresh else _DATA
-        flags = message.flags | (_FRESH if fresh else 0)
         own = 0 if fresh else 1 << region.node
         region.writer.gave(page, count)
         for low, pages in table.directory_runs(page, count):
@@ -277,11 +267,18 @@ class Home:
             table.copysets[low : low + pages] = 0
             if not fresh:
                 region.acquirer.listed[low : low + pages] = True
-            answer = Message(kind, region.number, low, pages, message.request, asker, flags, copyset)
-            if fresh:
-                region.send(asker, answer)
-            else:
-                region.effects.append(SendPages(asker, answer))
+            self._send(message, low, pages, fresh, message.flags, copyset)
+
+    def _send(self, message: Message, page: int, count: int, fresh: bool, flags: int, value: int) -> None:
+        """Send pages of a request to the one that asks; of fresh ones only the word that they are."""
+        region = self.region
+        asker = message.node
+        kind, flags = (_GRANT, flags | _FRESH) if fresh else (_DATA, flags)
+        answer = Message(kind, region.number, page, count, message.request, asker, flags, value)
+        if fresh:
+            region.send(asker, answer)
+        else:
+            region.effects.append(SendPages(asker, answer))
 
     def take(self, page: int, count: int, copyset: int) -> None:
         """Be the home of pages from now on."""
@@ -318,7 +315,7 @@ class Home:
         for page, count in fresh:
             region.effects.append(Raise(region.number, page, count, _READ_LEVEL))
             region.requester.settle(page, count)
-        self._acknowledge(message.node, message, count_of(mine))
+        self._acknowledge(message, count_of(mine))
 
     def _begin_fresh(self, pages: Pages) -> list[tuple[int, int]]:
         """Let frames of fresh pages be what they stand for, before a part of them changes; return these."""
@@ -336,47 +333,44 @@ class Home:
     def _forward(self, home: int, message: Message, runs: Runs, payload: object) -> None:
         region = self.region
         if home in region.engine.lost:
-            self._acknowledge(message.node, message, count_of(runs))
+            self._acknowledge(message, count_of(runs))
             return
         number = region.engine.next_request()
-        self._forwarded[number] = home, message.node, message.request, count_of(runs)
+        self._forwarded[number] = home, message, count_of(runs)
         low, high = int(runs[0, 0]), int(runs[-1].sum())
         passed = Message(_DIFF, region.number, low, high - low, number, region.node)
         region.effects.append(Forward(home, passed, runs, payload))
 
-    def _acknowledge(self, writer: int, message: Message, pages: int) -> None:
-        region = self.region
-        done = Message(_DIFFED, region.number, message.page, message.count, message.request, writer, 0, pages)
-        region.send(writer, done)
+    def _acknowledge(self, diff: Message, pages: int) -> None:
+        """So many pages of a diff are stored."""
+        writer = diff.node
+        done = Message(_DIFFED, diff.region, diff.page, diff.count, diff.request, writer, 0, pages)
+        self.region.send(writer, done)
 
     def diffed(self, message: Message) -> bool:
         """A diff that was passed on is stored; False when it was none."""
         passed = self._forwarded.get(message.request)
         if passed is None:
             return False
-        home, writer, request, left = passed
+        home, diff, left = passed
         if left > message.value:
-            self._forwarded[message.request] = home, writer, request, left - message.value
+            self._forwarded[message.request] = home, diff, left - message.value
         else:
             del self._forwarded[message.request]
-        region = self.region
-        done = Message(_DIFFED, region.number, message.page, message.count, request, writer, 0, message.value)
-        region.send(writer, done)
+        self._acknowledge(diff, message.value)
         return True
 
     # -- the end of nodes ----------------------------------------------------------------------------------
 
     def node_lost(self, node: int) -> None:
         """A node is dead: it has no copies, waits for nothing, and what was passed on to it is gone."""
-        region = self.region
-        region.table.forget_holder(node)
+        self.region.table.forget_holder(node)
         for page, parts in list(self.queue.items()):
-            self.queue[page] = [part for part in parts if part[0].node != node]
+            self.queue[page] = [part for part in parts if part.node != node]
             if not self.queue[page]:
                 del self.queue[page]
-        for number, (home, writer, request, left) in list(self._forwarded.items()):
-            if node in (home, writer):
+        for number, (home, diff, left) in list(self._forwarded.items()):
+            if node in (home, diff.node):
                 del self._forwarded[number]
-            if node == home and writer != node:
-                done = Message(_DIFFED, region.number, 0, 1, request, writer, 0, left)
-                region.send(writer, done)
+            if node == home and diff.node != node:
+                self._acknowledge(diff, left)

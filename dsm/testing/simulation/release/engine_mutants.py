@@ -209,7 +209,7 @@ class DropsForwarded(Home):
     __slots__ = ()
 
     def _forward(self, home: int, message: Message, runs: Runs, payload: object) -> None:
-        self._acknowledge(message.node, message, count_of(runs))
+        self._acknowledge(message, count_of(runs))
 
 
 class AcknowledgesForwarded(Home):
@@ -219,7 +219,7 @@ class AcknowledgesForwarded(Home):
 
     def _forward(self, home: int, message: Message, runs: Runs, payload: object) -> None:
         super()._forward(home, message, runs, payload)
-        self._acknowledge(message.node, message, count_of(runs))
+        self._acknowledge(message, count_of(runs))
         self._forwarded.clear()
 
     def diffed(self, message: Message) -> bool:
@@ -235,7 +235,7 @@ class StoresWhatIsNotMine(Home):
         states = self.region.table.states
         if all(states[page] == int(State.SHARED) for page in pages_of(runs)):
             self.region.effects.append(Apply(self.region.number, runs, payload))
-            self._acknowledge(message.node, message, count_of(runs))
+            self._acknowledge(message, count_of(runs))
         else:
             super().patch(message, runs, payload)
 
