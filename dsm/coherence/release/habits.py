@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dsm.coherence.messages import Kind
-from dsm.coherence.release.runs import Pages, runs_of
+from dsm.coherence.release.runs import Pages, run_around, runs_of
 from dsm.coherence.states import State
 from dsm.limits import BULK_WINDOW_BYTES, READ_AHEAD_MAX_BYTES
 
@@ -94,11 +94,8 @@ class Habits:
         region = self.region
         first, end = max(0, page - self._together), min(region.table.pages, page + self._together)
         fit = self.written[first:end] & (region.table.states[first:end] == _SHARED)
-        others = np.flatnonzero(~fit[: page - first])
-        low = first + int(others[-1]) + 1 if len(others) else first
-        others = np.flatnonzero(~fit[page - first :])
-        high = page + int(others[0]) if len(others) else end
-        return low, max(1, high - low)
+        low, high = run_around(fit, page - first)
+        return first + low, high - low
 
     def compared(self, pages: Pages, changed: Pages) -> None:
         """Of these writable pages those have been changed."""

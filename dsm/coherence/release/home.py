@@ -32,7 +32,7 @@ from dsm.coherence.messages import (
     Runs,
     SendPages,
 )
-from dsm.coherence.release.runs import NONE, Pages, count_of, pages_of, runs_of
+from dsm.coherence.release.runs import NONE, Pages, count_of, pages_of, run_around, runs_of
 from dsm.coherence.states import PENDING, State
 
 if TYPE_CHECKING:
@@ -100,9 +100,7 @@ class Home:
         fresh = (
             (table.states[pages] == _INVALID) & (table.copysets[pages] == 0) & region.placement.mine(pages)
         )
-        others = np.flatnonzero(~fresh)
-        low = int(others[others < page - first][-1]) + 1 if (others < page - first).any() else 0
-        high = int(others[others > page - first][0]) if (others > page - first).any() else len(pages)
+        low, high = run_around(fresh, page - first)
         start, count = first + low, high - low
         region.effects.append(Fill(region.number, start, count))
         table.shift("claim", start, count)

@@ -45,6 +45,14 @@ def runs_of(pages: Pages) -> Runs:
     return np.stack((pages[starts], counts), axis=1)
 
 
+def run_around(holds: npt.NDArray[np.bool_], at: int) -> tuple[int, int]:
+    """Return the run (first, end) of places that hold around place `at`, which is taken to hold."""
+    before, behind = np.flatnonzero(~holds[:at]), np.flatnonzero(~holds[at + 1 :])
+    first = int(before[-1]) + 1 if len(before) else 0
+    end = at + 1 + int(behind[0]) if len(behind) else len(holds)
+    return first, end
+
+
 def union(parts: Iterable[Runs]) -> Runs:
     """Return the runs of all pages of `parts`, which may overlap and need no order."""
     rows = [part for part in parts if len(part)]
