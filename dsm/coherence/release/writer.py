@@ -97,7 +97,7 @@ class Writer:
                 region.effects.append(Twin(region.number, page, 1))
             elif not region.table.copyset[page]:
                 return
-            self._note(page, 1)
+            self.track(page, 1)
             return
         pages = np.arange(page, page + count)
         mine = region.placement.mine(pages)
@@ -106,13 +106,10 @@ class Writer:
         self._twinned[pages[tracked & mine]] = True
         for low, number in runs_of(pages[tracked]).tolist():
             region.effects.append(Twin(region.number, low, number))
-            self._note(low, number)
+            self.track(low, number)
 
     def track(self, page: int, count: int) -> None:
-        """Pages of this home that are writable, and stay so, are not private any more."""
-        self._note(page, count)
-
-    def _note(self, page: int, count: int) -> None:
+        """These pages are writable, and not private: the next round looks at them."""
         written = self._written
         if written and written[-1][0] + written[-1][1] == page:
             written[-1] = written[-1][0], written[-1][1] + count
@@ -163,7 +160,7 @@ class Writer:
         if len(twins):
             self.send_diffs(twins, in_round=True, keep=True)
         for page, count in runs_of(pages).tolist():
-            self._note(page, count)
+            self.track(page, count)
 
     def lowered(self, token: int) -> None:
         """No worker can write these pages any more: send the diffs; then they may be written again."""
