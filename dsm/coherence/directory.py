@@ -327,11 +327,8 @@ class Directory:
             while stop < end and stop not in self.busy:
                 stop += 1
             for run, pages in self.region.table.directory_runs(page, stop - page) if stop > page else ():
-                low, high = run, run + pages
-                while low < high:  # no message crosses a block
-                    cut = min(high, self.region.placement.request_end(low))
-                    self._search(low, cut - low, dead)
-                    low = cut
+                for first, number in self.region.placement.requests(run, pages):
+                    self._search(first, number, dead)
             page = stop + 1
 
     def _search(self, page: int, count: int, dead: int) -> None:

@@ -7,6 +7,8 @@ one for the region's whole life (fixed distributed manager: Li and Hudak, 1989, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
@@ -62,3 +64,11 @@ class Placement:
         if run != chunk:
             end = min(end, (page // run + 1) * run)
         return min(end, self._pages)
+
+    def requests(self, page: int, count: int) -> Iterator[tuple[int, int]]:
+        """Yield the pages (first, count) of each message that it takes to ask for these."""
+        end = page + count
+        while page < end:
+            stop = page + 1 if page + 1 == end else min(end, self.request_end(page))
+            yield page, stop - page
+            page = stop

@@ -51,6 +51,22 @@ class Request:
         rest = self.rest
         return self.page <= page < self.page + self.count if rest is None else page in rest
 
+    def awaited(self, page: int, count: int) -> list[tuple[int, int]]:
+        """Return those of its pages in a range that are neither answered nor void, as (page, count)."""
+        rest = self.rest
+        if rest is None:
+            return [(page, count)]
+        runs: list[tuple[int, int]] = []
+        start = -1
+        for each in range(page, page + count + 1):
+            live = each < page + count and each in rest
+            if live and start < 0:
+                start = each
+            elif not live and start >= 0:
+                runs.append((start, each - start))
+                start = -1
+        return runs
+
     def settle(self, page: int, count: int) -> bool:
         """Pages are answered or void; False when none is awaited any more."""
         if self.rest is None:
@@ -252,20 +268,7 @@ class Requester:
     def live_runs(self, message: Message) -> list[tuple[int, int]]:
         """Pages of an answer that are to be installed, as (page, count)."""
         request = self.requests.get(message.request)
-        if request is None:
-            return []
-        if request.rest is None:
-            return [(message.page, message.count)]
-        runs: list[tuple[int, int]] = []
-        start = -1
-        for page in range(message.page, message.page + message.count + 1):
-            live = page < message.page + message.count and page in request.rest
-            if live and start < 0:
-                start = page
-            elif not live and start >= 0:
-                runs.append((start, page - start))
-                start = -1
-        return runs
+        return [] if request is None else request.awaited(message.page, message.count)
 
     def install(self, message: Message) -> None:
         """DATA is complete in its frames, or GRANT arrived."""

@@ -129,11 +129,7 @@ class Acquirer:
         region = self.region
         self.listed[pages] = False
         for page, count in runs_of(pages).tolist():
-            end = page + count
-            while page < end:
-                stop = min(end, region.placement.request_end(page))
-                home = region.placement.directory(page)
+            for first, number in region.placement.requests(page, count):
+                home = region.placement.directory(first)
                 if home not in (region.node, *region.engine.lost):
-                    message = Message(_DROP, region.number, page, stop - page, 0, region.node)
-                    region.send(home, message)
-                page = stop
+                    region.send(home, Message(_DROP, region.number, first, number, 0, region.node))

@@ -66,13 +66,10 @@ class Habits:
         again = pages[(region.table.states[pages] == _INVALID) & ~self.unused[pages]][: self._most]
         self.unused[pages] = False
         for page, count in runs_of(again).tolist():
-            end = page + count
-            while page < end:
-                stop = min(end, region.placement.request_end(page), page + self._together)
-                if region.placement.directory(page) not in region.engine.lost:
-                    self._divide(page, stop)
-                    region.requester.post(_AHEAD, "ask-ahead", page, stop - page, 0)
-                page = stop
+            for first, number in region.placement.requests(page, count):
+                if region.placement.directory(first) not in region.engine.lost:
+                    self._divide(first, first + number)
+                    region.requester.post(_AHEAD, "ask-ahead", first, number, 0)
 
     def _divide(self, page: int, end: int) -> None:
         """Mark the pieces of what is brought again."""

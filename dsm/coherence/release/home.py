@@ -122,17 +122,14 @@ class Home:
             self._request(part_of(message, page, count))
 
     def _request(self, message: Message) -> None:
-        page, end = message.page, message.page + message.count
         placement = self.region.placement
-        while page < end:
-            stop = min(end, placement.request_end(page))
+        for page, count in placement.requests(message.page, message.count):
             if placement.is_unclaimed(page):
-                self._give_blocks(message, page, stop - page)
+                self._give_blocks(message, page, count)
             elif placement.is_mine(page):
-                self._serve(message, page, stop - page)
+                self._serve(message, page, count)
             else:
-                self._pass_on(message, page, stop - page)
-            page = stop
+                self._pass_on(message, page, count)
 
     def _give_blocks(self, message: Message, page: int, count: int) -> None:
         """The first claim is final: the one that asks is the home of the blocks around what it asks for."""

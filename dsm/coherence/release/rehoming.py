@@ -65,19 +65,17 @@ class Rehomings:
         region = self.region
         table, placement = region.table, region.placement
         before = set(region.requester.pulls)
-        page, end = each.page, each.page + each.count
-        while page < end:
-            stop = min(end, placement.request_end(page))
-            if not region.home.claims(page) and placement.directory(page) not in region.engine.lost:
-                low = page
-                while low < stop:
-                    state, high = table.state[low], low + 1
-                    while high < stop and table.state[high] == state:
-                        high += 1
-                    if state in _MISSING:
-                        region.requester.pull(low, high - low)
-                    low = high
-            page = stop
+        for low, count in placement.requests(each.page, each.count):
+            end = low + count
+            if region.home.claims(low) or placement.directory(low) in region.engine.lost:
+                continue
+            while low < end:
+                state, high = table.state[low], low + 1
+                while high < end and table.state[high] == state:
+                    high += 1
+                if state in _MISSING:
+                    region.requester.pull(low, high - low)
+                low = high
         return region.requester.pulls - before
 
     def cancel(self, waiter: int) -> bool:

@@ -170,20 +170,13 @@ class ReleaseRequester(Requester):
     def _ask_again(self, number: int, request: Request) -> None:
         """Send what is left of a request to where the homes are now; a second answer is not awaited."""
         region = self.region
-        page, end = request.page, request.page + request.count
-        while page < end:
-            stop = min(end, region.placement.request_end(page))
-            awaited = request.awaits(page)
-            last = page + 1
-            while last < stop and request.awaits(last) == awaited:
-                last += 1
-            if awaited:
-                kind = _AHEAD if request.speculative else _GET
+        kind = _AHEAD if request.speculative else _GET
+        for first, together in region.placement.requests(request.page, request.count):
+            for page, count in request.awaited(first, together):
                 flags = _WRITE if region.table.state[page] in _FOR_WRITING else 0
                 flags |= _HOME if number in self.pulls else 0
-                message = Message(kind, region.number, page, last - page, number, region.node, flags)
+                message = Message(kind, region.number, page, count, number, region.node, flags)
                 region.send(region.placement.directory(page), message)
-            page = last
 
     def void_pages(self, pages: Pages) -> None:
         """What is on its way to these pages (ascending; READING, WRITING or AHEAD) must not be installed."""
