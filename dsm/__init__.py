@@ -16,7 +16,7 @@ floor  what lives there
 3      ``manager``: the process of a node: event loop, sessions, transport, metadata
 2      ``_native``: the C shim that catches faults, and its one typed Python wrapper
 1      ``wire``, ``coherence``, ``sync``, ``memory``: the protocol, pure
-0      ``errors``, ``limits``, ``types``, ``config``, ``manager_process``: the vocabulary
+0      ``errors``, ``limits``, ``types``, ``config``, ``vector_time``, ``manager_process``: the vocabulary
 =====  =========================================================================================
 
 Importing dsm loads the errors only; numpy and the shim come with the first use of the rest.

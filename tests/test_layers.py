@@ -20,6 +20,7 @@ FLOORS = {
     "dsm.manager_process": 0,
     "dsm.proc": 0,
     "dsm.units": 0,
+    "dsm.vector_time": 0,
     "dsm.wire": 1,
     "dsm.coherence": 1,
     "dsm.sync": 1,

@@ -14,10 +14,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from dsm.vector_time import Time
+
 #: Runs of pages: an array of shape (n, 2), each row (page, count), ascending, not touching.
 Runs: TypeAlias = npt.NDArray[np.int64]
-#: A vector time: at position n, how many intervals of node n; nodes beyond its end have none.
-Time: TypeAlias = tuple[int, ...]
 
 
 class Kind(IntEnum):

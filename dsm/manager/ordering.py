@@ -15,13 +15,13 @@ import struct
 from collections import deque
 from collections.abc import Callable
 
-from dsm.coherence.messages import Time
 from dsm.coherence.release import intervals
 from dsm.coherence.release.fence import Fence
 from dsm.errors import WireError
 from dsm.limits import MAX_NODES, MAX_NOTICE_BYTES
 from dsm.manager.release import ReleaseDriver
 from dsm.sync.times import ObjectTimes
+from dsm.vector_time import Time, covers, join
 
 _COUNT = struct.Struct("<H")
 
@@ -107,7 +107,7 @@ class Ordering:
 
     def acquire(self, target: Time, then: Callable[[], None]) -> None:
         """`then()` when no worker of this node can see what was before `target`."""
-        if intervals.covers(self._fence.time, target) and self._fence.is_idle:
+        if covers(self._fence.time, target) and self._fence.is_idle:
             then()
         else:
             self._driver.acquire(target, then)
@@ -121,7 +121,7 @@ class Ordering:
     def for_reply(self, node: int, number: int) -> bytes:
         """Return what goes with a reply about an object; nothing when the node has acquired that."""
         time = self.times.of(number)
-        return b"" if intervals.covers(self._told.get(node, ()), time) else self._pack(node, time)
+        return b"" if covers(self._told.get(node, ()), time) else self._pack(node, time)
 
     def of_call(self, node: int, payload: memoryview) -> Time:
         """Return the time of a node that calls, and remember it.
@@ -132,7 +132,7 @@ class Ordering:
             The payload is malformed.
         """
         time = self._unpack(node, payload)
-        self._told[node] = intervals.join(self._told.get(node, ()), time)
+        self._told[node] = join(self._told.get(node, ()), time)
         return time
 
     def of_reply(self, node: int, payload: memoryview) -> Time:
@@ -147,12 +147,12 @@ class Ordering:
     def _pack(self, node: int, time: Time) -> bytes:
         if not time:
             return b""
-        have = intervals.join(self._told.get(node, ()), self._sent.get(node, ()))
+        have = join(self._told.get(node, ()), self._sent.get(node, ()))
         notices = intervals.encode(self._fence.log.since(have, time))
         head = _COUNT.pack(len(time)) + struct.pack(f"<{len(time)}I", *time)
         if len(head) + len(notices) > MAX_NOTICE_BYTES:  # who acquires this gives all its copies up
             return head
-        self._sent[node] = intervals.join(self._sent.get(node, ()), time)
+        self._sent[node] = join(self._sent.get(node, ()), time)
         return head + notices
 
     def _unpack(self, node: int, payload: memoryview) -> Time:
@@ -166,5 +166,5 @@ class Ordering:
         learnt = intervals.decode(payload[end:])
         self._fence.log.learn(learnt)
         if learnt:
-            self._sent[node] = intervals.join(self._sent.get(node, ()), time)
+            self._sent[node] = join(self._sent.get(node, ()), time)
         return time

@@ -19,12 +19,12 @@ from dsm.coherence.messages import (
     LowerRuns,
     Message,
     Released,
-    Time,
     Twin,
 )
 from dsm.coherence.release.runs import count_of
 from dsm.manager.frames import Frames
 from dsm.manager.twins import Twins
+from dsm.vector_time import Time
 from dsm.wire.header import pack_coherence
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
-from dsm.coherence.messages import Time
 from dsm.errors import InternalError, Status, UsageError, WireError
 from dsm.limits import MAX_WORKERS_PER_NODE
 from dsm.manager.link import Link
@@ -24,6 +23,7 @@ from dsm.sync.reply import Description, Party, Reply
 from dsm.sync.service import SyncHome
 from dsm.sync.turns import Waiter
 from dsm.types import SyncObject
+from dsm.vector_time import Time
 from dsm.wire.calls import (
     ACQUIRING,
     LOCKING,

@@ -31,11 +31,3 @@ def test_objects_have_times_of_their_own():
     times.join(1, (3,))
     times.join(2, (0, 4))
     assert (times.of(1), times.of(2)) == ((3,), (0, 4))
-
-
-def test_a_dropped_object_begins_anew():
-    times = ObjectTimes()
-    times.join(1, (3,))
-    times.drop(1)
-    times.drop(2)
-    assert times.of(1) == ()

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from dsm.coherence.messages import Acquired, Released, Time
-from dsm.coherence.release.intervals import Interval, Log, at, covers, join
+from dsm.coherence.messages import Acquired, Released
+from dsm.coherence.release.intervals import Interval, Log
 from dsm.coherence.release.runs import union
+from dsm.vector_time import Time, at, covers, join
 
 if TYPE_CHECKING:
     from dsm.coherence.engine import Engine

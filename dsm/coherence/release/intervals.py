@@ -11,7 +11,6 @@ from before what the log still has must give all its copies up.
 
 from __future__ import annotations
 
-import itertools
 import struct
 from collections import deque
 from collections.abc import Iterable
@@ -19,9 +18,10 @@ from collections.abc import Iterable
 import msgspec
 import numpy as np
 
-from dsm.coherence.messages import Runs, Time
+from dsm.coherence.messages import Runs
 from dsm.errors import WireError
 from dsm.limits import LOG_INTERVALS, LOG_RUNS, MAX_NODES
+from dsm.vector_time import Time, at
 
 _HEAD = struct.Struct("<HHI")  # node, regions, number
 _PART = struct.Struct("<II")  # region, runs
@@ -41,21 +41,6 @@ class Interval(msgspec.Struct, frozen=True, gc=False):
     def size(self) -> int:
         """Runs, for the log's bound."""
         return sum(len(runs) for runs in self.pages.values())
-
-
-def join(a: Time, b: Time) -> Time:
-    """Return the least time that is not before either."""
-    return tuple(itertools.starmap(max, itertools.zip_longest(a, b, fillvalue=0)))
-
-
-def covers(a: Time, b: Time) -> bool:
-    """Whether everything that has happened before `b` has happened before `a`."""
-    return len(a) >= len(b) and all(x >= y for x, y in zip(a, b, strict=False))
-
-
-def at(time: Time, node: int) -> int:
-    """Return how many intervals of a node have happened before `time`."""
-    return time[node] if node < len(time) else 0
 
 
 class Log:

@@ -80,7 +80,7 @@ class ForgetsLockTimes(TimedNode):
     """Replaces the time of an object by that of the last call."""
 
     def joins(self, number: int, stamp: Stamp) -> None:
-        self.times.drop(number)
+        self.times._times.pop(number, None)
         super().joins(number, stamp)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dsm.coherence.messages import Apply, Flag, Message, Raise, Runs, Time
+from dsm.coherence.messages import Apply, Flag, Message, Raise, Runs
 from dsm.coherence.release.acquirer import Acquirer
 from dsm.coherence.release.fence import Fence, _Wanted
 from dsm.coherence.release.home import Home
@@ -16,6 +16,7 @@ from dsm.coherence.release.requester import ReleaseRequester
 from dsm.coherence.release.runs import Pages, count_of, pages_of, runs_of
 from dsm.coherence.release.writer import Writer
 from dsm.coherence.states import State
+from dsm.vector_time import Time, join
 
 _EXCLUSIVE = int(State.EXCLUSIVE)
 _HOME = int(Flag.HOME)
@@ -258,14 +259,7 @@ class AppliesEarly(Fence):
     """Says what it has acquired in the time of a release that is asked for meanwhile."""
 
     def acquire(self, ticket: int, time: Time, now: int) -> None:
-        self.time = tuple(
-            max(a, b)
-            for a, b in zip(
-                self.time + (0,) * (len(time) - len(self.time)),
-                time + (0,) * (len(self.time) - len(time)),
-                strict=True,
-            )
-        )
+        self.time = join(self.time, time)
         super().acquire(ticket, time, now)
 
 

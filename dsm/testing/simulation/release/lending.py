@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, NamedTuple
 
-from dsm.coherence.messages import Released, Time
+from dsm.coherence.messages import Released
 from dsm.errors import Status
 from dsm.sync.cache import Given, LockCache
 from dsm.sync.reply import Reply
@@ -22,6 +22,7 @@ from dsm.testing.simulation.sync import Ask
 from dsm.testing.simulation.trace import What
 from dsm.testing.simulation.worker import Worker
 from dsm.testing.simulation.world import Violation
+from dsm.vector_time import Time
 from dsm.wire.calls import Cause, Op, Returned, SyncKind, cause_word, returned_of
 
 _ACQUIRE, _RELEASE = int(Op.LOCK_ACQUIRE), int(Op.LOCK_RELEASE)

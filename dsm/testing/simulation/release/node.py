@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, NamedTuple
 
-from dsm.coherence.messages import Acquired, Released, Time
-from dsm.coherence.release.intervals import decode, encode, join
+from dsm.coherence.messages import Acquired, Released
+from dsm.coherence.release.intervals import decode, encode
 from dsm.errors import Status
 from dsm.sync.service import Reply
 from dsm.sync.times import ObjectTimes
@@ -26,6 +26,7 @@ from dsm.testing.simulation.thread import Thread
 from dsm.testing.simulation.trace import What, time_text
 from dsm.testing.simulation.worker import Worker
 from dsm.testing.simulation.world import Violation
+from dsm.vector_time import Time, join
 from dsm.wire.calls import Op
 
 _CANCELLED = int(Status.CANCELLED)
