@@ -82,12 +82,3 @@ def below(runs: Runs, pages: int) -> Runs:
     if len(kept):
         kept[-1, 1] = min(kept[-1, 1], pages - kept[-1, 0])
     return kept
-
-
-def covers(runs: Runs, pages: Pages) -> npt.NDArray[np.bool_]:
-    """Return, for each of `pages`, whether it lies in `runs`."""
-    if not len(runs):
-        return np.zeros(len(pages), np.bool_)
-    at = np.searchsorted(runs[:, 0], pages, side="right") - 1
-    inside: npt.NDArray[np.bool_] = (at >= 0) & (pages < runs[at, 0] + runs[at, 1])
-    return inside
