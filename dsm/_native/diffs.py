@@ -159,7 +159,7 @@ class Target:
         self._prepared[first:end] = bytes(end - first)
 
 
-def select(pages: int, page_size: int, payload: Buffer, runs: Runs) -> bytes:
+def select(pages: int, page_size: int, payload: Buffer, runs: Runs) -> bytearray:
     """Return a payload of what `payload` says of the pages of `runs`, perhaps empty; raises as `named`."""
     shift = page_size.bit_length() - 1
     out = bytearray(len(payload))
@@ -172,7 +172,8 @@ def select(pages: int, page_size: int, payload: Buffer, runs: Runs) -> bytes:
         len(runs),
         _ffi.from_buffer("uint8_t[]", out),
     )
-    return bytes(memoryview(out)[: _sound(used)])
+    del out[_sound(used) :]
+    return out
 
 
 def _bytes(payload: Buffer) -> object:

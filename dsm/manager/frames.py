@@ -110,7 +110,7 @@ class Frames:
             self._target = target
         target.patch(payload, runs)
 
-    def forwarded(self, payload: Buffer, runs: Runs) -> bytes:
+    def forwarded(self, payload: Buffer, runs: Runs) -> bytearray:
         """Return the part of a `DIFF` that is about these pages, perhaps empty; raises as `named` does."""
         return diffs.select(self.region.pages, self.page_size, payload, runs)
 

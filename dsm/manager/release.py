@@ -135,8 +135,7 @@ class ReleaseDriver:
         assert isinstance(effect.payload, memoryview)
         message = effect.message
         payload = self._coherence.frames[message.region].forwarded(effect.payload, effect.runs)
-        # In memory of its own that may be large: what a slow reader leaves unread is no message of ours.
-        self._send(effect.node, message, memoryview(bytearray(payload)))
+        self._send(effect.node, message, memoryview(payload))
 
     def _send(self, node: int, message: Message, payload: memoryview) -> None:
         link = self._coherence.links.get(node)
