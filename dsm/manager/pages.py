@@ -1,13 +1,12 @@
 """What this node knows of pages, and what the others know, asked for: the rows of `node.page_table`.
 
-Owns the questions under way.  Who wants a long table asks piece by piece, at most `MAX_ROWS` rows at a time,
-so that no step of the loop takes long.  Like `dsm.manager.status` it only reads, and answers with what has
-come when everybody asked has answered or `COLLECT_S` is over.
+Who wants a long table asks piece by piece, at most `MAX_ROWS` rows at a time, so that no step of the loop
+takes long.  Like `dsm.manager.status` it only reads, and answers with what has come when everybody asked has
+answered or their time is over.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from typing import TYPE_CHECKING
@@ -15,32 +14,17 @@ from typing import TYPE_CHECKING
 from dsm.coherence.rows import parse
 from dsm.errors import ClosedError, Status, UnknownNameError, UsageError, WireError
 from dsm.limits import MAX_NODES, MAX_ROWS
+from dsm.manager.gathering import Gathering
 from dsm.manager.link import Link
 from dsm.manager.session import Session, lack
-from dsm.manager.status import COLLECT_S
 from dsm.types import Region
 from dsm.wire import control
 from dsm.wire import membership as meta
 from dsm.wire.membership import MetaKind
+from dsm.wire.status import SilentNode
 
 if TYPE_CHECKING:
     from dsm.manager.manager import Manager
-
-
-class _Question:
-    """A range of pages that somebody on this node asks about."""
-
-    def __init__(self, session: Session, number: int, region: Region, asked: control.GetPages) -> None:
-        self.session = session
-        self.number = number
-        self.region = region
-        self.page = asked.page
-        self.count = asked.count
-        #: Nodes that have yet to answer, and what the others said.
-        self.missing: set[int] = set()
-        self.rows: dict[int, bytes] = {}
-        #: Nodes that cannot be asked.
-        self.absent: list[int] = []
 
 
 class PagesDesk:
@@ -54,8 +38,7 @@ class PagesDesk:
 
     def __init__(self, manager: Manager) -> None:
         self._manager = manager
-        self._numbers = itertools.count(1)
-        self._under_way: dict[int, _Question] = {}
+        self._gathering: Gathering[bytes] = Gathering(manager, MetaKind.ASK_PAGES)
 
     def ask(self, session: Session, number: int, asked: control.GetPages) -> None:
         """Answer a `GetPages`, now or when others have answered.
@@ -78,28 +61,36 @@ class PagesDesk:
         if asked.nodes is not None and not all(0 <= node < MAX_NODES for node in asked.nodes):
             raise UsageError(f"nodes {asked.nodes[:8]} are not numbers below {MAX_NODES}")
         members = self._manager.members
-        question = _Question(session, number, region, asked)
-        wanted = list(members.nodes) if asked.nodes is None else sorted(set(asked.nodes))
-        question.absent = [node for node in wanted if node not in members.nodes]
-        wanted = [node for node in wanted if node in members.nodes]
-        if not asked.count:
-            question.rows = dict.fromkeys(wanted, b"")
-            self._answer(question)
-            return
-        question.missing = {node for node in wanted if node != members.node}
-        if members.node in wanted:
-            question.rows[members.node] = self._rows(region.region, asked.page, asked.count)
-        if not question.missing:
-            self._answer(question)
-            return
-        request = next(self._numbers) & 0xFFFFFFFF
-        self._under_way[request] = question
+        wanted = set(members.nodes if asked.nodes is None else asked.nodes)
+        rows: dict[int, bytes] = {}
+        if not asked.count:  # who would be asked
+            rows = dict.fromkeys(wanted.intersection(members.nodes), b"")
+            wanted -= rows.keys()
+        elif members.node in wanted:
+            rows[members.node] = self._rows(region.region, asked.page, asked.count)
+
+        def check(told: bytes) -> None:
+            if told and parse(told, asked.count) is None:
+                raise WireError(f"{len(told)} bytes are no rows of {asked.count} pages")
+
+        def gathered(answers: dict[int, bytes], silent: tuple[SilentNode, ...]) -> None:
+            rows.update((node, told) for node, told in answers.items() if told)
+            answer = control.Pages(
+                region.region,
+                region.options.name,
+                region.address,
+                region.options.page_size,
+                region.pages,
+                region.options.consistency,
+                asked.page,
+                asked.count,
+                tuple(sorted(rows)),
+                silent,
+            )
+            _answer(session, number, answer, rows)
+
         payload = meta.encode(meta.AskPages(region.region, asked.page, asked.count))
-        for node in question.missing:
-            link = members.links.get(node)
-            if link is not None:
-                link.send(members.header(MetaKind.ASK_PAGES, len(payload), request), payload)
-        self._manager.loop.after(COLLECT_S, lambda: self._finish(request))
+        self._gathering.ask(wanted, gathered, payload, check)
 
     def _region(self, key: str | int) -> Region:
         regions = self._manager.coherence.frames
@@ -132,48 +123,20 @@ class PagesDesk:
         link.send(self._manager.members.header(MetaKind.PAGES, len(payload), request), payload)
 
     def told(self, node: int, request: int, rows: bytes) -> None:
-        """Another node has answered; late answers find nobody who waits."""
-        question = self._under_way.get(request)
-        if question is None or node not in question.missing:
-            return
-        if rows and parse(rows, question.count) is None:
-            raise WireError(f"{len(rows)} bytes are no rows of {question.count} pages")
-        question.missing.remove(node)
-        if rows:
-            question.rows[node] = rows
-        if not question.missing:
-            self._finish(request)
+        """Another node has answered; `WireError` when these are no rows of what it was asked about."""
+        self._gathering.told(node, request, rows)
 
-    def _finish(self, request: int) -> None:
-        question = self._under_way.pop(request, None)
-        if question is not None:
-            self._answer(question)
 
-    def _answer(self, question: _Question) -> None:
-        """Answer with what has come, in a memory file: it may be longer than a datagram."""
-        region, session = question.region, question.session
-        nodes = sorted(question.rows)
-        silent = [self._manager.status.silent(node) for node in sorted([*question.missing, *question.absent])]
-        answer = control.Pages(
-            region.region,
-            region.options.name,
-            region.address,
-            region.options.page_size,
-            region.pages,
-            region.options.consistency,
-            question.page,
-            question.count,
-            tuple(nodes),
-            tuple(silent),
-        )
+def _answer(session: Session, number: int, answer: control.Pages, rows: dict[int, bytes]) -> None:
+    """Answer with what has come, in a memory file: it may be longer than a datagram."""
+    try:
+        fd = os.memfd_create("dsm-pages", os.MFD_CLOEXEC)
         try:
-            fd = os.memfd_create("dsm-pages", os.MFD_CLOEXEC)
-            try:
-                with open(fd, "wb", closefd=False) as file:
-                    for node in nodes:
-                        file.write(question.rows[node])
-                session.answer(question.number, answer, (fd,))
-            finally:
-                os.close(fd)
-        except OSError as error:
-            session.fail(question.number, Status.LIMIT, lack(error))
+            with open(fd, "wb", closefd=False) as file:
+                for node in answer.nodes:
+                    file.write(rows[node])
+            session.answer(number, answer, (fd,))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        session.fail(number, Status.LIMIT, lack(error))

@@ -1,13 +1,12 @@
 """What this node knows, for `dsm status`: its own part, and the parts of the others, asked for.
 
-Owns the questions under way.  Everything here only reads, and nothing is kept for it on the way of a fault:
-what a thread waits for, and since when, stands in its slot of the board anyway.  Whoever is asked asks every
-member, and answers with what has come when all have answered or `COLLECT_S` is over.
+Everything here only reads, and nothing is kept for it on the way of a fault: what a thread waits for, and
+since when, stands in its slot of the board anyway.  Whoever is asked asks every member, and answers with what
+has come when all have answered or their time is over (`dsm.manager.gathering`).
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -23,7 +22,8 @@ from dsm.coherence.states import READABLE, WRITABLE
 from dsm.coherence.table import LOST, PageTable
 from dsm.errors import Status
 from dsm.limits import MAX_NODES
-from dsm.manager.link import Link, show_address
+from dsm.manager.gathering import Gathering
+from dsm.manager.link import Link
 from dsm.manager.pager import SLOT_BITS
 from dsm.manager.session import Session
 from dsm.proc import process_state
@@ -55,8 +55,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: How long the others have to answer.
-COLLECT_S = 1.5
 #: Pages whose states are counted, of all regions; not more, for this node serves nobody meanwhile (10 ms).
 COUNTED_PAGES = 1 << 22
 _CHUNK = 1 << 20
@@ -95,15 +93,6 @@ _WITH_TOKEN = frozenset(map(int, {*WAITING, Op.LOCK_RELEASE, Op.RW_RELEASE, Op.S
 _OF_CONDITION = (Op.CONDITION_WAIT, Op.CONDITION_NOTIFY)
 
 
-class _Collection:
-    """One question under way."""
-
-    def __init__(self, missing: set[int], then: Callable[[ClusterStatus], None]) -> None:
-        self.missing = missing
-        self.answers: list[NodeStatus] = []
-        self.then = then
-
-
 class StatusDesk:
     """Answers questions about this node, and about the cluster.
 
@@ -116,23 +105,17 @@ class StatusDesk:
     def __init__(self, manager: Manager) -> None:
         self._manager = manager
         self._started = time.monotonic()
-        self._numbers = itertools.count(1)
-        self._under_way: dict[int, _Collection] = {}
+        self._gathering: Gathering[NodeStatus] = Gathering(manager, MetaKind.ASK_STATUS)
 
     def collect(self, then: Callable[[ClusterStatus], None]) -> None:
-        """Ask every member; `then(status)` when all have answered, or in `COLLECT_S`."""
+        """Ask every member; `then(status)` when all have answered, or their time is over."""
         members = self._manager.members
-        number = next(self._numbers) & 0xFFFFFFFF
-        collection = _Collection(set(members.nodes) - {members.node}, then)
-        self._under_way[number] = collection
-        for node in collection.missing:
-            link = members.links.get(node)
-            if link is not None:
-                link.send(members.header(MetaKind.ASK_STATUS, 0, number))
-        if collection.missing:
-            self._manager.loop.after(COLLECT_S, lambda: self._finish(number))
-        else:
-            self._finish(number)
+
+        def gathered(answers: dict[int, NodeStatus], silent: tuple[SilentNode, ...]) -> None:
+            parts = sorted([*answers.values(), self.node_status()], key=lambda part: part.node)
+            then(ClusterStatus(members.cluster.hex(), members.epoch, with_lent(tuple(parts)), silent))
+
+        self._gathering.ask(members.nodes, gathered)
 
     def asked(self, link: Link, request: int) -> None:
         """Another node asks for this one's part."""
@@ -140,37 +123,9 @@ class StatusDesk:
         link.send(self._manager.members.header(MetaKind.STATUS, len(payload), request), payload)
 
     def told(self, node: int, request: int, part: NodeStatus) -> None:
-        """Another node's part has come; late ones find nobody who waits."""
-        collection = self._under_way.get(request)
-        if collection is not None and node in collection.missing and part.node == node:
-            collection.missing.remove(node)
-            collection.answers.append(part)
-            if not collection.missing:
-                self._finish(request)
-
-    def _finish(self, number: int) -> None:
-        collection = self._under_way.pop(number, None)
-        if collection is None:
-            return
-        members = self._manager.members
-        parts = sorted([*collection.answers, self.node_status()], key=lambda part: part.node)
-        silent = tuple(self.silent(node) for node in sorted(collection.missing))
-        known = with_lent(tuple(parts))
-        collection.then(ClusterStatus(members.cluster.hex(), members.epoch, known, silent))
-
-    def silent(self, node: int) -> SilentNode:
-        """Return what is known of a node that does not answer."""
-        link = self._manager.members.links.get(node)
-        if link is None or link.closed:
-            return SilentNode(node)
-        try:
-            return SilentNode(
-                node,
-                show_address(*link.sock.getpeername()[:2]),
-                show_address(*link.sock.getsockname()[:2]),
-            )
-        except OSError:
-            return SilentNode(node)
+        """Another node's part has come."""
+        if part.node == node:
+            self._gathering.told(node, request, part)
 
     def node_status(self) -> NodeStatus:
         """Return this node's part."""

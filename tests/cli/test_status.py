@@ -13,7 +13,7 @@ import pytest
 from dsm.cli import status
 from dsm.cli.status import ask
 from dsm.cli.status.verdict import verdict
-from dsm.manager.status import COLLECT_S
+from dsm.manager.gathering import COLLECT_S
 from dsm.proc import process_state
 from dsm.testing import Cluster
 from dsm.testing.cluster import ManagerProcess
