@@ -7,16 +7,16 @@ answered or their time is over.
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING
 
 from dsm.coherence.rows import parse
-from dsm.errors import ClosedError, Status, UnknownNameError, UsageError, WireError
+from dsm.errors import ClosedError, UnknownNameError, UsageError, WireError
 from dsm.limits import MAX_NODES, MAX_ROWS
+from dsm.manager.answers import answer_in_file
 from dsm.manager.gathering import Gathering
 from dsm.manager.link import Link
-from dsm.manager.session import Session, lack
+from dsm.manager.session import Session
 from dsm.types import Region
 from dsm.wire import control
 from dsm.wire import membership as meta
@@ -87,7 +87,7 @@ class PagesDesk:
                 tuple(sorted(rows)),
                 silent,
             )
-            _answer(session, number, answer, rows)
+            answer_in_file(session, number, answer, (rows[node] for node in answer.nodes))
 
         payload = meta.encode(meta.AskPages(region.region, asked.page, asked.count))
         self._gathering.ask(wanted, gathered, payload, check)
@@ -125,18 +125,3 @@ class PagesDesk:
     def told(self, node: int, request: int, rows: bytes) -> None:
         """Another node has answered; `WireError` when these are no rows of what it was asked about."""
         self._gathering.told(node, request, rows)
-
-
-def _answer(session: Session, number: int, answer: control.Pages, rows: dict[int, bytes]) -> None:
-    """Answer with what has come, in a memory file: it may be longer than a datagram."""
-    try:
-        fd = os.memfd_create("dsm-pages", os.MFD_CLOEXEC)
-        try:
-            with open(fd, "wb", closefd=False) as file:
-                for node in answer.nodes:
-                    file.write(rows[node])
-            session.answer(number, answer, (fd,))
-        finally:
-            os.close(fd)
-    except OSError as error:
-        session.fail(number, Status.LIMIT, lack(error))

@@ -20,8 +20,8 @@ from dsm.coherence.recovery import Search
 from dsm.coherence.region import ModelRegion
 from dsm.coherence.states import READABLE, WRITABLE
 from dsm.coherence.table import LOST, PageTable
-from dsm.errors import Status
 from dsm.limits import MAX_NODES
+from dsm.manager.answers import answer_in_file
 from dsm.manager.gathering import Gathering
 from dsm.manager.link import Link
 from dsm.manager.pager import SLOT_BITS
@@ -343,18 +343,9 @@ class _Part:
 
 
 def answer_status(session: Session, number: int, status: ClusterStatus) -> None:
-    """Answer a `GetStatus`: the value goes in a memory file, for it may be longer than a datagram."""
+    """Answer a `GetStatus`."""
     data = meta.encode(status)
-    try:
-        fd = os.memfd_create("dsm-status", os.MFD_CLOEXEC)
-        try:
-            with open(fd, "wb", closefd=False) as file:
-                file.write(data)
-            session.answer(number, control.Status(len(data)), (fd,))
-        finally:
-            os.close(fd)
-    except OSError as error:
-        session.fail(number, Status.LIMIT, f"the manager of this node: {error.strerror}")
+    answer_in_file(session, number, control.Status(len(data)), (data,))
 
 
 def _directories(region: ModelRegion, low: int, high: int) -> tuple[int, ...]:
