@@ -21,7 +21,7 @@ from dsm.manager.ordering import Ordering
 from dsm.sync.cache import LockCache
 from dsm.sync.reply import Description, Party, Reply
 from dsm.sync.service import SyncHome
-from dsm.sync.turns import Waiter
+from dsm.sync.waiting import Waiter
 from dsm.types import SyncObject
 from dsm.vector_time import Time
 from dsm.wire.calls import (

@@ -26,10 +26,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import msgspec
-
 from dsm.errors import InternalError, Status
-from dsm.sync.reply import Description, Gone, Owner, Party, Reply
+from dsm.sync.reply import Description, Gone, Owner, Reply
+from dsm.sync.waiting import Waiter, parties, without_gone
 from dsm.types import SyncObject
 from dsm.wire.calls import Cause, Op, cause_word
 
@@ -43,13 +42,6 @@ _CLOSED = int(Status.CLOSED)
 _USAGE = int(Status.USAGE)
 
 
-class _Arrival(msgspec.Struct, frozen=True, gc=False):
-    node: int
-    ticket: int
-    owner: Owner
-    since: int
-
-
 class Barrier:
     """One barrier, at its home; `SyncObject.value` is the number of its parties."""
 
@@ -60,7 +52,7 @@ class Barrier:
         self._number = described.object
         self._parties = described.value
         #: Who has arrived, in order: fewer than the parties, none while it is broken or a rank is missing.
-        self._waiting: list[_Arrival] = []
+        self._waiting: list[Waiter] = []
         #: Living workers (node, worker) that have ever arrived.
         self._members: set[tuple[int, int]] = set()
         self._broken = False
@@ -78,7 +70,7 @@ class Barrier:
         Wait: `b` 1 says that the parties are the ranks of the job.
         """
         if op == _WAIT:
-            return self._arrive(_Arrival(node, ticket, owner, now), b == 1)
+            return self._arrive(Waiter(node, ticket, owner, now), b == 1)
         if op == _RESET:
             replies = self._break(cause_word(Cause.RESET, node, owner[0]))
             self._mend()
@@ -91,7 +83,7 @@ class Barrier:
             return replies
         return [self._reply(node, ticket, _USAGE)]
 
-    def _arrive(self, arrival: _Arrival, of_ranks: bool) -> list[Reply]:
+    def _arrive(self, arrival: Waiter, of_ranks: bool) -> list[Reply]:
         node, ticket, owner = arrival.node, arrival.ticket, arrival.owner
         self._members.add((node, owner[0]))
         replies: list[Reply] = []
@@ -126,7 +118,7 @@ class Barrier:
         members = {each for each in self._members if not gone.has(*each)}
         lost, self._members = len(members) < len(self._members), members
         self._told = {each for each in self._told if not gone.has(each[0], each[1][0])}
-        alive = [each for each in self._waiting if not gone.has(each.node, each.owner[0])]
+        alive = without_gone(self._waiting, gone)
         waited, self._waiting = len(alive) < len(self._waiting), alive
         if lost and not members:
             self._mend()
@@ -154,7 +146,7 @@ class Barrier:
             it.object,
             it.kind,
             it.name,
-            waiting=tuple(Party(each.node, *each.owner, each.since) for each in self._waiting),
+            waiting=parties(self._waiting),
             value=self._parties,
             damaged=self._broken or bool(missing),
             missing=missing,

@@ -38,7 +38,7 @@ import msgspec
 
 from dsm.errors import InternalError, Status
 from dsm.sync.reply import Owner, Reply
-from dsm.sync.turns import Waiter
+from dsm.sync.waiting import Waiter
 from dsm.wire.calls import Returned, returned_word
 
 _OWNER_DIED = int(Status.OWNER_DIED)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from dsm.errors import Status
 from dsm.sync.reply import Description, Gone, Owner, Reply
-from dsm.sync.turns import Waiter
+from dsm.sync.waiting import Waiter, parties, without_gone
 from dsm.types import SyncObject
 from dsm.wire.calls import NOTIFY_ALL
 
@@ -74,7 +74,7 @@ class Condition:
 
     def forget(self, gone: Gone) -> None:
         """Forget waiters."""
-        self._waiting = deque(each for each in self._waiting if not gone.has(each.node, each.owner[0]))
+        self._waiting = deque(without_gone(self._waiting, gone))
 
     def request(self, op: int, node: int, ticket: int, owner: Owner, a: int, b: int, now: int) -> list[Reply]:
         """Refuse: operations on a condition are asked of its lock."""
@@ -97,5 +97,4 @@ class Condition:
     def describe(self) -> Description:
         """Return the state."""
         it = self.described
-        waiting = tuple(waiter.party() for waiter in self._waiting)
-        return Description(it.object, it.kind, it.name, waiting=waiting, value=it.value)
+        return Description(it.object, it.kind, it.name, waiting=parties(self._waiting), value=it.value)

@@ -6,10 +6,9 @@ once afterwards.
 
 from __future__ import annotations
 
-import msgspec
-
 from dsm.errors import Status
-from dsm.sync.reply import Description, Gone, Owner, Party, Reply
+from dsm.sync.reply import Description, Gone, Owner, Reply
+from dsm.sync.waiting import Waiter, parties, without_call, without_gone
 from dsm.types import SyncObject
 from dsm.wire.calls import Op
 
@@ -23,13 +22,6 @@ _CLOSED = int(Status.CLOSED)
 _USAGE = int(Status.USAGE)
 
 
-class _Waiter(msgspec.Struct, frozen=True, gc=False):
-    node: int
-    ticket: int
-    owner: Owner
-    since: int
-
-
 class Event:
     """One event, at its home."""
 
@@ -37,13 +29,13 @@ class Event:
         self.described = described
         self._is_set = False
         #: In order of arrival; nobody while it is set.
-        self._waiting: list[_Waiter] = []
+        self._waiting: list[Waiter] = []
 
     def request(self, op: int, node: int, ticket: int, owner: Owner, a: int, b: int, now: int) -> list[Reply]:
         """Set it, clear it, look at it, or wait until it is set."""
         if op == _WAIT:
             if not self._is_set:
-                self._waiting.append(_Waiter(node, ticket, owner, now))
+                self._waiting.append(Waiter(node, ticket, owner, now))
                 return []
             return [self._reply(node, ticket)]
         if op == _SET:
@@ -59,12 +51,12 @@ class Event:
     def cancel(self, node: int, ticket: int, now: int) -> list[Reply]:
         """End a wait with CANCELLED."""
         count = len(self._waiting)
-        self._waiting = [each for each in self._waiting if (each.node, each.ticket) != (node, ticket)]
+        self._waiting = without_call(self._waiting, node, ticket)
         return [self._reply(node, ticket, _CANCELLED)] if len(self._waiting) < count else []
 
     def gone(self, gone: Gone) -> list[Reply]:
         """Forget waiters; who is to set it is not known."""
-        self._waiting = [each for each in self._waiting if not gone.has(each.node, each.owner[0])]
+        self._waiting = without_gone(self._waiting, gone)
         return []
 
     def close(self) -> list[Reply]:
@@ -74,8 +66,9 @@ class Event:
     def describe(self) -> Description:
         """Return the state."""
         it = self.described
-        waiting = tuple(Party(each.node, *each.owner, each.since) for each in self._waiting)
-        return Description(it.object, it.kind, it.name, waiting=waiting, value=int(self._is_set))
+        return Description(
+            it.object, it.kind, it.name, waiting=parties(self._waiting), value=int(self._is_set)
+        )
 
     def _reply(self, node: int, ticket: int, status: int = 0, result: int = 0) -> Reply:
         return Reply(node, ticket, status, result, self.described.object)

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING
 
 from dsm.errors import InternalError, Status
 from dsm.sync.reply import Description, Gone, Owner, Party, Reply
-from dsm.sync.turns import Turns, Waiter
+from dsm.sync.turns import Turns
+from dsm.sync.waiting import Waiter, parties
 from dsm.types import SyncObject
 from dsm.wire.calls import CONDITION_BITS, Op, Returned, SyncKind, returned_of
 
@@ -139,7 +140,7 @@ class Lock:
         holder = None
         if self._owner is not None and self._node is not None:
             holder = Party(self._node, *self._owner, self._since)
-        waiting = tuple(waiter.party() for waiter in self._turns)
+        waiting = parties(self._turns)
         return Description(it.object, it.kind, it.name, holder, waiting, damaged=self._died, lent=self._lent)
 
     def notified(self, waiter: Waiter) -> None:

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from dsm.errors import Status
 from dsm.sync.reply import Description, Gone, Owner, Party, Reply
-from dsm.sync.turns import NO_NODE, Turns, Waiter
+from dsm.sync.turns import NO_NODE, Turns
+from dsm.sync.waiting import Waiter, parties, without_call, without_gone
 from dsm.types import SyncObject
 from dsm.wire.calls import Op
 
@@ -80,14 +81,14 @@ class RWLock:
     def cancel(self, node: int, ticket: int, now: int) -> list[Reply]:
         """End a waiting acquire with CANCELLED; what has been granted stays granted."""
         count = len(self._readers)
-        self._readers = [each for each in self._readers if (each.node, each.ticket) != (node, ticket)]
+        self._readers = without_call(self._readers, node, ticket)
         if count == len(self._readers) and not self._writers.remove(node, lambda w: w.ticket == ticket):
             return []
         return [self._reply(node, ticket, _CANCELLED), *self._go_on(now)]
 
     def gone(self, gone: Gone) -> list[Reply]:
         """Forget waiters and readers; pass on what one of the gone held alone."""
-        self._readers = [each for each in self._readers if not gone.has(each.node, each.owner[0])]
+        self._readers = without_gone(self._readers, gone)
         self._writers.remove(gone.node, lambda each: gone.has(each.node, each.owner[0]))
         self._reading = {
             (node, owner): since
@@ -111,7 +112,7 @@ class RWLock:
             it.kind,
             it.name,
             holder=self._alone.party() if self._alone is not None else None,
-            waiting=tuple(waiter.party() for waiter in (*self._readers, *self._writers)),
+            waiting=parties((*self._readers, *self._writers)),
             damaged=self._died,
             holders=tuple(Party(node, *owner, since) for (node, owner), since in self._reading.items()),
             readers=len(self._readers),

@@ -15,6 +15,7 @@ import msgspec
 
 from dsm.errors import Status
 from dsm.sync.reply import Description, Gone, Owner, Party, Reply
+from dsm.sync.waiting import Waiter, parties, without_call, without_gone
 from dsm.types import MAX_UNITS, SyncObject
 from dsm.wire.calls import Op
 
@@ -26,12 +27,8 @@ _CLOSED = int(Status.CLOSED)
 _USAGE = int(Status.USAGE)
 
 
-class _Waiter(msgspec.Struct, frozen=True, gc=False):
-    node: int
-    ticket: int
-    owner: Owner
-    since: int
-    units: int
+class _Waiter(Waiter, frozen=True, gc=False):
+    units: int = 0
 
 
 class _Share(msgspec.Struct, gc=False):
@@ -59,7 +56,7 @@ class Semaphore:
         USAGE: so many are never free, or would be too many.  NOT_OWNER: the worker does not have so many.
         """
         if op == _ACQUIRE and 1 <= b <= (self.described.value if self._bounded else MAX_UNITS):
-            self._waiting.append(_Waiter(node, ticket, owner, now, b))
+            self._waiting.append(_Waiter(node, ticket, owner, now, units=b))
             return self._go_on(now)
         if op != _RELEASE or b < 1:
             return [self._reply(node, ticket, _USAGE)]
@@ -78,14 +75,14 @@ class Semaphore:
     def cancel(self, node: int, ticket: int, now: int) -> list[Reply]:
         """End a waiting acquire with CANCELLED; who stood behind it may have its turn."""
         count = len(self._waiting)
-        self._waiting = [each for each in self._waiting if (each.node, each.ticket) != (node, ticket)]
+        self._waiting = without_call(self._waiting, node, ticket)
         if count == len(self._waiting):
             return []
         return [self._reply(node, ticket, _CANCELLED), *self._go_on(now)]
 
     def gone(self, gone: Gone) -> list[Reply]:
         """Forget waiters; of a bounded one, give back what the gone had."""
-        self._waiting = [each for each in self._waiting if not gone.has(each.node, each.owner[0])]
+        self._waiting = without_gone(self._waiting, gone)
         for key in [key for key in self._shares if gone.has(*key)]:
             self._free += self._shares.pop(key).units
         return self._go_on(gone.now)
@@ -102,7 +99,7 @@ class Semaphore:
             it.object,
             it.kind,
             it.name,
-            waiting=tuple(Party(each.node, *each.owner, each.since) for each in self._waiting),
+            waiting=parties(self._waiting),
             value=self._free,
             holders=tuple(Party(*key, 0, share.since) for key, share in self._shares.items()),
         )

@@ -14,31 +14,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 
-import msgspec
-
-from dsm.sync.reply import Owner, Party
+from dsm.sync.waiting import Waiter
 
 #: Hand-overs within one node in a row while other nodes wait.
 LOCAL_HANDOVERS = 16
 #: A node that is none: nobody is preferred.
 NO_NODE = -1
-
-
-class Waiter(msgspec.Struct, frozen=True, gc=False):
-    """A thread that waits."""
-
-    node: int
-    ticket: int
-    owner: Owner
-    since: int
-    #: Number of the condition whose notification it got; 0: it came of its own.
-    condition: int = 0
-    #: Of that condition: how many had begun to wait when it was notified (`dsm.sync.condition`).
-    arrivals: int = 0
-
-    def party(self) -> Party:
-        """Return who it is."""
-        return Party(self.node, *self.owner, self.since)
 
 
 class Turns:

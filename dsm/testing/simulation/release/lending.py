@@ -14,7 +14,7 @@ from dsm.errors import Status
 from dsm.sync.cache import Given, LockCache
 from dsm.sync.reply import Reply
 from dsm.sync.service import SyncHome
-from dsm.sync.turns import Waiter
+from dsm.sync.waiting import Waiter
 from dsm.testing.simulation.release.calls import releases
 from dsm.testing.simulation.release.clocks import Clock, joined
 from dsm.testing.simulation.release.node import Pending, Stamp, TimedAsk, TimedNode, TimedReply

@@ -11,7 +11,7 @@ from typing import Any
 from dsm.sync.lock import Lock
 from dsm.sync.reply import Reply
 from dsm.sync.service import SyncHome
-from dsm.sync.turns import Waiter
+from dsm.sync.waiting import Waiter
 from dsm.testing.simulation.release.lending import LendingNode
 from dsm.testing.simulation.release.node import Stamp
 from dsm.testing.simulation.release.plan import Manners
