@@ -27,6 +27,13 @@ from dsm.types import Region, RegionOptions
 RARELY = 0.05
 
 
+def _store(node: Node, transfer: Transfer) -> None:
+    """Put a payload into the frames, whatever has become of them."""
+    frames = node.regions[transfer.message.region].frames
+    for page, words in enumerate(transfer.payload, transfer.message.page):
+        frames[page][:] = words
+
+
 class SkipsInvalidation(Node):
     def do_send(self, effect: Send) -> None:
         message = effect.message
@@ -48,10 +55,8 @@ class GrantsEarly(Node):
     def end(self, transfer: Transfer) -> None:
         if not transfer.accepted:
             super().end(transfer)
-            return
-        message = transfer.message
-        for offset, words in enumerate(transfer.payload):
-            self.regions[message.region].frames[message.page + offset][:] = words
+        else:
+            _store(self, transfer)
 
 
 class LosesInvalidated(Node):
@@ -117,11 +122,8 @@ class PunchesWhileSending(Node):
 
 class StoresLateBytes(Node):
     def end(self, transfer: Transfer) -> None:
-        message = transfer.message
-        home = self.regions[message.region]
         if transfer.accepted:
-            for offset, words in enumerate(transfer.payload):
-                home.frames[message.page + offset][:] = words
+            _store(self, transfer)
         super().end(transfer)
 
 
@@ -143,11 +145,9 @@ class DivertsOnMessageOnly(Node):
             self.direct.difference_update([t for t in self.direct if not self.engine.accepts(t.message)])
 
     def end(self, transfer: Transfer) -> None:
-        message = transfer.message
         if transfer in self.direct:
             self.direct.remove(transfer)
-            for offset, words in enumerate(transfer.payload):
-                self.regions[message.region].frames[message.page + offset][:] = words
+            _store(self, transfer)
         super().end(transfer)
 
 

@@ -14,6 +14,7 @@ from dsm.coherence.directory import Directory
 from dsm.coherence.engine import Engine
 from dsm.coherence.hold import Hold
 from dsm.coherence.holder import Holder
+from dsm.coherence.region import ModelRegion
 from dsm.coherence.requester import Requester
 from dsm.coherence.sequential import SequentialRegion
 from dsm.testing.simulation import driver_mutants as driver
@@ -40,6 +41,19 @@ def _add(name: str, about: str, parts: Parts) -> None:
     MUTANTS[name] = Mutant(about, parts)
 
 
+def give_roles(region: ModelRegion, **roles: type) -> None:
+    """Let a new region have roles of these classes, by their names; its table of messages leads to them."""
+    new: dict[int, object] = {}
+    for name, role in roles.items():
+        before = getattr(region, name)
+        new[id(before)] = role(region)
+        setattr(region, name, new[id(before)])
+    region.roles = {
+        kind: getattr(new.get(id(method.__self__), method.__self__), method.__name__)  # type: ignore[attr-defined]
+        for kind, method in region.roles.items()
+    }
+
+
 def mutated_engine(
     *,
     directory: type[Directory] = Directory,
@@ -60,14 +74,7 @@ def mutated_engine(
             super().add_region(region)
             made = self.sequential[region.region]
             made.__class__ = region_class
-            before = made.requester, made.directory, made.holder
-            made.requester, made.directory, made.holder = requester(made), directory(made), holder(made)
-            roles = dict(zip(map(id, before), (made.requester, made.directory, made.holder), strict=True))
-            # The table of messages names methods of the roles: it must lead to the new ones.
-            made.roles = {
-                kind: getattr(roles[id(method.__self__)], method.__name__)  # type: ignore[attr-defined]
-                for kind, method in made.roles.items()
-            }
+            give_roles(made, requester=requester, directory=directory, holder=holder)
 
     return Parts(engine=Mutated, faults=faults)
 

@@ -9,6 +9,8 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
+from msgspec import structs
+
 from dsm.coherence.bounded.directory import BoundedDirectory
 from dsm.coherence.bounded.holder import BoundedHolder
 from dsm.coherence.bounded.leases import LeaseTable
@@ -25,7 +27,7 @@ from dsm.testing.simulation.bounded.node import BoundedNode, LiveTransfer
 from dsm.testing.simulation.bounded.worker import BoundedWorker
 from dsm.testing.simulation.cluster import Parts, Shape
 from dsm.testing.simulation.faults import Faults, Stormy
-from dsm.testing.simulation.mutants import Mutant
+from dsm.testing.simulation.mutants import Mutant, give_roles
 from dsm.testing.simulation.network import Transfer
 from dsm.testing.simulation.program import Style
 from dsm.testing.simulation.worker import WorkerRegion
@@ -91,7 +93,7 @@ class CountsFromArrival(BoundedRequester):
         if request is not None and not message.flags & _WRITE:
             now = self.region.engine.now
             request.sent = request.asked = now
-            message = _with_value(message, now)
+            message = structs.replace(message, value=now)
         super().install(message)
 
 
@@ -103,7 +105,7 @@ class CountsFromLastAttempt(BoundedRequester):
     def install(self, message: Message) -> None:
         request = self.requests.get(message.request)
         if request is not None:
-            message = _with_value(message, request.asked)
+            message = structs.replace(message, value=request.asked)
         super().install(message)
 
 
@@ -173,16 +175,7 @@ class ServesWithoutToken(BoundedHolder):
         if message.flags & _WRITE:
             super().revoke(message)
             return
-        data = Message(
-            int(Kind.DATA),
-            message.region,
-            message.page,
-            message.count,
-            message.request,
-            message.node,
-            message.flags,
-            message.value,
-        )
+        data = structs.replace(message, kind=int(Kind.DATA))
         if message.node != self.region.node:
             self.region.effects.append(SendPages(message.node, data, live=True))
 
@@ -229,15 +222,7 @@ class UpgradesReaders(BoundedDirectory):
     def _start(self, message: Message, page: int, count: int) -> None:
         if message.flags & _WRITE:
             self.region.table.copysets[page : page + count] |= 1 << message.node
-            message = Message(
-                message.kind,
-                message.region,
-                message.page,
-                message.count,
-                message.request,
-                message.node,
-                message.flags | int(Flag.HAVE),
-            )
+            message = structs.replace(message, flags=message.flags | int(Flag.HAVE))
         super()._start(message, page, count)
 
 
@@ -327,19 +312,6 @@ class LooksOnce(BoundedWorker):
         self.note = note  # type: ignore[method-assign]
 
 
-def _with_value(message: Message, value: int) -> Message:
-    return Message(
-        message.kind,
-        message.region,
-        message.page,
-        message.count,
-        message.request,
-        message.node,
-        message.flags,
-        value,
-    )
-
-
 def bounded_parts(
     *,
     requester: type[BoundedRequester] = BoundedRequester,
@@ -358,14 +330,7 @@ def bounded_parts(
             assert isinstance(made, BoundedRegion)
             made.__class__ = region_class
             made.table.__class__ = table
-            made.requester.__class__ = requester
-            made.holder.__class__ = holder
-            made.directory.__class__ = directory
-            # The table of messages names methods of the roles: they must be the new ones.
-            made.roles = {
-                kind: getattr(method.__self__, method.__name__)  # type: ignore[attr-defined]
-                for kind, method in made.roles.items()
-            }
+            give_roles(made, requester=requester, holder=holder, directory=directory)
 
     return replace(BOUNDED_PARTS, engine=Mutated, faults=faults)
 

@@ -6,6 +6,7 @@ Owns the classes; `mutants` names them and says what is wrong.
 from __future__ import annotations
 
 import numpy as np
+from msgspec import structs
 
 from dsm.coherence.messages import Apply, Flag, Message, Raise, Runs
 from dsm.coherence.release.acquirer import Acquirer
@@ -153,16 +154,7 @@ class ForgetsCopyset(ReleaseRequester):
 
     def install(self, message: Message) -> None:
         if message.flags & _HOME:
-            message = Message(
-                message.kind,
-                message.region,
-                message.page,
-                message.count,
-                message.request,
-                message.node,
-                message.flags,
-                0,
-            )
+            message = structs.replace(message, value=0)
         super().install(message)
 
 

@@ -10,12 +10,11 @@ from dsm.coherence.release.acquirer import Acquirer
 from dsm.coherence.release.fence import Fence
 from dsm.coherence.release.home import Home
 from dsm.coherence.release.intervals import Log
-from dsm.coherence.release.region import ReleaseRegion
 from dsm.coherence.release.requester import ReleaseRequester
 from dsm.coherence.release.writer import Writer
 from dsm.testing.simulation.cluster import Parts, Shape
 from dsm.testing.simulation.driver_mutants import SlowPages
-from dsm.testing.simulation.mutants import Mutant
+from dsm.testing.simulation.mutants import Mutant, give_roles
 from dsm.testing.simulation.release import driver_mutants as driver
 from dsm.testing.simulation.release import engine_mutants as engine
 from dsm.testing.simulation.release import lending_mutants as lending
@@ -67,16 +66,7 @@ def mutated_release(
             self.fence.log.__class__ = log
             super().add_region(region)
             made = self.regions[region.region]
-            assert isinstance(made, ReleaseRegion)
-            made.writer.__class__ = writer if writer is not Writer else type(made.writer)
-            made.acquirer.__class__ = acquirer
-            made.requester.__class__ = requester
-            made.home.__class__ = home
-            # The table of messages names methods of the roles: they must be the new ones.
-            made.roles = {
-                kind: getattr(method.__self__, method.__name__)  # type: ignore[attr-defined]
-                for kind, method in made.roles.items()
-            }
+            give_roles(made, writer=writer, acquirer=acquirer, requester=requester, home=home)
 
     return release_parts(engine=Mutated, manners=manners, timing=timing)
 
