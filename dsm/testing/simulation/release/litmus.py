@@ -25,7 +25,6 @@ from dsm.testing.simulation.release.truth import PAGE_BYTES, ReleaseTruth
 from dsm.types import Region, RegionOptions
 from dsm.wire.calls import Op
 
-WAYS = ("plain", "locks", "atomics")
 #: Tests whose outcome this implementation never shows, though the model allows it: nothing is read before
 #: its turn (LB), and what a node has of a page only grows newer (CoRR).
 NEVER_RELAXED = frozenset({"LB", "CoRR"})
@@ -55,7 +54,8 @@ def run_release_litmus(
     seed
         Determines delays, and who has read what before.
     way
-        One of `WAYS`.
+        ``"plain"``; ``"locks"``: each access is under a lock; ``"atomics"``: it follows an addition to an
+        atomic, or precedes one.
     same_page
         Both variables of a round lie on one page.
     parts
