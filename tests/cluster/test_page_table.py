@@ -69,12 +69,6 @@ def _share_falsely(node, name, turns):
         node.barrier()
 
 
-@pytest.fixture(scope="module")
-def two():
-    with Cluster(nodes=2, workers=1) as cluster:
-        yield cluster
-
-
 def test_a_row_says_where_its_page_is(two):
     addresses = two.all(_write_own_pages, "where", 6)
     for worker in two.workers:

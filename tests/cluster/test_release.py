@@ -6,23 +6,8 @@ import pytest
 
 import release_programs as programs
 from dsm.errors import UsageError
-from dsm.testing import Cluster
 
-SHAPES = [(1, 3), (2, 1), (2, 2), (3, 1), (4, 1)]
 HOMES = ["first-touch", "block", "cyclic", 0]
-
-
-@pytest.fixture(scope="module", params=SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
-def cluster(request):
-    nodes, workers = request.param
-    with Cluster(nodes=nodes, workers=workers) as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def four():
-    with Cluster(nodes=2, workers=2) as cluster:
-        yield cluster
 
 
 def test_no_increment_under_a_lock_is_lost(cluster):
