@@ -166,7 +166,7 @@ class _Part:
         self._engine = manager.coherence.engine
         self._now = time.monotonic_ns()
         self._obeying = manager.coherence.pager.obeying()
-        self._fenced = set() if self._engine.fence.is_idle else manager.sync.fenced()
+        self._fenced = set() if self._engine.fence.is_idle else manager.sync.calls.fenced()
         self.left_out = 0
 
     def limited(self, entries: Iterable[T]) -> tuple[T, ...]:
@@ -327,7 +327,7 @@ class _Part:
     def lent(self) -> Iterable[ObjectStatus]:
         """Every lock that is lent to this node."""
         sync = self._manager.sync
-        for it in sync.describe_lent():
+        for it in sync.lending.describe():
             yield self._object(it, sync.known[it.object].home)
 
     def _object(self, it: Description, home: int) -> ObjectStatus:

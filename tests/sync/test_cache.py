@@ -329,7 +329,7 @@ def test_status_has_the_holder_from_the_borrower(nodes):
     nodes.acquire(1, worker=1)
     [home] = nodes.syncs[0].home.describe()
     assert (home.lent, home.holder, home.waiting) == (1, None, ())
-    [lent] = nodes.syncs[1].describe_lent()
+    [lent] = nodes.syncs[1].lending.describe()
     assert (lent.holder.node, lent.holder.worker, lent.holder.token) == (1, 0, 1)
     assert [party.worker for party in lent.waiting] == [1]
 
