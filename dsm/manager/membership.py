@@ -1,4 +1,4 @@
-"""Who belongs to the cluster: accepting, joining and losing nodes.
+"""Who belongs to the cluster: accepting and losing nodes (joining: `dsm.manager.joining`).
 
 Owns the listening socket, connections that are not authenticated yet, and the links to the other
 nodes.  Nothing a peer sends is parsed before it has proven that it knows the secret.  The node that
@@ -14,51 +14,22 @@ from __future__ import annotations
 import contextlib
 import secrets
 import socket
-import time
 from collections.abc import Callable
-from typing import TypeVar
 
-import msgspec
-
-from dsm.errors import (
-    AuthenticationError,
-    DSMError,
-    InternalError,
-    NodeLostError,
-    Status,
-    UsageError,
-    WireError,
-    error_for,
-)
-from dsm.limits import HANDSHAKE_TIMEOUT_S, JOIN_TIMEOUT_S, JOIN_WAIT_S, MAX_HALF_OPEN, MAX_JOINING
-from dsm.manager import border
+from dsm.errors import DSMError, InternalError, Status, UsageError
+from dsm.limits import HANDSHAKE_TIMEOUT_S, JOIN_TIMEOUT_S, MAX_HALF_OPEN, MAX_JOINING
+from dsm.manager.addresses import parse_address
+from dsm.manager.joining import Joining
 from dsm.manager.link import Link, Traffic, show_address
 from dsm.manager.loop import Loop
 from dsm.manager.notices import Notices
 from dsm.wire import membership as meta
 from dsm.wire.control import Failed
-from dsm.wire.handshake import NO_CLUSTER, NO_NODE, NONCE_BYTES, Client, Server
-from dsm.wire.header import Family, Fields, pack
+from dsm.wire.handshake import NO_NODE, NONCE_BYTES, Server
+from dsm.wire.header import Family, pack
 from dsm.wire.membership import MetaKind
 
 _BACKLOG = 128
-_Body = TypeVar("_Body", meta.Welcome, meta.Members)
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """Split ``host:port`` (``[::1]:port`` for IPv6)."""
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise WireError(f"{text!r} is not HOST:PORT")
-    return host.strip("[]"), int(port)
-
-
-def announced(listening: str, outward: str) -> str:
-    """Return where others reach a node that listens at `listening` and calls others from `outward`."""
-    host, port = parse_address(listening)
-    if host not in ("0.0.0.0", "::"):
-        return listening
-    return show_address(outward, port)
 
 
 class HalfOpen:
@@ -112,8 +83,7 @@ class Membership:
         #: Links that must get on before their deadline, and the number of that deadline.
         self._overdue: dict[Link, int] = {}
         self._deadlines = 0
-        #: What the coordinator said between `join` and the first round of the loop.
-        self._early: list[tuple[Fields, bytes]] = []
+        self._joining = Joining(self, secret, make_link)
         self.node = 0
         self.epoch = 1
         self.cluster = secrets.token_bytes(16)
@@ -246,7 +216,7 @@ class Membership:
     def _give_up(self, link: Link, status: Status, reason: str) -> None:
         """Close the connection of a node that is no member, and tell it why."""
         refusal = meta.encode(meta.Told(Failed(status, f"node {self.node} closed the connection: {reason}")))
-        self._tell(link, MetaKind.REPLY, refusal)
+        self.tell(link, MetaKind.REPLY, refusal)
         link.lose(reason)
 
     def outsider_lost(self, link: Link, reason: str) -> None:
@@ -268,125 +238,26 @@ class Membership:
         self._half_open.pop(fd, None)
         self._loop.forget(fd)
 
-    # -- joining (before the loop runs: this node serves nobody yet, so it may block) --------------------
+    # -- joining -----------------------------------------------------------------------------------------
 
     def join(self, text: str) -> meta.Welcome:
         """Ask the coordinator at ``host:port`` to take this node in, and connect to every member."""
-        link = self._connect(text, 0, NO_NODE)
-        join = meta.encode(meta.Join(announced(self.address, link.sock.getsockname()[0])))
-        self._tell(link, MetaKind.JOIN, join)
-        welcome = self._wait_for(link, meta.Welcome, JOIN_WAIT_S)
-        border.metadata(welcome, welcome.node)
-        self.node = welcome.node
-        self.epoch = welcome.epoch
-        self.cluster = bytes.fromhex(welcome.cluster)
-        for member in welcome.members:
-            if member.node != 0:
-                self._connect(member.address, member.node, welcome.node)
-        self.nodes = sorted([member.node for member in welcome.members] + [welcome.node])
-        self.decided = welcome.node + 1
-        self._tell(link, MetaKind.READY, b"")
-        self._wait_for(link, meta.Members, JOIN_TIMEOUT_S)
-        return welcome
-
-    def _wait_for(self, link: Link, expected: type[_Body], seconds: float) -> _Body:
-        """Return the coordinator's message of that type; others, and MEMBERS, are kept for `replay`."""
-        deadline = time.monotonic() + seconds
-        while True:
-            fields, payload = self._blocking_message(link, deadline)
-            kind = fields[3]
-            if fields[2] != Family.METADATA:
-                raise WireError("the coordinator sent pages or calls to a node that has not joined")
-            try:
-                body = meta.decode(kind, payload)
-            except msgspec.MsgspecError as error:
-                raise WireError(f"a metadata message of kind {kind} is malformed: {error}") from None
-            if isinstance(body, meta.Told) and isinstance(body.body, Failed):
-                raise error_for(body.body.status, body.body.message)
-            if isinstance(body, expected) and not isinstance(body, meta.Members):
-                return body
-            if isinstance(body, meta.Members) and self.node not in body.nodes:
-                continue  # somebody else came or went meanwhile; the one that takes us in says it, too
-            self._early.append((fields, bytes(payload)))
-            if isinstance(body, expected):
-                return body
-            if expected is meta.Welcome:
-                raise WireError(f"the coordinator answered a request to join with kind {kind}")
+        return self._joining.join(text)
 
     def replay(self) -> None:
         """Handle what came before the loop ran, in its order."""
-        early, self._early = self._early, []
-        for fields, payload in early:
-            if 0 in self.links:
-                self.links[0].take(fields, payload)
-
-    def _connect(self, text: str, node: int, claim: int) -> Link:
-        """Connect and authenticate."""
-        try:
-            sock = socket.create_connection(parse_address(text), timeout=HANDSHAKE_TIMEOUT_S)
-        except OSError as error:
-            raise AuthenticationError(
-                f"cannot connect to node {node} at {text}: {error}; is its manager running?"
-            ) from None
-        nonce = secrets.token_bytes(NONCE_BYTES)
-        cluster = NO_CLUSTER if claim == NO_NODE else self.cluster
-        client = Client(self._secret, nonce, node=claim, cluster=cluster)
-        try:
-            sock.sendall(client.start())
-            while not client.done:
-                data = sock.recv(4096)
-                if not data:
-                    raise AuthenticationError(f"node {node} at {text} closed the connection")
-                sock.sendall(client.feed(data))
-        except TimeoutError:
-            raise AuthenticationError(
-                f"node {node} at {text} did not answer within {HANDSHAKE_TIMEOUT_S:g} s"
-            ) from None
-        except OSError as error:
-            raise AuthenticationError(f"node {node} at {text} broke the connection: {error}") from None
-        if client.peer is None or client.peer.node != node:
-            found = "nobody" if client.peer is None else f"node {client.peer.node}"
-            raise AuthenticationError(
-                f"{found} answers at {text}, where node {node} should be; "
-                + ("join the node that was started without --join" if node == 0 else "was it started anew?")
-            )
-        link = self._make_link(sock)
-        self.adopt(node, link)
-        if client.leftover:
-            link.reader.feed(client.leftover)
-        return link
-
-    def _blocking_message(self, link: Link, deadline: float) -> tuple[Fields, memoryview]:
-        """Wait for one whole message on a link that the loop does not serve yet."""
-        try:
-            while not link.reader.next():
-                link.sock.settimeout(max(0.001, deadline - time.monotonic()))
-                count = link.sock.recv_into(link.reader.space())
-                if not count:
-                    raise NodeLostError(
-                        "the coordinator closed the connection before this node had joined; its log says why"
-                    )
-                link.reader.fill(count)
-        except TimeoutError:
-            raise NodeLostError(
-                "the coordinator did not take this node in in time; "
-                "it is stopped, or other nodes are joining: try again"
-            ) from None
-        except OSError as error:
-            raise NodeLostError(f"the connection to the coordinator broke: {error}") from None
-        finally:
-            link.sock.setblocking(False)
-        return link.reader.fields, link.reader.payload
-
-    def _tell(self, link: Link, kind: MetaKind, payload: bytes) -> None:
-        link.send(self.header(kind, len(payload)), payload or None)
-        link.flush()
+        self._joining.replay()
 
     # -- links -------------------------------------------------------------------------------------------
 
     def header(self, kind: MetaKind, length: int, request: int = 0, region: int = 0) -> bytes:
         """Return the header of a metadata message."""
         return pack(Family.METADATA, kind, 0, self.node, self.epoch, length, region, 0, request, 0, 0)
+
+    def tell(self, link: Link, kind: MetaKind, payload: bytes) -> None:
+        """Send a metadata message at once."""
+        link.send(self.header(kind, len(payload)), payload or None)
+        link.flush()
 
     @property
     def highest(self) -> int:

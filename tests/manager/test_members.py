@@ -8,9 +8,10 @@ import pytest
 
 from dsm.coherence.messages import Kind
 from dsm.errors import WireError
+from dsm.manager.addresses import announced
 from dsm.manager.link import Traffic
 from dsm.manager.manager import Manager
-from dsm.manager.membership import Membership, announced
+from dsm.manager.membership import Membership
 from dsm.wire.header import Family, pack, unpack
 from dsm.wire.membership import Members, MetaKind
 
