@@ -296,12 +296,13 @@ class Pool:
         partial = self._partial[cls]
         taken: list[int] = []
         while len(taken) < count:
-            span = next(iter(partial), None) or self._cut_span(cls)
+            # (The first key of a dict is not found at once when others before it were deleted.)
+            span = partial.popitem()[0] if partial else self._cut_span(cls)
             if span is None:
                 break
             taken += span.take(count - len(taken))
-            if span.live == span.count:
-                del partial[span]
+            if span.live < span.count:
+                partial[span] = None
         size = SIZES[cls]
         self._objects += len(taken)
         self._object_bytes += len(taken) * size
@@ -474,7 +475,10 @@ class Pool:
         fitting = self._tops >> order
         if fitting:
             top = order + (fitting & -fitting).bit_length() - 1
-            candidates: Iterable[_Extent] = (next(iter(self._by_top[top].values())),)
+            filed = self._by_top[top]
+            address, extent = filed.popitem()
+            filed[address] = extent
+            candidates: Iterable[_Extent] = (extent,)
         else:
             # Only the end of an extent may keep a block from having a whole power of two.
             candidates = self._extents.values()
@@ -495,7 +499,7 @@ class Pool:
         return None
 
     def _cut_span(self, cls: int) -> Span | None:
-        """Make a span, a smaller one if there is no room for a whole one."""
+        """Make a span (not filed), a smaller one if there is no room for a whole one."""
         size, count = SIZES[cls], SPAN_OBJECTS[cls]
         while count and count * size >= GRANULE_BYTES:
             found = self._cut(count * size, GRANULE_BYTES)
@@ -503,7 +507,6 @@ class Pool:
                 extent, offset = found
                 span = Span(cls, extent.address + offset, count)
                 extent.spans.update(dict.fromkeys(extent.granules(span), span))
-                self._partial[cls][span] = None
                 self._spans += 1
                 self._span_bytes += span.end - span.start
                 return span
