@@ -34,13 +34,16 @@ from dsm.errors import (
     ClosedError,
     DSMError,
     InternalError,
+    LeaseExpiredError,
     LimitError,
     NodeLostError,
     NotOwnerError,
+    NotPermittedError,
     OwnerDiedError,
     PageLostError,
     PageTimeoutError,
     PeerError,
+    UnknownLeaseError,
     UnknownNameError,
     UsageError,
     WaitTimeoutError,
@@ -50,6 +53,7 @@ from dsm.errors import (
 if TYPE_CHECKING:
     from dsm.worker.attach import attach
     from dsm.worker.layouts import ArrayInfo
+    from dsm.worker.lease import Lease, LeaseInfo, LeaseRef
     from dsm.worker.node import Node
     from dsm.worker.ranges import Pin
     from dsm.worker.reference import ArrayRef, ref
@@ -62,6 +66,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "attach": "dsm.worker.attach",
     "ArrayInfo": "dsm.worker.layouts",
+    "Lease": "dsm.worker.lease",
+    "LeaseInfo": "dsm.worker.lease",
+    "LeaseRef": "dsm.worker.lease",
     "Node": "dsm.worker.node",
     "Pin": "dsm.worker.ranges",
     "ArrayRef": "dsm.worker.reference",
@@ -88,11 +95,16 @@ __all__ = [
     "DSMError",
     "Event",
     "InternalError",
+    "Lease",
+    "LeaseExpiredError",
+    "LeaseInfo",
+    "LeaseRef",
     "LimitError",
     "Lock",
     "Node",
     "NodeLostError",
     "NotOwnerError",
+    "NotPermittedError",
     "OwnerDiedError",
     "PageLostError",
     "PageTimeoutError",
@@ -102,6 +114,7 @@ __all__ = [
     "Region",
     "Semaphore",
     "Statistics",
+    "UnknownLeaseError",
     "UnknownNameError",
     "UsageError",
     "WaitTimeoutError",

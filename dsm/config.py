@@ -6,6 +6,8 @@ say where a process belongs (DSM_NODE, DSM_RANK, DSM_SECRET, …) are read by th
 ===================================  =====================================================================
 ``DSM_ADDRESS_LOW``, ``…_HIGH``      range of addresses for regions (hexadecimal); the coordinator's count
 ``DSM_PAGE_TIMEOUT``                 seconds that a thread waits for a page; 0: without end
+``DSM_LEASE_BYTES``                  what all mapped leases of a cluster may have together; the coordinator's
+                                     counts
 ``DSM_LOG``                          level, or level:file, of the log of managers and launchers
 ===================================  =====================================================================
 """
@@ -17,6 +19,7 @@ from collections.abc import Mapping
 
 from dsm.errors import UsageError
 from dsm.limits import ADDRESS_ALIGNMENT, ADDRESS_HIGH, ADDRESS_LOW, PAGE_TIMEOUT_S
+from dsm.units import bytes_of
 
 
 def address_range(environ: Mapping[str, str]) -> tuple[int, int]:
@@ -54,6 +57,18 @@ def page_timeout(environ: Mapping[str, str]) -> float:
     if not seconds >= 0:
         raise UsageError(f"DSM_PAGE_TIMEOUT is {text!r}; it must be seconds, or 0 to wait without end")
     return 0.0 if seconds == math.inf else seconds
+
+
+def lease_bytes(environ: Mapping[str, str]) -> int | None:
+    """Return the bytes that all mapped leases may have together; None without a bound.
+
+    Raises
+    ------
+    UsageError
+        DSM_LEASE_BYTES is no size.
+    """
+    text = environ.get("DSM_LEASE_BYTES")
+    return bytes_of(text, "DSM_LEASE_BYTES") if text else None
 
 
 #: What DSM_LOG may say, and the number that `logging` has for it.

@@ -96,6 +96,10 @@ JOIN_TIMEOUT_S = 10.0
 JOIN_WAIT_S = 3 * JOIN_TIMEOUT_S
 #: Memory that a manager spends on messages that one peer does not read; frames are sent from where they lie.
 MAX_UNREAD_BYTES = 64 * 1024 * 1024
+#: Seconds that who releases a lease waits for workers to lose its memory: stopped ones confirm nothing.
+LEASE_RELEASE_WAIT_S = 1.0
+#: A lease server that has not asked for its next demand for so many seconds is not waited for.
+DEMAND_WAIT_S = 10.0
 #: Connections on a node's local socket whose process has not attached.
 MAX_UNATTACHED = 256
 #: Requests of one worker on the local socket that are read before some are answered.

@@ -51,7 +51,7 @@ UNKNOWN_TO = {
 }
 #: Neighbours on one floor that are known nevertheless, and why.
 SIDEWAYS = {
-    "dsm.config": ("dsm.errors", "dsm.limits"),
+    "dsm.config": ("dsm.errors", "dsm.limits", "dsm.units"),
     # What is written wrong is the caller's fault.
     "dsm.units": ("dsm.errors",),
     # The errors that a manager reports keep their class.

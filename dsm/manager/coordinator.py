@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
-from dsm.errors import DSMError, Status, WireError, status_of
-from dsm.limits import JOIN_TIMEOUT_S
+from dsm.errors import DSMError, Status, UsageError, WireError, status_of
+from dsm.limits import JOIN_TIMEOUT_S, MAX_REGION_BYTES
+from dsm.manager.leases import Leases, Regions, refuse_region
 from dsm.manager.link import Link
 from dsm.manager.membership import Membership
 from dsm.manager.metadata.store import MetadataStore
-from dsm.types import Region, SyncObject
-from dsm.wire import control
+from dsm.types import Region, RegionOptions, SyncObject
+from dsm.wire import control, leasing
 from dsm.wire import membership as meta
 from dsm.wire.membership import MetaKind
 
@@ -34,6 +35,11 @@ class LocalNode:
     members_changed: Callable[[], None]
     #: These ranks have no process; by rank, the node where each was.
     ranks_missing: Callable[[Mapping[int, int]], None]
+    #: ``after(seconds, callback)``.
+    after: Callable[[float, Callable[[], None]], None]
+    #: What all leases together may have (None: no bound), and addresses for one of them.
+    lease_bytes: int | None = None
+    lease_space: int = MAX_REGION_BYTES
 
 
 class Coordinator:
@@ -73,6 +79,16 @@ class Coordinator:
         #: have none any more.
         self._holders: dict[int, tuple[int, int]] = {}
         self._missing: dict[int, int] = {}
+        self.leases = Leases(self._regions(), local.lease_bytes, local.lease_space)
+
+    def _regions(self) -> Regions:
+        regions = Regions()
+        regions.create = self._create
+        regions.destroy = self._destroy
+        regions.when_ready = self._when_ready
+        regions.is_unready = lambda number: number in self._creators
+        regions.after = lambda seconds, callback: self._local.after(seconds, callback)
+        return regions
 
     def close(self) -> None:
         """Forget everything."""
@@ -90,9 +106,13 @@ class Coordinator:
     def _decide(self, node: int, worker: int, body: meta.Question, answer: Answer) -> None:
         store = self._store
         if isinstance(body, control.CreateRegion):
-            self._create(node, worker, body, answer)
+            if body.options.use == "lease":
+                raise UsageError('a region of use="lease" is made by CreateLease, with keys')
+            self._create((node, worker), body.options, body.ready, answer)
         elif isinstance(body, control.OpenRegion):
-            self._when_ready(store.find_region(body.key), False, answer)
+            region = store.find_region(body.key)
+            refuse_region(region.options)
+            self._when_ready(region, answer)
         elif isinstance(body, control.RegionReady):
             self._creators.pop(body.region, None)
             store.mark_ready(body.region)
@@ -100,7 +120,11 @@ class Coordinator:
             answer(meta.Finished())
         elif isinstance(body, control.DestroyRegion):
             region = store.find_region(body.key)
+            if self._creators.get(region.region) != (node, worker):
+                refuse_region(region.options)
             self._destroy(region.region, lambda: answer(meta.Finished()))
+        elif isinstance(body, leasing.Question):
+            self.leases.ask((node, worker), body, answer)
         elif isinstance(body, control.OpenSync):
             self._open_sync(body, answer)
         elif isinstance(body, meta.TakeRank):
@@ -113,10 +137,10 @@ class Coordinator:
         else:
             answer(meta.FoundRegions(store.list_regions()))
 
-    def _create(self, node: int, worker: int, body: control.CreateRegion, answer: Answer) -> None:
-        region, created = self._store.create_region(body.options, tuple(self._members.nodes), body.ready)
+    def _create(self, creator: tuple[int, int], options: RegionOptions, ready: bool, answer: Answer) -> None:
+        region, created = self._store.create_region(options, tuple(self._members.nodes), ready)
         if not created:
-            self._when_ready(region, False, answer)
+            self._when_ready(region, answer)
             return
         number = region.region
         try:
@@ -126,8 +150,8 @@ class Coordinator:
             raise
         self._unready[number] = []
         self._announcing.add(number)
-        if not body.ready:
-            self._creators[number] = (node, worker)
+        if not ready:
+            self._creators[number] = creator
 
         def announced() -> None:
             if number in self._announcing:
@@ -139,10 +163,10 @@ class Coordinator:
 
         self._tell_all(MetaKind.REGION_ADD, meta.encode(region), number, self._members.links, announced)
 
-    def _when_ready(self, region: Region, created: bool, answer: Answer) -> None:
+    def _when_ready(self, region: Region, answer: Answer) -> None:
         waiting = self._unready.get(region.region)
         if waiting is None:
-            answer(meta.Found(region, created))
+            answer(meta.Found(region, False))
         else:
             waiting.append(answer)
 
@@ -156,6 +180,7 @@ class Coordinator:
 
     def _destroy(self, number: int, done: Callable[[], None]) -> None:
         region = self._store.destroy_region(number)
+        self.leases.region_gone(region)
         self._creators.pop(number, None)
         self._announcing.discard(number)
         for answer in self._unready.pop(number, ()):
@@ -191,6 +216,7 @@ class Coordinator:
             if creator == (node, worker):
                 self._destroy(number, lambda: None)
         self._ranks_lost(lambda holder: holder == (node, worker))
+        self.leases.workers_gone(lambda each: each == (node, worker))
 
     def unready(self) -> list[tuple[Region, tuple[int, int] | None]]:
         """Return the regions that cannot be opened yet, with the worker that has yet to fill each."""
@@ -286,6 +312,7 @@ class Coordinator:
             if creator[0] == node:
                 self._destroy(number, lambda: None)
         self._ranks_lost(lambda holder: holder[0] == node)
+        self.leases.workers_gone(lambda each: each[0] == node)
         self._announce_members()
 
     def _next_joiner(self) -> None:

@@ -26,12 +26,13 @@ from dsm._native import (
     Board,
     node_board_bytes,
 )
-from dsm.config import address_range, page_timeout
+from dsm.config import address_range, lease_bytes, page_timeout
 from dsm.errors import LimitError, Status, WireError
 from dsm.limits import ADDRESS_ALIGNMENT, PAGE_TIMEOUT_PARTS, PEER_SILENCE_S
 from dsm.manager import border
 from dsm.manager.coherence import Coherence
 from dsm.manager.coordinator import Coordinator, LocalNode
+from dsm.manager.leasedesk import LeaseDesk
 from dsm.manager.link import Link
 from dsm.manager.loop import Loop
 from dsm.manager.membership import Membership
@@ -44,6 +45,7 @@ from dsm.manager.session import Session, Sessions
 from dsm.manager.status import StatusDesk
 from dsm.manager.sync import Sync
 from dsm.manager.tracing import trace
+from dsm.memory.addresses import largest_region
 from dsm.types import Region, SyncObject
 from dsm.wire import membership as meta
 from dsm.wire.calls import Op
@@ -84,6 +86,7 @@ class Manager:
         self.requests: Requests
         self.status = StatusDesk(self)
         self.pages = PagesDesk(self)
+        self.leases = LeaseDesk(self)
         #: Seconds that a thread waits for a page; 0 without end.
         self._page_timeout = page_timeout(os.environ)
         #: Called when the last worker has gone.
@@ -115,14 +118,17 @@ class Manager:
         )
         self._take_epoch()
         if welcome is None:
-            store = EmbeddedStore(self.ranks, *_addresses())
+            low, high = _addresses()
+            store = EmbeddedStore(self.ranks, low, high)
             store.add_member(self.members.address)
             local = LocalNode()
             local.add_region = self.coherence.add_region
-            local.drop_region = self.coherence.drop_region
+            local.drop_region = self._drop_region
             local.create_sync = self.sync.create
             local.members_changed = self._take_epoch
             local.ranks_missing = self.sync.ranks_missing
+            local.after = self.loop.after
+            local.lease_bytes, local.lease_space = lease_bytes(os.environ), largest_region(low, high)
             self.coordinator = Coordinator(store, self.members, local, self.ranks)
         else:
             self.ranks = welcome.ranks
@@ -226,6 +232,7 @@ class Manager:
     def _worker_gone(self, session: Session) -> None:
         log.logger.info("worker %d (rank %d, process %d) left", session.worker, session.rank, session.pid)
         self.requests.worker_gone(session)
+        self.leases.worker_gone(session.worker)
         self.coherence.worker_gone(session.worker, session.pins)
         self.sync.worker_gone(session.worker, session.rank, died=not session.left)
         if not self.sessions.workers:
@@ -327,9 +334,13 @@ class Manager:
             self.sync.ranks_missing(body.missing)
             self._acknowledge(link, request)
         elif kind == MetaKind.REGION_DROP:
-            self.coherence.drop_region(number, lambda: self._acknowledge(link, request))
+            self._drop_region(number, lambda: self._acknowledge(link, request))
         else:
             raise WireError(f"a node got a metadata message of kind {kind}")
+
+    def _drop_region(self, number: int, done: Callable[[], None]) -> None:
+        self.leases.region_ends(number)
+        self.coherence.drop_region(number, done)
 
     def _acknowledge(self, link: Link, request: int) -> None:
         link.send(self.members.header(MetaKind.ACKNOWLEDGE, 0, request))

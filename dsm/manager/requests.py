@@ -16,7 +16,7 @@ from dsm.log import logger
 from dsm.manager.session import Session, lack
 from dsm.manager.status import answer_status
 from dsm.types import Region
-from dsm.wire import control
+from dsm.wire import control, leasing
 from dsm.wire import membership as meta
 from dsm.wire.membership import MetaKind
 
@@ -48,7 +48,7 @@ class Requests:
 
     # -- the coordinator ---------------------------------------------------------------------------------
 
-    def _ask(self, worker: int, question: meta.Question, then: Then) -> None:
+    def ask(self, worker: int, question: meta.Question, then: Then) -> None:
         """Ask the coordinator, perhaps this node itself; `then(reply)`."""
         manager = self._manager
         ask = meta.Ask(worker, question)
@@ -79,20 +79,20 @@ class Requests:
         if isinstance(body, control.Attach):
             self._attach(session, number, body)
         elif isinstance(body, (control.CreateRegion, control.OpenRegion)):
-            self._ask(session.worker, body, lambda reply: self._opened(session, number, reply))
+            self.ask(session.worker, body, lambda reply: self._opened(session, number, reply))
         elif isinstance(body, (control.RegionReady, control.DestroyRegion)):
-            self._ask(session.worker, body, lambda reply: self._finished(session, number, reply))
+            self.ask(session.worker, body, lambda reply: self._finished(session, number, reply))
         elif isinstance(body, control.CloseRegion):
             manager.coherence.pager.unmap_region(body.region, session.worker)
             session.answer(number, control.Done())
         elif isinstance(body, control.ListRegions):
-            self._ask(
+            self.ask(
                 session.worker,
                 meta.ListNamed(),
                 lambda reply: self._listed(session, number, body.after, reply),
             )
         elif isinstance(body, control.OpenSync):
-            self._ask(session.worker, body, lambda reply: self._sync_opened(session, number, reply))
+            self.ask(session.worker, body, lambda reply: self._sync_opened(session, number, reply))
         elif isinstance(body, control.ListNodes):
             session.answer(number, control.NodeList(manager.members.nodes))
         elif isinstance(body, control.GetStatistics):
@@ -101,6 +101,8 @@ class Requests:
             manager.status.collect(lambda status: answer_status(session, number, status))
         elif isinstance(body, control.GetPages):
             manager.pages.ask(session, number, body)
+        elif isinstance(body, leasing.Request):
+            manager.leases.handle(session, number, body)
 
     def _attach(self, session: Session, number: int, body: control.Attach) -> None:
         manager = self._manager
@@ -108,7 +110,7 @@ class Requests:
 
         def taken(reply: meta.Reply) -> None:
             if not isinstance(reply, meta.RankTaken):
-                self._refused(session, number, reply)
+                self.refused(session, number, reply)
                 return
             session.rank = reply.rank
             logger.info("worker %d (rank %d, process %d) attached", session.worker, reply.rank, session.pid)
@@ -124,40 +126,45 @@ class Requests:
             fds = (manager.node_fd, session.board_fd, manager.bell_fd, session.nudge_fd)
             session.answer(number, attached, fds)
 
-        self._ask(session.worker, meta.TakeRank(body.rank, body.forked), taken)
+        self.ask(session.worker, meta.TakeRank(body.rank, body.forked), taken)
 
     def _opened(self, session: Session, number: int, reply: meta.Reply) -> None:
         if not isinstance(reply, meta.Found):
-            self._refused(session, number, reply)
+            self.refused(session, number, reply)
             return
         region: Region = reply.region
+        if not self.give_region(session, number, region, control.Opened(region, reply.created)):
+            session.fail(number, Status.CLOSED, f"region {region.region} was destroyed meanwhile")
+
+    def give_region(self, session: Session, number: int, region: Region, body: control.Reply) -> bool:
+        """Answer with `body` and what the worker needs to map the region; False when it is gone."""
         frames = self._manager.coherence.frames.get(region.region)
         if session.closed:
-            return
-        if frames is not None and self._manager.coherence.pager.is_mapped(region.region, session.worker):
-            # It has the region open: its applied table stays the one that we read.
-            session.answer(number, control.Opened(region, reply.created))
-            return
+            return True
         if frames is None:
-            session.fail(number, Status.CLOSED, f"region {region.region} was destroyed meanwhile")
-            return
+            return False
+        if self._manager.coherence.pager.is_mapped(region.region, session.worker):
+            # It has the region open: its applied table stays the one that we read.
+            session.answer(number, body)
+            return True
         try:
             applied_fd = os.memfd_create(f"dsm-applied-{region.region}-{session.worker}", os.MFD_CLOEXEC)
             try:
                 os.ftruncate(applied_fd, region.pages)
                 self._manager.coherence.pager.map_region(region.region, session.worker, applied_fd)
                 fds = (frames.frames_fd, frames.wanted_fd, applied_fd)
-                session.answer(number, control.Opened(region, reply.created), fds)
+                session.answer(number, body, fds)
             finally:
                 os.close(applied_fd)
         except (OSError, MemoryError) as error:
             session.fail(number, Status.LIMIT, lack(error))
+        return True
 
     def _finished(self, session: Session, number: int, reply: meta.Reply) -> None:
         if isinstance(reply, meta.Finished):
             session.answer(number, control.Done())
         else:
-            self._refused(session, number, reply)
+            self.refused(session, number, reply)
 
     def _listed(self, session: Session, number: int, after: int, reply: meta.Reply) -> None:
         if isinstance(reply, meta.FoundRegions):
@@ -170,16 +177,17 @@ class Requests:
                     regions.append(region)
             session.answer(number, control.RegionList(regions, more=size > _LIST_BYTES))
         else:
-            self._refused(session, number, reply)
+            self.refused(session, number, reply)
 
     def _sync_opened(self, session: Session, number: int, reply: meta.Reply) -> None:
         if isinstance(reply, meta.FoundSync):
             self._manager.sync.opened(reply.object)
             session.answer(number, control.SyncOpened(reply.object))
         else:
-            self._refused(session, number, reply)
+            self.refused(session, number, reply)
 
-    def _refused(self, session: Session, number: int, reply: meta.Reply) -> None:
+    def refused(self, session: Session, number: int, reply: meta.Reply) -> None:
+        """Say to a worker why the coordinator refused what it asked."""
         if isinstance(reply, control.Failed):
             session.answer(number, reply)
         else:
@@ -188,7 +196,7 @@ class Requests:
     def worker_gone(self, session: Session) -> None:
         """Let the coordinator give up what the worker was creating, and keep its counters."""
         self._gone = _sum([self._gone, self._manager.board.statistics(session.worker)])
-        self._ask(session.worker, meta.WorkerGone(session.worker), lambda reply: None)
+        self.ask(session.worker, meta.WorkerGone(session.worker), lambda reply: None)
 
     def _statistics(self) -> control.Statistics:
         """Counters of this node: its coherence, and the sum over its workers."""

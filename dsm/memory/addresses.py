@@ -17,6 +17,11 @@ from dsm.limits import ADDRESS_ALIGNMENT, ADDRESS_HIGH, ADDRESS_LOW
 GUARD_BYTES = ADDRESS_ALIGNMENT
 
 
+def largest_region(low: int, high: int) -> int:
+    """Return the bytes of the largest region that an empty range of addresses has room for."""
+    return max(0, high - low - 2 * GUARD_BYTES)
+
+
 class AddressRange:
     """A range of addresses from which regions are cut, from its low end up.
 
@@ -48,7 +53,7 @@ class AddressRange:
     @property
     def largest(self) -> int:
         """Bytes of the largest region that still fits."""
-        return max(0, self.high - self.used - 2 * GUARD_BYTES)
+        return largest_region(self.used, self.high)
 
     def allocate(self, size: int) -> int:
         """Return the address of `size` bytes that nobody else gets.

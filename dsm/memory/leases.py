@@ -149,6 +149,16 @@ class LeaseTable:
         UsageError
             As `add`.
         """
+        self.check_new(identity, write_digest, read_digest, nbytes, duration_ms)
+        record = LeaseRecord(identity, nbytes, place, now_ms, now_ms + duration_ms, write_digest, read_digest)
+        self._live[identity] = record
+        self._push(record)
+        return record
+
+    def check_new(
+        self, identity: bytes, write_digest: bytes, read_digest: bytes, nbytes: int, duration_ms: int
+    ) -> None:
+        """Raise `UsageError` unless a lease of that kind could begin."""
         if not isinstance(identity, bytes) or len(identity) != ID_BYTES:
             raise UsageError(f"id of a lease must be {ID_BYTES} bytes")
         if any(
@@ -160,10 +170,6 @@ class LeaseTable:
         _check_duration(duration_ms)
         if identity in self._live or identity in self._ended:
             raise UsageError(f"a lease with id {show_id(identity)} exists already; draw another id")
-        record = LeaseRecord(identity, nbytes, place, now_ms, now_ms + duration_ms, write_digest, read_digest)
-        self._live[identity] = record
-        self._push(record)
-        return record
 
     # -- use ---------------------------------------------------------------------------------------------
 

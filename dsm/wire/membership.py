@@ -12,6 +12,7 @@ import msgspec
 
 from dsm.limits import MAX_JOIN_BYTES, MAX_METADATA_BYTES
 from dsm.types import Region, SyncObject
+from dsm.wire import leasing
 from dsm.wire.control import CreateRegion, DestroyRegion, Failed, OpenRegion, OpenSync, RegionReady
 from dsm.wire.status import NodeStatus
 
@@ -161,8 +162,9 @@ class PagesTold(msgspec.Struct, frozen=True):
 
 Question = (
     CreateRegion | OpenRegion | RegionReady | DestroyRegion | OpenSync | TakeRank | WorkerGone | ListNamed
-)
-Reply = Found | FoundSync | FoundRegions | RankTaken | Finished | Failed
+    | leasing.Question
+)  # fmt: skip
+Reply = Found | FoundSync | FoundRegions | RankTaken | Finished | Failed | leasing.Told
 
 
 class Ask(msgspec.Struct, frozen=True):

@@ -108,7 +108,7 @@ def _prepare() -> None:
 def _current_raiser() -> Raiser:
     global _raiser
     if _raiser is None:
-        _raiser = Raiser(regions.label, regions.name_of)
+        _raiser = Raiser(regions.label, regions.name_of, regions.is_lease)
     return _raiser
 
 

@@ -40,6 +40,7 @@ from dsm.worker.watcher import Watcher
 
 _HAPPENED = {
     Status.CLOSED: "it was destroyed, or this process closed its node; open or create it again",
+    Status.LEASE_EXPIRED: "it ran out, or was released; its memory is gone: lease anew, and renew in time",
     Status.NODE_LOST: "the manager of this node is gone, its pages with it; start the program again",
     Status.PAGE_LOST: "it went away with {peer}, which is gone; other pages can still be used",
     Status.PAGE_TIMEOUT: "asked of {peer}, it did not come in time: who has it is stopped, cut off, or pins "
@@ -99,12 +100,18 @@ class Raiser:
 
     Parameters
     ----------
-    label, name_of
-        Return how messages call a region, and its name, by its number.
+    label, name_of, is_lease
+        Return how messages call a region, its name, and whether it is a lease, by its number.
     """
 
-    def __init__(self, label: Callable[[int], str], name_of: Callable[[int], str | None]) -> None:
+    def __init__(
+        self,
+        label: Callable[[int], str],
+        name_of: Callable[[int], str | None],
+        is_lease: Callable[[int], bool] = lambda number: False,
+    ) -> None:
         self._label = label
+        self._is_lease = is_lease
         self._name_of = name_of
         #: Held from taking an error until it is handed over.  Reentrant: an exception may become raised in
         #: a thread that holds it.
@@ -195,14 +202,15 @@ class Raiser:
         return waiting
 
     def _exception(self, error: _native.PageError) -> DSMError:
-        known = Status(error.status) if error.status in set(Status) else Status.INTERNAL
-        happened = _HAPPENED.get(known, f"the fault ended with status {error.status}")
+        status = error.status
+        if status == Status.CLOSED and self._is_lease(error.region):
+            status = Status.LEASE_EXPIRED
+        known = Status(status) if status in set(Status) else Status.INTERNAL
+        happened = _HAPPENED.get(known, f"the fault ended with status {status}")
         peer = error.peer - 1 if error.peer else None
         region = self._label(error.region)
         happened = happened.format(peer="the node that held it" if peer is None else f"node {peer}")
-        exception = error_for(
-            error.status, f"page {error.page} of {region} (at {error.address:#x}): {happened}"
-        )
+        exception = error_for(status, f"page {error.page} of {region} (at {error.address:#x}): {happened}")
         if isinstance(exception, PeerError):
             exception.region, exception.page, exception.peer = (
                 self._name_of(error.region),

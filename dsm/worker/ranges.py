@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dsm import _native
-from dsm.errors import LimitError, PeerError, Status, UsageError
+from dsm.errors import ClosedError, LeaseExpiredError, LimitError, PeerError, Status, UsageError
 from dsm.wire.calls import Op
 from dsm.worker import calls, lacking
 from dsm.worker.pagetable import COLUMNS
-from dsm.worker.regions import Region, RegionTable, label, name_of
+from dsm.worker.regions import Region, RegionTable, label, lease_over, name_of
 
 try:
     from numpy.lib.array_utils import byte_bounds
@@ -54,6 +54,12 @@ def region_of(array: Any, table: RegionTable) -> tuple[Region, int] | None:
     return region, found[1]
 
 
+def expired(array: np.ndarray[Any, Any]) -> LeaseExpiredError | None:
+    """Return the error for an array of a lease that has ended; None for any other array."""
+    found = _native.region_find(array.__array_interface__["data"][0])
+    return lease_over(found[0]) if found else None
+
+
 def pages_of(array: Any, table: RegionTable) -> PageRange | None:
     """Return the pages that `array` (an array or a `Region`) covers; None when it is empty.
 
@@ -63,6 +69,8 @@ def pages_of(array: Any, table: RegionTable) -> PageRange | None:
     ------
     UsageError
         When it is no array, or does not lie in an open region.
+    LeaseExpiredError
+        When it lies in a lease that has ended.
     """
     if isinstance(array, Region):
         array._check_open()
@@ -73,6 +81,9 @@ def pages_of(array: Any, table: RegionTable) -> PageRange | None:
         )
     found = region_of(array, table)
     if found is None:
+        over = expired(array)
+        if over is not None:
+            raise over
         raise UsageError(
             f"the array of shape {array.shape} and dtype {array.dtype} does not lie in an open dsm region; "
             "pass what node.array() returned, or a view of it (not a copy)"
@@ -132,6 +143,11 @@ def _bring(
 
     try:
         return calls.ask(op, *pages, int(write), what=what, undo=undo, meaning=meaning)
+    except ClosedError:
+        over = lease_over(pages.region)
+        if over is not None:
+            raise over from None
+        raise
     except PeerError as error:
         error.region, error.peer = name_of(pages.region), peer
         raise

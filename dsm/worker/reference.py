@@ -6,14 +6,17 @@ memory lies in a region.  Plain `pickle` knows nothing of it and copies values, 
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from dsm.errors import UsageError
+from dsm.worker.lease import Lease, LeaseRef
+from dsm.worker.leasebook import Held
 from dsm.worker.node import Node
-from dsm.worker.ranges import region_of
+from dsm.worker.ranges import expired, region_of
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class ArrayRef:
         Byte of the region where the first element (index 0 of every axis) is.
     shape, strides, dtype, writeable
         As the array has them.
+    lease
+        The lease that it lies in, or None.
     """
 
     cluster: str
@@ -39,6 +44,7 @@ class ArrayRef:
     strides: tuple[int, ...]
     dtype: np.dtype[Any]
     writeable: bool = True
+    lease: LeaseRef | None = None
 
     def array(self) -> np.ndarray[Any, Any]:
         """Return the array in this process, which attaches if it has not yet.
@@ -49,6 +55,8 @@ class ArrayRef:
             When this process is attached to another cluster.
         UnknownNameError
             When the region was destroyed.
+        LeaseExpiredError
+            When it lies in a lease that has ended.
         """
         from dsm.worker.attach import attach
 
@@ -58,26 +66,34 @@ class ArrayRef:
                 f"the reference is to an array of cluster {self.cluster}, but this process is attached to "
                 f"{node.cluster}; start this one with the DSM_NODE of the process that made it"
             )
-        memory = np.asarray(node._regions.get(self.region) or node._regions.open(self.region))
+        if self.lease is not None:
+            memory = self.lease.lease()._memory
+        else:
+            memory = np.asarray(node._regions.get(self.region) or node._regions.open(self.region))
         array: np.ndarray[Any, Any] = np.ndarray(
             self.shape, self.dtype, buffer=memory, offset=self.offset, strides=self.strides
         )
-        array.flags.writeable = self.writeable
+        array.flags.writeable = self.writeable and memory.flags.writeable
         return array
 
 
-def ref(array: np.ndarray[Any, Any]) -> ArrayRef:
-    """Return a small picklable reference to an array of a region, or a view of one.
+@overload
+def ref(what: Lease) -> LeaseRef: ...
+@overload
+def ref(what: np.ndarray[Any, Any]) -> ArrayRef: ...
+def ref(what: np.ndarray[Any, Any] | Lease) -> ArrayRef | LeaseRef:
+    """Return a small picklable reference to an array of a region, a view of one, or a lease.
 
     Parameters
     ----------
-    array
-        Its memory must lie in an open region of this process's node.
+    what
+        An array whose memory lies in an open region of this process's node, or a lease.
 
     Returns
     -------
-    ArrayRef
-        ``.array()`` gives the same memory, shape and strides in any attached worker.
+    ArrayRef or LeaseRef
+        ``.array()`` gives the same memory, shape and strides in any attached worker; ``.lease()`` the lease,
+        opened with the key that this one was opened with.
 
     Raises
     ------
@@ -88,12 +104,18 @@ def ref(array: np.ndarray[Any, Any]) -> ArrayRef:
     --------
     >>> pool.map(work, [dsm.ref(block) for block in blocks])  # doctest: +SKIP
     """
+    if isinstance(what, Lease):
+        return what._reference()
+    array = what
     if not isinstance(array, np.ndarray):
         raise UsageError(
             f"{type(array).__name__} is not an array; pass an array of a dsm region or a view of it"
         )
     found = _reference(array)
     if found is None:
+        over = expired(array)
+        if over is not None:
+            raise over
         raise UsageError(
             f"the array of shape {array.shape} and dtype {array.dtype} does not lie in an open dsm region; "
             "make it with node.array() or node.from_array()"
@@ -109,10 +131,26 @@ def _reference(array: np.ndarray[Any, Any]) -> ArrayRef | None:
     if node is None or found is None:
         return None
     region, _ = found
+    held = node._leases.held(region.number)
+    lease = None if held is None else _lease_of(node, held, array.flags.writeable)
     offset = array.__array_interface__["data"][0] - region.address
     return ArrayRef(
-        node.cluster, region.number, offset, array.shape, array.strides, array.dtype, array.flags.writeable
+        node.cluster,
+        region.number,
+        offset,
+        array.shape,
+        array.strides,
+        array.dtype,
+        array.flags.writeable,
+        lease,
     )
+
+
+def _lease_of(node: Node, held: Held, write: bool) -> LeaseRef:
+    """Return what opens the lease of an array elsewhere; with no more than the array allows, if we can."""
+    key = held.write_key if write or held.read_key is None else held.read_key
+    assert key is not None
+    return LeaseRef(node.cluster, uuid.UUID(held.lease), key)
 
 
 def install() -> None:

@@ -10,16 +10,24 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dsm import _native, proc, types
-from dsm.errors import AddressRangeError, ClosedError, InternalError, LimitError, UsageError
+from dsm.errors import (
+    AddressRangeError,
+    ClosedError,
+    InternalError,
+    LeaseExpiredError,
+    LimitError,
+    UsageError,
+)
 from dsm.limits import LEASE_GUARD_PART
 from dsm.types import RegionOptions
-from dsm.wire import control
+from dsm.wire import control, leasing
 from dsm.worker import lacking, layouts
 from dsm.worker.session import Descriptors, Session
 
@@ -37,6 +45,8 @@ class Region:
     def __init__(self, node: Node, described: types.Region) -> None:
         self._node = node
         self._described = described
+        #: How a child of fork opens it anew.
+        self._opening: control.OpenRegion | leasing.OpenLease = control.OpenRegion(described.region)
 
     @property
     def number(self) -> int:
@@ -113,6 +123,17 @@ class Region:
             When the region was destroyed or the node closed.
         """
         self._check_open()
+        return self._cut(np.asarray(self), shape, dtype, offset, order)
+
+    def _cut(
+        self,
+        memory: np.ndarray[Any, Any],
+        shape: layouts.ShapeLike,
+        dtype: npt.DTypeLike,
+        offset: int,
+        order: str,
+    ) -> np.ndarray[Any, Any]:
+        """Return a checked array over a part of `memory`, which is this region's bytes."""
         options = layouts.array_options(
             None, shape, dtype, consistency="sequential", page_size=4096, home=0, fill=0, order=order
         )
@@ -127,7 +148,7 @@ class Region:
                 f"it has {self.size} bytes"
             )
         assert options.layout is not None
-        return self._view(options.layout, offset)
+        return _view(memory, options.layout, offset)
 
     def _whole(self) -> np.ndarray[Any, Any]:
         """Return the array that this region was created for."""
@@ -137,12 +158,7 @@ class Region:
                 f"region {self.name!r} was made by node.region() and has no shape or dtype; "
                 f"use node.region({self.name!r}).array(shape, dtype)"
             )
-        return self._view(layout, 0)
-
-    def _view(self, layout: types.ArrayLayout, offset: int) -> np.ndarray[Any, Any]:
-        dtype = layouts.decode_dtype(layout.dtype)
-        order: Any = layout.order
-        return np.ndarray(tuple(layout.shape), dtype, buffer=np.asarray(self), offset=offset, order=order)
+        return _view(np.asarray(self), layout, 0)
 
     def _check_open(self) -> None:
         if self.closed:
@@ -159,14 +175,27 @@ class Region:
         return _open_region, (self.number,)
 
 
+def _view(memory: np.ndarray[Any, Any], layout: types.ArrayLayout, offset: int) -> np.ndarray[Any, Any]:
+    dtype = layouts.decode_dtype(layout.dtype)
+    order: Any = layout.order
+    return np.ndarray(tuple(layout.shape), dtype, buffer=memory, offset=offset, order=order)
+
+
 def _open_region(number: int) -> Region:
     from dsm.worker.attach import attach
 
     return attach()._regions.open(number)
 
 
+#: What happened to a lease, for messages.
+LEASE_IS_OVER = "ran out, or was released; its memory is gone: lease anew, and renew in time"
+
 #: Names of the regions that this process has seen, also after they were closed; None: anonymous.
 _names: dict[int, str | None] = {}
+
+
+#: Ids of those among them that are, or were, leases, as messages show them.
+_leases: dict[int, str] = {}
 
 
 def name_of(number: int) -> str | None:
@@ -176,10 +205,24 @@ def name_of(number: int) -> str | None:
 
 def label(number: int) -> str:
     """Return how messages call a region."""
+    lease = _leases.get(number)
+    if lease is not None:
+        return f"lease {lease}"
     name = name_of(number)
     if name is not None:
         return f"region {name!r}"
     return f"anonymous region {number}" if number in _names else f"region {number}"
+
+
+def is_lease(number: int) -> bool:
+    """Whether that region is, or was, a lease of a node that this process has not left since."""
+    return number in _leases
+
+
+def lease_over(number: int) -> LeaseExpiredError | None:
+    """Return what use of a region that is closed raises if it was a lease; else None."""
+    lease = _leases.get(number)
+    return None if lease is None else LeaseExpiredError(f"lease {lease} {LEASE_IS_OVER}")
 
 
 class RegionTable:
@@ -232,16 +275,69 @@ class RegionTable:
         opened, _ = self._session.call(control.OpenRegion(key), control.Opened, arrived=self._arrived)
         return self._found(opened)
 
+    def lease(
+        self,
+        request: leasing.CreateLease | leasing.OpenLease,
+        opening: leasing.OpenLease,
+        lease: str,
+        arrived: Callable[[leasing.LeaseOpened], None],
+        undo: leasing.ReleaseLease | None = None,
+    ) -> tuple[Region, leasing.LeaseOpened]:
+        """Make or open a lease.
+
+        Parameters
+        ----------
+        request
+            What to ask.
+        opening
+            How a child of fork opens it.
+        lease
+            Its id, as messages show it.
+        arrived
+            Called, before any later word of the manager is heard, when it is mapped.
+        undo
+            What undoes the request when this call is interrupted.
+        """
+
+        def mapped(opened: leasing.LeaseOpened, received: Descriptors) -> None:
+            _leases[opened.region.region] = lease
+            self._arrived(opened, received)
+            region = self._open.get(opened.region.region)
+            if region is not None and (opened.writable or isinstance(region._opening, control.OpenRegion)):
+                region._opening = opening
+            arrived(opened)
+
+        opened, _ = self._session.call(request, leasing.LeaseOpened, arrived=mapped, undo=lambda _: undo)
+        return self._found(opened), opened
+
+    def make_unfilled(self, request: leasing.CreateLease) -> Region:
+        """Make the region of a lease that nobody can open yet."""
+        opened, _ = self._session.call(
+            request,
+            leasing.LeaseOpened,
+            arrived=self._arrived,
+            undo=lambda opened: control.DestroyRegion(opened.region.region),
+        )
+        return self._found(opened)
+
+    def leave(self, number: int) -> None:
+        """Close a region in this process, which may open it again."""
+        self.drop(number)
+        self._session.post(control.CloseRegion(number))
+
     def _undo_create(self, opened: control.Opened) -> control.DestroyRegion | None:
         return control.DestroyRegion(opened.region.region) if opened.created else None
 
-    def _found(self, opened: control.Opened) -> Region:
+    def _found(self, opened: control.Opened | leasing.LeaseOpened) -> Region:
         region = self._open.get(opened.region.region)
         if region is None:
+            over = lease_over(opened.region.region)
+            if over is not None:
+                raise over
             raise ClosedError(f"{label(opened.region.region)} was destroyed while it was opened; try again")
         return region
 
-    def _arrived(self, opened: control.Opened, received: Descriptors) -> None:
+    def _arrived(self, opened: control.Opened | leasing.LeaseOpened, received: Descriptors) -> None:
         """Map a region, in the order of the manager's answers: only the first has descriptors."""
         described = opened.region
         with self._mutex:
@@ -282,7 +378,7 @@ class RegionTable:
         self._session, self._mutex = session, threading.Lock()
         for number, region in list(self._open.items()):
             try:
-                opened, received = session.call(control.OpenRegion(number), control.Opened)
+                opened, received = _open_again(session, region._opening)
                 map_region(opened.region, received)
             except (ClosedError, UsageError):  # destroyed meanwhile: its old arrays raise ClosedError
                 del self._open[number]
@@ -291,7 +387,17 @@ class RegionTable:
 
     def clear(self) -> None:
         """Forget every region: the shim has closed them."""
+        for number in self._open:
+            _leases.pop(number, None)  # it has not ended
         self._open.clear()
+
+
+def _open_again(
+    session: Session, request: control.OpenRegion | leasing.OpenLease
+) -> tuple[control.Opened | leasing.LeaseOpened, Descriptors]:
+    if isinstance(request, leasing.OpenLease):
+        return session.call(request, leasing.LeaseOpened)
+    return session.call(request, control.Opened)
 
 
 def _who_is_there(described: types.Region) -> str:

@@ -18,6 +18,11 @@ from collections.abc import Callable
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGABRT}
 
 
+def leave_signals() -> None:
+    """In a thread of ours: leave every signal to the others that is not a fault of its own."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
+
+
 class Watcher:
     """Calls `handler()` whenever its descriptor is readable, until it returns False.
 
@@ -34,7 +39,7 @@ class Watcher:
         self._thread.start()
 
     def _run(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
+        leave_signals()
         poll = select.poll()
         for descriptor in (self._stop_fd, *self._handlers):
             poll.register(descriptor, select.POLLIN)

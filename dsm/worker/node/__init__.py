@@ -13,14 +13,17 @@ from dsm.errors import DSMError, LimitError
 from dsm.wire import control
 from dsm.worker import calls, lacking, ranges
 from dsm.worker.connection import Connection
+from dsm.worker.leasebook import LeaseBook
+from dsm.worker.leasing import Demands
 from dsm.worker.node.arrays import Arrays
+from dsm.worker.node.leases import Leases
 from dsm.worker.regions import RegionTable
 from dsm.worker.statistics import Statistics, statistics_of
 from dsm.worker.synchronization.objects import ObjectTable
 from dsm.worker.synchronization.owners import HeldLocks
 
 
-class Node(Arrays):
+class Node(Leases, Arrays):
     """The node of this process; made by `dsm.attach`, closed by `close` or at the end of a ``with`` block.
 
     Arrays are plain `numpy.ndarray`s over memory that all workers of the cluster share.  An access that
@@ -35,6 +38,8 @@ class Node(Arrays):
         self._pins = ranges.PinTable()
         self._held = HeldLocks()
         self._objects = ObjectTable(connection.session)
+        self._leases = LeaseBook(connection.session, self._regions)
+        self._demands: Demands | None = None
 
     @property
     def closed(self) -> bool:
@@ -68,6 +73,7 @@ class Node(Arrays):
         self._regions.clear()
         self._pins.clear()
         self._held.clear()
+        self._leases.close()
 
     def __enter__(self) -> Node:
         return self
@@ -100,3 +106,5 @@ class Node(Arrays):
         self._closed = False
         self._regions.remap(self._connection.session)
         self._objects = ObjectTable(self._connection.session)
+        self._leases.renew(self._connection.session)
+        self._demands = None

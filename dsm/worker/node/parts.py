@@ -8,6 +8,8 @@ from __future__ import annotations
 from dsm.wire import control
 from dsm.worker import ranges
 from dsm.worker.connection import Connection
+from dsm.worker.leasebook import LeaseBook
+from dsm.worker.leasing import Demands
 from dsm.worker.regions import RegionTable
 from dsm.worker.synchronization.objects import ObjectTable
 from dsm.worker.synchronization.owners import HeldLocks
@@ -21,6 +23,9 @@ class Part:
     _pins: ranges.PinTable
     _held: HeldLocks
     _objects: ObjectTable
+    _leases: LeaseBook
+    #: Of this process, when it is a lease server.
+    _demands: Demands | None
 
     @property
     def rank(self) -> int:

@@ -1,0 +1,489 @@
+"""`Lease`: memory for a time, mapped by this process; what describes it, and what refers to it.
+
+Owns what a holder can do with a lease.  Who has which until when is the coordinator's to say: this process
+counts down what it was told, never too slowly, and asks when that has passed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from dsm import units
+from dsm.errors import ClosedError, LeaseExpiredError, NotPermittedError, UsageError
+from dsm.memory.token import KEY_BYTES, parse_token, token_of
+from dsm.wire import control, leasing
+from dsm.worker import layouts
+from dsm.worker.leasebook import Held
+from dsm.worker.regions import LEASE_IS_OVER, Region
+
+if TYPE_CHECKING:
+    from dsm.worker.node import Node
+
+R = TypeVar("R")
+#: Copies of more bytes bring the pages first, all at once.
+_BULK_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class LeaseInfo:
+    """A mapped lease, as `Node.leases` lists it; keys are not shown.
+
+    Attributes
+    ----------
+    id
+        As `Lease.id`.
+    nbytes
+        Its size, as it was asked for.
+    expires_in
+        Seconds that it lasts at least.
+    node
+        The node that it was taken on: its pages are lost with that one.
+    region
+        Number of its region.
+    heap
+        Name of the heap that it counts for, or None.
+    """
+
+    id: uuid.UUID
+    nbytes: int
+    expires_in: float
+    node: int
+    region: int
+    heap: str | None
+
+
+class _ReadOnly:
+    """The bytes of a region for numpy, which cannot be made writeable."""
+
+    def __init__(self, region: Region) -> None:
+        self._region = region
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        address, _ = self._region.__array_interface__["data"]
+        return {**self._region.__array_interface__, "data": (address, True)}
+
+
+class Lease:
+    """Memory of the cluster for a time; made by `Node.lease` and `Node.open_lease`.
+
+    Every lease has whole pages of its own, which are zero in the beginning and no other lease ever gets.
+    After its end, by time or by `release`, in whatever process, every use raises `LeaseExpiredError`: calls,
+    and accesses to its arrays and views of them.  As a context manager it releases the lease.
+
+    Attributes
+    ----------
+    id : uuid.UUID
+        The same in every worker; no secret.
+    nbytes : int
+        Size in bytes.
+    key : bytes or None
+        The capability to write, renew and release; None when it was opened with the read key.
+    read_key : bytes or None
+        The capability to read; None when it was opened with the write key, from which it cannot be told.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        region: Region,
+        held: Held,
+        identity: bytes,
+        write_key: bytes | None,
+        read_key: bytes | None,
+    ) -> None:
+        self._node = node
+        self._region = region
+        self._held = held
+        self.id = uuid.UUID(bytes=identity)
+        self.nbytes = region.size
+        self.key = write_key
+        self.read_key = read_key
+        self._memory: np.ndarray[Any, Any] = np.asarray(
+            region if write_key is not None else _ReadOnly(region)
+        )
+
+    # -- what it is --------------------------------------------------------------------------------------
+
+    @property
+    def writable(self) -> bool:
+        """Whether it was opened with its write key."""
+        return self.key is not None
+
+    @property
+    def token(self) -> str | None:
+        """Text with id and write key, for who may write; None without that key."""
+        return None if self.key is None else token_of(self.id.bytes, self.key)
+
+    @property
+    def read_token(self) -> str | None:
+        """Text with id and read key, for who may only read; None without that key."""
+        return None if self.read_key is None else token_of(self.id.bytes, self.read_key)
+
+    @property
+    def expired(self) -> bool:
+        """Whether it has ended: it ran out, or somebody released it."""
+        return self.expires_in == 0.0
+
+    @property
+    def expires_in(self) -> float:
+        """Seconds that it lasts at least; 0.0 when it has ended.
+
+        Counts down here from what the coordinator said last.  Only when that has passed it is asked again:
+        another process may have renewed the lease.
+        """
+        if not self._held.ended and self._held.remaining_ns <= 0:
+            try:
+                self._ask()
+            except LeaseExpiredError:
+                return 0.0
+        return 0.0 if self._held.ended else max(0, self._held.remaining_ns) / 1e9
+
+    # -- memory ------------------------------------------------------------------------------------------
+
+    @property
+    def buffer(self) -> memoryview:
+        """Its memory as a memoryview of bytes; read-only without the write key."""
+        self._check()
+        memory: Any = self._memory
+        return memoryview(memory)
+
+    def array(
+        self,
+        shape: layouts.ShapeLike | None = None,
+        dtype: npt.DTypeLike = "u1",
+        offset: int = 0,
+        order: str = "C",
+    ) -> np.ndarray[Any, Any]:
+        """Return an array over the lease, or a part of it; no copy.
+
+        Parameters
+        ----------
+        shape
+            An integer or a tuple of integers; None: one dimension, as many items as there are.
+        dtype
+            Any dtype without Python objects.
+        offset
+            Byte of the lease where the array begins.
+        order
+            ``"C"`` or ``"F"``.
+
+        Returns
+        -------
+        numpy.ndarray
+            Not writeable when the lease was opened with its read key.
+
+        Raises
+        ------
+        UsageError
+            The array would not lie inside the lease; without a shape, the size is no multiple of the items'.
+        LeaseExpiredError
+            The lease has ended.
+        """
+        self._check()
+        if shape is None:
+            start = layouts.number(offset, "offset", "pass a byte of the lease")
+            size = layouts.check_dtype(dtype).itemsize
+            if not size or not 0 <= start <= self.nbytes or (self.nbytes - start) % size:
+                raise UsageError(
+                    f"the {self.nbytes} bytes of {self!r} from offset {start} are no whole number of items "
+                    f"of {size} bytes; pass a shape"
+                )
+            shape = (self.nbytes - start) // size
+        return self._region._cut(self._memory, shape, dtype, offset, order)
+
+    def get(self, offset: int = 0, n: int | None = None) -> bytes:
+        """Return a copy of its bytes.
+
+        Parameters
+        ----------
+        offset
+            First byte.
+        n
+            How many; None: all from there on.
+
+        Raises
+        ------
+        UsageError
+            They do not lie inside the lease.
+        LeaseExpiredError
+            The lease has ended: what was read after its end is not returned.
+        """
+        low, high = self._range(offset, n)
+        self._check()
+        return self._guarded(low, high, False, lambda part: part.tobytes())
+
+    def set(self, data: Any, offset: int = 0) -> None:
+        """Write bytes.
+
+        Parameters
+        ----------
+        data
+            Bytes, or anything with a contiguous buffer.
+        offset
+            Where the first one goes.
+
+        Raises
+        ------
+        UsageError
+            They do not fit into the lease there, or `data` has no buffer.
+        NotPermittedError
+            It was opened with the read key.
+        LeaseExpiredError
+            The lease has ended.
+        """
+        try:
+            source = np.frombuffer(memoryview(data).cast("B"), "u1")
+        except (TypeError, ValueError) as error:
+            raise UsageError(
+                f"data of type {type(data).__name__} cannot be written to a lease ({error}); "
+                "pass bytes, or a contiguous array"
+            ) from None
+        low, high = self._range(offset, len(source))
+        self._check()
+        self._need_write_key("written to")
+
+        def write(part: np.ndarray[Any, Any]) -> None:
+            part[:] = source
+
+        self._guarded(low, high, True, write)
+
+    def _range(self, offset: int, n: int | None) -> tuple[int, int]:
+        advice = f"pass a number from 0 to {self.nbytes}, the bytes of the lease"
+        low = layouts.number(offset, "offset", advice)
+        count = max(0, self.nbytes - low) if n is None else layouts.number(n, "n", advice)
+        if low < 0 or count < 0 or low + count > self.nbytes:
+            raise UsageError(
+                f"{count} bytes at offset {low} do not lie in {self!r}; it has {self.nbytes} bytes"
+            )
+        return low, low + count
+
+    def _guarded(self, low: int, high: int, write: bool, use: Callable[[np.ndarray[Any, Any]], R]) -> R:
+        """Use a part of the memory, and make sure that the lease had not ended then."""
+        part = self._memory[low:high]
+        try:
+            if high - low > _BULK_BYTES:
+                self._node.prefetch(part, write)
+            result = use(part)
+            self._node.check()
+        except (ClosedError, UsageError):
+            self._check()
+            raise
+        if self._held.ended or self._held.remaining_ns <= 0:
+            self._check()
+        return result
+
+    # -- time --------------------------------------------------------------------------------------------
+
+    def renew(self, duration: float | str) -> None:
+        """Let it end that long from now, be that later or sooner than it would have.
+
+        Parameters
+        ----------
+        duration
+            Seconds, or text as in ``"250ms"``, ``"60s"``, ``"5m"``, ``"1h"``.
+
+        Raises
+        ------
+        LeaseExpiredError
+            It has ended already.
+        NotPermittedError
+            It was opened with the read key.
+        UsageError
+            The duration is none.
+        """
+        duration_ms = units.milliseconds_of(duration)
+        self._check()
+        self._need_write_key("renewed")
+        assert self.key is not None
+        self._told(leasing.RenewLease(self.id.bytes, self.key, duration_ms))
+
+    def release(self) -> None:
+        """End it now, for everybody; its memory is gone.
+
+        Returns when no process reaches the memory any more; processes that are stopped are not waited for.
+
+        Raises
+        ------
+        LeaseExpiredError
+            It has ended already.
+        NotPermittedError
+            It was opened with the read key.
+        """
+        self._check()
+        self._need_write_key("released")
+        assert self.key is not None
+        try:
+            self._node._connection.session.call(leasing.ReleaseLease(self.id.bytes, self.key), control.Done)
+        except LeaseExpiredError:
+            self._node._leases.ended(self._held.number)
+            raise
+        self._node._leases.ended(self._held.number)
+
+    def on_expiry(self, callback: Callable[[Lease], object]) -> None:
+        """Call ``callback(lease)`` once, in another thread, when the lease has ended.
+
+        However it ends: it ran out (perhaps later than was known now, when it was renewed), or was released
+        here or elsewhere.  Callbacks run one after the other in one thread of this process.  What one raises
+        is logged (logger ``dsm``).  They are not called when this process leaves its node before.
+
+        Parameters
+        ----------
+        callback
+            Any number of them can be registered; when the lease has ended already it is called at once.
+
+        Raises
+        ------
+        UsageError
+            It cannot be called.
+        """
+        if not callable(callback):
+            raise UsageError(f"callback is {layouts.shown(callback)}; pass a function of one argument")
+        self._node._leases.on_end(self._held, callback, self)
+
+    def _told(self, question: leasing.RenewLease | leasing.AskLease) -> None:
+        """Ask the coordinator, and note what it says about the time that is left."""
+        asked_ns = time.monotonic_ns()
+        try:
+            answer, _ = self._node._connection.session.call(question, leasing.LeaseTime)
+        except LeaseExpiredError:
+            self._node._leases.ended(self._held.number)
+            raise
+        self._held.told(answer.remaining_ns, asked_ns)
+
+    def _ask(self) -> None:
+        key = self.key if self.key is not None else self.read_key
+        assert key is not None
+        self._told(leasing.AskLease(self.id.bytes, key))
+
+    # -- checks ------------------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        """Raise unless the lease is alive, as far as can be known."""
+        if self._held.ended:
+            raise LeaseExpiredError(f"lease {self.id} {LEASE_IS_OVER}")
+        if self._node.closed:
+            raise ClosedError(f"{self!r} cannot be used: this process has closed its node; attach again")
+        if self._held.remaining_ns <= 0:
+            self._ask()
+
+    def _need_write_key(self, done: str) -> None:
+        if self.key is None:
+            raise NotPermittedError(
+                f"lease {self.id} cannot be {done}: it was opened with its read key; open it with its token "
+                "(Lease.token), not its read token"
+            )
+
+    # -- protocols ---------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Lease:
+        self._check()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Release it, if it was opened with the write key and has not ended."""
+        if self.key is not None and not self._held.ended and not self._node.closed:
+            with contextlib.suppress(LeaseExpiredError):
+                self.release()
+
+    def __repr__(self) -> str:
+        access = "" if self.writable else ", read-only"
+        over = ", ended" if self._held.ended else ""
+        return f"<dsm.Lease {self.id}: {self.nbytes} bytes{access}{over}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open, (self._reference(),)
+
+    def _reference(self) -> LeaseRef:
+        key = self.key if self.key is not None else self.read_key
+        assert key is not None
+        return LeaseRef(self._node.cluster, self.id, key)
+
+
+@dataclass(frozen=True)
+class LeaseRef:
+    """A reference to a lease, with the key that it was opened with; made by `ref`.
+
+    Attributes
+    ----------
+    cluster
+        Identity of the cluster.
+    id
+        As `Lease.id`.
+    key
+        The capability; whoever has the reference has it.
+    """
+
+    cluster: str
+    id: uuid.UUID
+    key: bytes = field(repr=False)
+
+    def lease(self) -> Lease:
+        """Open the lease in this process, which attaches if it has not yet.
+
+        Raises
+        ------
+        UsageError
+            This process is attached to another cluster.
+        LeaseExpiredError
+            The lease has ended.
+        """
+        from dsm.worker.attach import attach
+
+        node = attach()
+        if node.cluster != self.cluster:
+            raise UsageError(
+                f"the reference is to a lease of cluster {self.cluster}, but this process is attached to "
+                f"{node.cluster}; start this one with the DSM_NODE of the process that made it"
+            )
+        return node.open_lease(self.id, self.key)
+
+
+def _open(reference: LeaseRef) -> Lease:
+    return reference.lease()
+
+
+def identity_of(what: Any, key: Any) -> tuple[bytes, bytes]:
+    """Return id and key of a lease, from a token, or from an id and a key.
+
+    Raises
+    ------
+    UsageError
+        They are neither.
+    """
+    if key is None:
+        if isinstance(what, str):
+            return parse_token(what)
+        raise UsageError(
+            f"{layouts.shown(what)} is no token of a lease; pass Lease.token, or an id and a key"
+        )
+    if isinstance(what, uuid.UUID):
+        identity = what.bytes
+    elif isinstance(what, bytes) and len(what) == KEY_BYTES:
+        identity = what
+    else:
+        try:
+            identity = uuid.UUID(what).bytes
+        except (ValueError, TypeError, AttributeError):
+            raise UsageError(
+                f"{layouts.shown(what)} is no id of a lease; pass Lease.id, or a token alone"
+            ) from None
+    if isinstance(key, str):
+        try:
+            key = bytes.fromhex(key)
+        except ValueError:
+            key = b""
+    if not isinstance(key, bytes) or len(key) != KEY_BYTES:
+        raise UsageError(f"the key is no key of a lease; pass Lease.key or Lease.read_key, {KEY_BYTES} bytes")
+    return identity, key

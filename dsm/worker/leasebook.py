@@ -1,0 +1,160 @@
+"""What this process knows of the leases that it has mapped: how long they last, and that they have ended.
+
+Owns two daemon threads.  One keeps a request open at the manager, which answers when leases end, by whomever:
+their regions are closed here then.  The other runs callbacks, so that a slow one holds up nothing else.
+Neither keeps the interpreter from ending.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from dsm.errors import DSMError
+from dsm.log import logger
+from dsm.wire import leasing
+from dsm.worker.regions import RegionTable
+from dsm.worker.session import Session
+from dsm.worker.watcher import leave_signals
+
+#: What to call, and with what.
+_Callback = tuple[Callable[[Any], object], Any]
+
+
+class Held:
+    """A lease that is, or was, mapped here; all handles of it in this process share it."""
+
+    def __init__(self, number: int, lease: str) -> None:
+        #: Its region, and its id as messages show it.
+        self.number = number
+        self.lease = lease
+        #: It lasts at least until then (`time.monotonic_ns`), by what was told last, and when that was asked.
+        self.deadline_ns = 0
+        self.asked_ns = -1
+        self.ended = False
+        #: The keys that this process has used.
+        self.write_key: bytes | None = None
+        self.read_key: bytes | None = None
+        self.callbacks: list[_Callback] = []
+
+    def told(self, remaining_ns: int, asked_ns: int) -> None:
+        """The coordinator has said what is left, some time after it was asked."""
+        if asked_ns >= self.asked_ns:
+            self.asked_ns, self.deadline_ns = asked_ns, asked_ns + remaining_ns
+
+    @property
+    def remaining_ns(self) -> int:
+        """What is left at least; 0 or less: ask."""
+        return self.deadline_ns - time.monotonic_ns()
+
+
+class LeaseBook:
+    """The leases of this process.
+
+    Parameters
+    ----------
+    session, regions
+        Of its node.
+    """
+
+    def __init__(self, session: Session, regions: RegionTable) -> None:
+        self._session = session
+        self._regions = regions
+        self._mutex = threading.Lock()
+        #: By the number of the region; those that have not ended.
+        self._held: dict[int, Held] = {}
+        self._listening = False
+        self._callbacks: queue.SimpleQueue[_Callback | None] | None = None
+
+    def begin(self) -> None:
+        """Listen for ends of leases from now on."""
+        with self._mutex:
+            if self._listening:
+                return
+            self._listening = True
+        threading.Thread(target=self._listen, args=(self._session,), name="dsm-leases", daemon=True).start()
+
+    def held(self, number: int) -> Held | None:
+        """Return the lease that a region is."""
+        return self._held.get(number)
+
+    def mapped(self, number: int, lease: str) -> Held:
+        """A lease is mapped; it may be already."""
+        with self._mutex:
+            return self._held.setdefault(number, Held(number, lease))
+
+    def ended(self, number: int) -> None:
+        """A lease has ended: close its region here, and call who wanted to know."""
+        with self._mutex:
+            held = self._held.pop(number, None)
+            callbacks: list[_Callback] = []
+            if held is not None:
+                held.ended = True
+                callbacks, held.callbacks = held.callbacks, []
+        self._regions.drop(number)
+        for each in callbacks:
+            self._call(each)
+
+    def on_end(self, held: Held, callback: Callable[[Any], object], lease: Any) -> None:
+        """Call ``callback(lease)`` when the lease has ended, perhaps now."""
+        with self._mutex:
+            if not held.ended:
+                held.callbacks.append((callback, lease))
+                return
+        self._call((callback, lease))
+
+    # -- threads -----------------------------------------------------------------------------------------
+
+    def _listen(self, session: Session) -> None:
+        leave_signals()
+        while True:
+            try:
+                told, _ = session.call(leasing.AwaitEnds(), leasing.LeasesEnded)
+            except DSMError:  # this process has left its node, or lost it
+                return
+            for number in told.regions:
+                self.ended(number)
+
+    def _call(self, callback: _Callback) -> None:
+        with self._mutex:
+            waiting = self._callbacks
+            if waiting is None:
+                waiting = self._callbacks = queue.SimpleQueue()
+                threading.Thread(target=_run, args=(waiting,), name="lease-callbacks", daemon=True).start()
+        waiting.put(callback)
+
+    # -- the end of it -----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """This process leaves its node: nobody is told of any end any more."""
+        with self._mutex:
+            waiting, self._callbacks = self._callbacks, None
+            self._held.clear()
+        if waiting is not None:
+            waiting.put(None)
+
+    def renew(self, session: Session) -> None:
+        """In a child of fork: the parent's threads and callbacks are not its own."""
+        held, self._held = self._held, {}
+        self._session, self._mutex, self._listening, self._callbacks = session, threading.Lock(), False, None
+        for number, each in held.items():
+            each.callbacks = []
+            if self._regions.get(number) is None:
+                each.ended = True
+            else:
+                self._held[number] = each
+        if self._held:
+            self.begin()
+
+
+def _run(waiting: queue.SimpleQueue[_Callback | None]) -> None:
+    while (each := waiting.get()) is not None:
+        callback, lease = each
+        try:
+            callback(lease)
+        except BaseException:
+            logger.exception("a callback of %r raised; it is called once", lease)
+        del each, callback, lease
