@@ -1,7 +1,7 @@
 """A node with locks that are lent to it, as a real manager drives them.
 
-Owns what `dsm.manager.lending` does with a `LockCache`, and the real happens-before among those who pass a lock
-on without its home: the clock of the lock is here while the lock is, and goes home with what it owes.
+Owns what `dsm.manager.lending` does with a `LockCache`, and the real happens-before among those who pass a
+lock on without its home: the clock of the lock is here while the lock is, and goes home with what it owes.
 """
 
 from __future__ import annotations
