@@ -416,6 +416,7 @@ class Pool:
                     f"pool: the extent at {address:#x} is not filed under its largest free block"
                 )
             pieces = {address + offset: size for offset, size in extent.buddy.blocks().items()}
+            granules = 0
             for span in dict.fromkeys(extent.spans.values()):
                 if pieces.pop(span.start, 0) != span.end - span.start:
                     raise InternalError(f"pool: the span at {span.start:#x} is no block of its buddy")
@@ -429,6 +430,9 @@ class Pool:
                         f"pool: the span at {span.start:#x} is not filed under what it has to give"
                     )
                 spans[span] = None
+                granules += len(extent.granules(span))
+            if granules != len(extent.spans):
+                raise InternalError(f"pool: a span of the extent at {address:#x} is found where it is not")
             blocks.update(pieces)
         for address in self._asked:
             size = blocks.pop(address - self._shifts.get(address, 0), None)

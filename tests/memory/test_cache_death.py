@@ -1,0 +1,187 @@
+"""A worker is killed at any instruction of its cache: at most one object is lost, none is there twice."""
+
+import sys
+
+import pytest
+
+from dsm.errors import UsageError
+from dsm.memory import cache as module
+from dsm.memory.cache import CACHE_BYTES, LEAVING, WorkerCache, contents, counters
+from dsm.memory.classes import BATCHES, CAPACITIES, CLASSES, class_of
+from dsm.memory.pool import Pool
+
+CLS = class_of(16 * 1024)
+OTHER = class_of(12 * 1024)
+BASE = 0x5800_0000_0000
+
+
+class _Killed(BaseException):
+    pass
+
+
+class _Fate:
+    """Ends whatever runs inside the cache's module at its n-th instruction."""
+
+    def __init__(self, instructions):
+        self.left = instructions
+
+    def __enter__(self):
+        sys.settrace(self._called)
+
+    def __exit__(self, kind, *_):
+        sys.settrace(None)
+        return kind is _Killed
+
+    def _called(self, frame, event, argument):
+        if frame.f_code.co_filename != module.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        return self._instruction
+
+    def _instruction(self, frame, event, argument):
+        if event == "opcode":
+            self.left -= 1
+            if self.left < 0:
+                raise _Killed
+        return self._instruction
+
+
+class _Life:
+    """A worker and its manager: who has which object, as far as each has been told."""
+
+    def __init__(self):
+        self.words = memoryview(bytearray(CACHE_BYTES)).cast("Q")
+        self.cache = WorkerCache(self.words)
+        self.pool = Pool()
+        self.pool.add_extent(BASE, 1 << 26)
+        #: Objects that the program has: class of each.
+        self.held = {}
+        #: Batches that the manager has sent, and the last that it got.
+        self.sent, self.received = {}, 0
+        self.all = set()
+        #: Operations that were begun and ended: takes, puts.
+        self.begun, self.ended = [0, 0], [0, 0]
+
+    def allocate(self, cls):
+        self.begun[0] += 1
+        address = self.cache.take(cls, 100)
+        if not address:
+            self.begun[0] -= 1
+            number = len(self.sent) + 1
+            self.sent[number] = self.pool.take(cls, BATCHES[cls])
+            self.all.update(self.sent[number])
+            assert self.cache.fill(cls, self.sent[number], number) == []
+            return self.allocate(cls)
+        self.ended[0] += 1
+        self.held[address] = cls
+        return address
+
+    def free(self, address):
+        cls = self.held.pop(address)
+        self.begun[1] += 1
+        if not self.cache.put(cls, address, 100):
+            self.begun[1] -= 1
+            self.held[address] = cls
+            number, leaving = self.cache.surplus(cls)
+            assert self.pool.give(leaving) == []
+            self.received = number
+            self.cache.sent()
+            return self.free(address)
+        self.ended[1] += 1
+        return None
+
+    def live(self):
+        """Every path: filling, emptying, a surplus, reuse of the outbox, two classes."""
+        objects = [self.allocate(CLS) for _ in range(2 * CAPACITIES[CLS] + 1)]
+        other = [self.allocate(OTHER) for _ in range(BATCHES[OTHER] + 1)]
+        for address in objects + other:
+            self.free(address)
+        for address in [self.allocate(cls) for cls in (CLS, OTHER, CLS) * 4]:
+            self.free(address)
+
+
+def _instructions():
+    fate = _Fate(1 << 60)
+    life = _Life()
+    with fate:
+        life.live()
+    return (1 << 60) - fate.left
+
+
+def test_death_at_each_instruction_loses_at_most_one_object():
+    total = _instructions()
+    lost_at_all = 0
+    deaths = 0
+    for instructions in range(total):
+        life = _Life()
+        with _Fate(instructions):
+            life.live()
+            pytest.fail("it was to be killed")
+        deaths += 1
+        found = contents(life.words, life.sent, life.received)
+        assert len(set(found)) == len(found)
+        assert not set(found) & set(life.held), "what the program has is not given to another"
+        assert life.pool.give(found) == [], "what the pool has is not given to it again"
+        lost = life.all - set(found) - set(life.held) - {a for a in life.all if _free(life.pool, a)}
+        assert len(lost) <= 1
+        lost_at_all += len(lost)
+        allocations, frees, asked, given = counters(life.words)
+        assert life.ended[0] <= allocations <= life.begun[0]
+        assert life.ended[1] <= frees <= life.begun[1]
+        assert abs(asked - 100 * allocations) <= 100 and abs(given - 100 * frees) <= 100
+        life.pool.check()
+    assert deaths == total > 1000
+    assert lost_at_all, "some deaths were between two writes"
+
+
+def _free(pool, address):
+    return "starts there" not in pool.explain(address)
+
+
+def test_a_batch_on_its_way_to_a_worker_is_taken_back():
+    words = memoryview(bytearray(CACHE_BYTES)).cast("Q")
+    cache = WorkerCache(words)
+    cache.fill(CLS, [64, 128], 1)
+    assert contents(words, {1: [64, 128], 2: [192]}) == [64, 128, 192]
+    assert contents(words, {1: [64, 128]}) == [64, 128]
+
+
+def test_a_batch_in_the_outbox_belongs_to_who_has_got_it():
+    words = memoryview(bytearray(CACHE_BYTES)).cast("Q")
+    cache = WorkerCache(words)
+    cache.fill(CLS, [64, 128], 1)
+    assert cache.surplus(CLS) == (1, [128, 64])
+    assert contents(words) == [128, 64], "not sent yet"
+    assert contents(words, received=1) == [], "the manager got it before the worker noted that it was sent"
+    cache.sent()
+    assert contents(words) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "value", "named"),
+    [
+        (CLS, 0, f"class {CLS} ends at word 0"),
+        (CLS, 1 << 40, f"class {CLS} ends at word {1 << 40}"),
+        (CLASSES - 1, 7, f"class {CLASSES - 1} ends at word 7"),
+        (LEAVING, 1 << 16 | 33, "33 objects in an outbox for 32"),
+    ],
+)
+def test_a_damaged_buffer_is_not_believed(word, value, named):
+    words = memoryview(bytearray(CACHE_BYTES)).cast("Q")
+    WorkerCache(words)
+    words[word] = value
+    with pytest.raises(UsageError, match=f"damaged: {named}"):
+        contents(words)
+
+
+def test_nonsense_on_a_stack_is_refused_by_the_pool():
+    """A worker may write anything over its cache: what is none of the pool's objects does no harm."""
+    life = _Life()
+    objects = [life.allocate(CLS) for _ in range(3)]
+    life.free(objects[0])
+    place = next(word for word in range(CLASSES, len(life.words)) if life.words[word] == objects[0])
+    life.words[place] = BASE + 5
+    found = contents(life.words, life.sent, life.received)
+    assert life.pool.give(found) == [BASE + 5]
+    life.pool.check()
