@@ -31,12 +31,12 @@ class Intervals(RuleBasedStateMachine):
 
     @rule(nbytes=sizes, power=st.one_of(st.just(0), st.integers(0, 14), st.integers(0, 41)))
     def allocate(self, nbytes, power):
-        largest = self.buddy.largest_free
+        largest, needed = self.buddy.largest_free, nbytes or 1
         offset = self.buddy.allocate(nbytes, 1 << power)
         if power <= 5:
-            assert (offset is None) == (nbytes > largest), "the figure says exactly what is to be had"
+            assert (offset is None) == (needed > largest), "the figure says exactly what is to be had"
         if offset is None:
-            assert nbytes > largest or not self._whole_power(max(nbytes, 1 << power))
+            assert needed > largest or not self._whole_power(max(needed, 1 << power))
             return
         assert offset % max(1 << power, MIN_BLOCK_BYTES) == 0
         size = self.buddy.size_of(offset)
