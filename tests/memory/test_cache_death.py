@@ -1,14 +1,18 @@
 """A worker is killed at any instruction of its cache: at most one object is lost, none is there twice."""
 
+import mmap
+import signal
+import subprocess
 import sys
 
 import pytest
 
 from dsm.errors import UsageError
 from dsm.memory import cache as module
-from dsm.memory.cache import CACHE_BYTES, LEAVING, WorkerCache, contents, counters
+from dsm.memory.cache import ALLOCATIONS, CACHE_BYTES, LEAVING, WORDS, WorkerCache, contents, counters
 from dsm.memory.classes import BATCHES, CAPACITIES, CLASSES, class_of
 from dsm.memory.pool import Pool
+from support import wait_until
 
 CLS = class_of(16 * 1024)
 OTHER = class_of(12 * 1024)
@@ -137,6 +141,47 @@ def test_death_at_each_instruction_loses_at_most_one_object():
 
 def _free(pool, address):
     return "starts there" not in pool.explain(address)
+
+
+#: Takes 20 objects and puts them back, for ever.
+WORKER = """
+import mmap, sys
+from dsm.memory.cache import WorkerCache
+file = open(sys.argv[1], "r+b")
+cache = WorkerCache(memoryview(mmap.mmap(file.fileno(), 0)).cast("Q"))
+cls = int(sys.argv[2])
+cache.fill(cls, range(4096, 4096 + 64 * 32, 64), 1)
+while True:
+    for address in [cache.take(cls, 50) for _ in range(20)]:
+        cache.put(cls, address, 50)
+"""
+
+
+@pytest.mark.parametrize("turns", [1, 1000, 10_007, 20_001])
+def test_a_process_that_is_killed_leaves_a_cache_that_can_be_read(tmp_path, turns):
+    cls = class_of(64)
+    path = tmp_path / "cache"
+    path.write_bytes(bytes(CACHE_BYTES))
+    with (
+        path.open("r+b") as file,
+        mmap.mmap(file.fileno(), CACHE_BYTES) as shared,
+        memoryview(shared) as plain,
+        plain.cast("Q") as words,
+    ):
+        worker = subprocess.Popen([sys.executable, "-c", WORKER, path, str(cls)])
+        try:
+            wait_until(lambda: words[ALLOCATIONS] >= turns, what="the worker's allocations")
+        finally:
+            worker.kill()
+            assert worker.wait(timeout=10) == -signal.SIGKILL
+        assert len(words) == WORDS
+        found = contents(words)
+        assert len(set(found)) == len(found)
+        assert set(found) <= set(range(4096, 4096 + 64 * 32, 64))
+        allocations, frees, asked, given = counters(words)
+        out = 32 - len(found)
+        assert abs(out - (allocations - frees)) <= 1, "the counters say how many are out"
+        assert abs(asked - 50 * allocations) <= 50 and abs(given - 50 * frees) <= 50
 
 
 def test_a_batch_on_its_way_to_a_worker_is_taken_back():
