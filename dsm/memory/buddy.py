@@ -105,7 +105,14 @@ class Buddy:
             0 counts as 1.
         align : int
             A power of two of which the offset is a multiple.
+
+        Raises
+        ------
+        UsageError
+            The size is negative.
         """
+        if nbytes < 0:
+            raise UsageError(f"{nbytes} bytes: pass a number that is not negative")
         size = rounded(nbytes)
         order = (max(size, align) - 1).bit_length()
         fitting = self._orders >> order

@@ -483,9 +483,12 @@ class Pool:
             address, extent = filed.popitem()
             filed[address] = extent
             candidates: Iterable[_Extent] = (extent,)
-        else:
-            # Only the end of an extent may keep a block from having a whole power of two.
+        elif align > nbytes:
             candidates = self._extents.values()
+        else:
+            # Only the end of an extent may keep a block from having a whole power of two: it begins with half
+            # of it.
+            candidates = self._by_top[order - 1].values() if order < 65 else ()
         for extent in candidates:
             offset = extent.buddy.allocate(nbytes, align)
             if offset is not None:

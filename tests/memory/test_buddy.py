@@ -128,6 +128,13 @@ def test_what_is_no_extent(nbytes):
         Buddy(nbytes)
 
 
+def test_a_negative_size_is_refused():
+    buddy = Buddy(4096)
+    with pytest.raises(UsageError, match="-1 bytes: pass a number that is not negative"):
+        buddy.allocate(-1)
+    assert buddy.free_bytes == 4096
+
+
 @given(nbytes=st.integers(0, 1 << 64))
 def test_at_most_an_eighth_is_wasted_beyond_the_smallest_block(nbytes):
     size = rounded(nbytes)

@@ -134,7 +134,7 @@ def test_nonsense_is_refused(nbytes, align):
 
 def test_something_huge_does_not_fit():
     pool = _pool(MIB)
-    for nbytes in (MIB + 1, 1 << 63, 1 << 100):
+    for nbytes in (MIB + 1, 1 << 63, (1 << 64) - 1, 1 << 64, (1 << 64) + 1, 1 << 100):
         assert pool.allocate(nbytes) is None
         assert pool.grow(pool.allocate(1), nbytes) is False
     pool.check()
