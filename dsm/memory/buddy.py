@@ -244,8 +244,6 @@ class Buddy:
 
     def _claim(self, start: int, end: int) -> bool:
         """Take the bytes from `start`, where no free block is cut in two, to `end`, if all are free."""
-        if end > self.nbytes:
-            return False
         found = []
         place = start
         while place < end:

@@ -147,6 +147,17 @@ def test_nothing_is_a_block_of_its_own():
     assert pool.usable_size(first) == 32
 
 
+def test_blocks_of_nothing_are_apart_and_aligned_where_an_extent_is_not():
+    pool = Pool()
+    pool.add_extent(BASE + 32, 4096)
+    blocks = [pool.allocate(0, 64) for _ in range(8)]
+    assert len(set(blocks)) == 8
+    assert all(block % 64 == 0 and pool.usable_size(block) >= 32 for block in blocks)
+    pool.check()
+    assert sum(pool.free(block) for block in blocks) == 8 * 64
+    assert pool.figures().largest_free == 4096
+
+
 def test_a_block_grows_where_it_lies_while_memory_behind_it_is_free():
     pool = _pool(MIB)
     block, second = pool.allocate(4096), pool.allocate(4096)
