@@ -168,8 +168,8 @@ class Demands:
         if search is not None:
             for number in [number for number, (_, asked) in self._open.items() if asked == key]:
                 worker, _ = self._open.pop(number)
-                queue = self._servers[worker].queue
-                queue.extend([queue.popleft() for _ in range(len(queue)) if queue[0].number != number])
+                server = self._servers[worker]
+                server.queue = deque(demand for demand in server.queue if demand.number != number)
             for then in search.waiting:
                 then(refusal)
 
