@@ -15,7 +15,9 @@ static void reset_region(struct dsm_region *region) {
   int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
   store_ordered(&region->busy, 0);
   store_ordered(&region->poisoned, 0);
-  store_ordered(&region->status, load_relaxed(&dsm_worker.status_lost));
+  if (load_relaxed(&region->state) != DSM_CLOSED) { /* one that the parent had closed keeps its reason */
+    store_ordered(&region->status, load_relaxed(&dsm_worker.status_lost));
+  }
   store_ordered(&region->state, DSM_CLOSED);
   region->leases = NULL;
   region->wanted = region->applied = NULL; /* not inherited: there is nothing to unmap */

@@ -245,7 +245,9 @@ int dsm_region_close(uint32_t number) {
   sigset_t old;
   dsm_lock(&old);
   struct dsm_region *region = dsm_registry_number(number);
-  int result = region ? dsm_close_locked(region, load_relaxed(&dsm_worker.status_closed)) : -ENOENT;
+  uint32_t status = load_relaxed(&dsm_worker.status_closed);
+  int result = region ? dsm_close_locked(region, status) : -ENOENT;
+  if (region) store_ordered(&region->status, status); /* a child of fork finds it closed, for another reason */
   dsm_unlock(&old);
   return result;
 }

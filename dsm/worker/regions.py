@@ -382,6 +382,7 @@ class RegionTable:
                 map_region(opened.region, received)
             except (ClosedError, UsageError):  # destroyed meanwhile: its old arrays raise ClosedError
                 del self._open[number]
+                _native.region_close(number)
             else:
                 region._described = opened.region
 

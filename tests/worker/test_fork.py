@@ -211,3 +211,23 @@ def test_other_ways_to_start_programs(node, method):
         os.wait()
     a[:] = 2
     assert a.sum() == 2000
+
+
+def test_a_child_is_told_why_what_its_parent_destroyed_is_closed(run_worker):
+    run(
+        run_worker,
+        """
+gone = node.array("gone", 10)
+gone.sum()
+node.destroy("gone")
+def work():
+    try:
+        gone.sum()
+        raise AssertionError
+    except dsm.ClosedError:
+        pass
+    assert a.sum() == 100_000
+child(work)
+print("done")
+""",
+    )
