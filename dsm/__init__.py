@@ -11,8 +11,9 @@ floors below its own:
 =====  =========================================================================================
 floor  what lives there
 =====  =========================================================================================
-5      ``cli``, ``launch``, ``bench``, ``testing``: the doors (``dsm run``, ``dsm bench``, ...)
-4      ``worker``: what this module shows: `attach`, `Node`, arrays, locks, references, errors
+5      ``cli``, ``launch``, ``server``, ``bench``, ``testing``: the doors (``dsm run``, ``dsm serve``, ...)
+4      ``worker``: what this module shows: `attach`, `Node`, arrays, locks, references, errors;
+       ``client``: leases over the network, without a node
 3      ``manager``: the process of a node: event loop, sessions, transport, metadata
 2      ``_native``: the C shim that catches faults, and its one typed Python wrapper
 1      ``wire``, ``coherence``, ``sync``, ``memory``: the protocol, pure
@@ -33,6 +34,7 @@ from dsm.errors import (
     BrokenBarrierError,
     ClosedError,
     DSMError,
+    FullError,
     InternalError,
     LeaseExpiredError,
     LimitError,
@@ -43,6 +45,7 @@ from dsm.errors import (
     PageLostError,
     PageTimeoutError,
     PeerError,
+    TooLargeError,
     UnknownLeaseError,
     UnknownNameError,
     UsageError,
@@ -51,6 +54,15 @@ from dsm.errors import (
 )
 
 if TYPE_CHECKING:
+    from dsm.client import (
+        AsyncLeaseClient,
+        AsyncRemoteLease,
+        LeaseClient,
+        RemoteLease,
+        connect,
+        connect_async,
+    )
+    from dsm.server import Server
     from dsm.worker.attach import attach
     from dsm.worker.layouts import ArrayInfo
     from dsm.worker.lease import Lease, LeaseInfo, LeaseRef
@@ -64,6 +76,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AsyncLeaseClient": "dsm.client",
+    "AsyncRemoteLease": "dsm.client",
+    "LeaseClient": "dsm.client",
+    "RemoteLease": "dsm.client",
+    "connect": "dsm.client",
+    "connect_async": "dsm.client",
+    "Server": "dsm.server",
     "attach": "dsm.worker.attach",
     "ArrayInfo": "dsm.worker.layouts",
     "Lease": "dsm.worker.lease",
@@ -87,6 +106,8 @@ __all__ = [
     "AddressRangeError",
     "ArrayInfo",
     "ArrayRef",
+    "AsyncLeaseClient",
+    "AsyncRemoteLease",
     "Atomic",
     "AuthenticationError",
     "BrokenBarrierError",
@@ -94,11 +115,14 @@ __all__ = [
     "Condition",
     "DSMError",
     "Event",
+    "FullError",
     "InternalError",
     "Lease",
     "LeaseExpiredError",
     "LeaseInfo",
     "LeaseRef",
+    "LeaseClient",
+    "LeaseExpiredError",
     "LimitError",
     "Lock",
     "Node",
@@ -112,8 +136,11 @@ __all__ = [
     "Pin",
     "RWLock",
     "Region",
+    "RemoteLease",
     "Semaphore",
+    "Server",
     "Statistics",
+    "TooLargeError",
     "UnknownLeaseError",
     "UnknownNameError",
     "UsageError",
@@ -121,6 +148,8 @@ __all__ = [
     "WireError",
     "__version__",
     "attach",
+    "connect",
+    "connect_async",
     "ref",
 ]
 

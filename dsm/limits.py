@@ -107,6 +107,23 @@ MAX_UNANSWERED = 1024
 #: Connections, or requests of one worker, that are taken in a row before others get their turn.
 FAIR_SHARE = 32
 
+#: Of a lease server: connections, bytes that one request may bring, rows of one list, bytes of an error's
+#: text.
+MAX_LEASE_CONNECTIONS = 1024
+MAX_LEASE_TRANSFER_BYTES = 1 << 40
+MAX_LEASE_ROWS = 1024
+MAX_LEASE_ERROR_BYTES = 1024
+#: Bytes that a lease server reads from one connection, and writes to it, before others get their turn.
+LEASE_TURN_BYTES = 1024 * 1024
+#: What a GET brings is copied up to this size, and sent from where it lies beyond.
+LEASE_COPY_BYTES = 64 * 1024
+#: Bytes of answers that one connection may leave unread; then its requests wait.
+MAX_LEASE_UNREAD_BYTES = 512 * 1024
+#: Bytes of ended leases that are zeroed in one round of a server's loop.
+LEASE_CLEAN_BYTES = 8 * 1024 * 1024
+#: Seconds after a lease's end in which the rest of an answer from its memory must have moved on.
+LEASE_LINGER_S = 1.0
+
 assert MAX_PAGE_BYTES % OS_PAGE_BYTES == 0
 assert DIRECTORY_BLOCK_BYTES <= MAX_DATA_BYTES
 assert READ_AHEAD_MAX_BYTES <= DIRECTORY_BLOCK_BYTES
@@ -122,4 +139,5 @@ assert LOG_RUNS * 8 <= MAX_NOTICE_BYTES, "the runs of a full log fit into one me
 assert MAX_PAGE_BYTES < MAX_DIFF_BYTES < MAX_UNREAD_BYTES, "a message of a release holds a page's changes"
 assert 0 < SOLE_WRITER_RELEASES < 256, "streaks are counted in one byte"
 assert MIN_STALENESS_NS < MAX_STALENESS_NS < 1 << 62, "what is left of a lease is told in 64 bits"
+assert LEASE_COPY_BYTES < MAX_LEASE_UNREAD_BYTES, "an answer that is copied can be kept"
 assert HOLD_NS < UNAPPLIED_MAX_NS < HOLD_WAIT_MAX_NS

@@ -1,0 +1,80 @@
+"""What clients ask, and how its answers are understood: the same for threads and for asyncio.
+
+Owns what callers see of a server: `LeaseInfo`.  Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dsm.errors import WireError
+from dsm.memory.token import ID_BYTES, parse_token
+from dsm.wire import leases as wire
+from dsm.wire.leases import KEYS
+
+if TYPE_CHECKING:
+    import uuid
+
+#: Rows of one question for the list of leases.
+ROWS_AT_ONCE = 256
+#: Bytes that an answer with rows, and one with figures, may have.
+ROWS_BYTES = ROWS_AT_ONCE * wire.ROW.size
+FIGURES_BYTES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseInfo:
+    """A lease as `LeaseClient.leases` lists it."""
+
+    _id: bytes
+    nbytes: int
+    #: Seconds until it ends, and since it began.
+    expires_in: float
+    age: float
+
+    @property
+    def id(self) -> uuid.UUID:
+        """Its id."""
+        import uuid
+
+        return uuid.UUID(bytes=self._id)
+
+
+def infos(payload: bytes) -> list[LeaseInfo]:
+    """Return the leases of an answer to LIST."""
+    return [
+        LeaseInfo(row.id, row.nbytes, row.remaining_ms / 1000, row.age_ms / 1000)
+        for row in wire.rows(payload)
+    ]
+
+
+def opened(payload: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return id, write key and read key of an answer to LEASE."""
+    if len(payload) != KEYS.size:
+        raise WireError(f"the server answered LEASE with {len(payload)} bytes, not {KEYS.size}")
+    identity, write_key, read_key = KEYS.unpack(payload)
+    return identity, write_key, read_key
+
+
+def described(token: str, payload: bytes) -> tuple[bytes, bytes | None, bytes | None, int, int]:
+    """Return id, write key, read key, bytes and time left of the lease that INFO was asked about."""
+    identity, key = parse_token(token)
+    found = wire.rows(payload)
+    if len(found) != 1 or found[0].id != identity:
+        raise WireError("the server answered INFO with another lease than it was asked about")
+    row = found[0]
+    return (
+        identity,
+        key if row.writable else None,
+        None if row.writable else key,
+        row.nbytes,
+        row.remaining_ms,
+    )
+
+
+def shown(token: str) -> bytes:
+    """Return id and key as requests show them."""
+    identity, key = parse_token(token)
+    assert len(identity) == ID_BYTES
+    return identity + key

@@ -1,0 +1,226 @@
+"""A lease of a server, as a client has it.
+
+Owns what the handle knows: id, keys, size, when it ends.  Bytes are fetched and stored by its client.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from dsm.errors import NotPermittedError, UsageError
+from dsm.memory.token import token_of
+from dsm.units import milliseconds_of
+
+if TYPE_CHECKING:
+    import uuid
+
+    from dsm.client.connection import Buffer
+    from dsm.client.sync import LeaseClient
+
+
+class Handle:
+    """What a handle knows of its lease, however it is reached."""
+
+    def __init__(
+        self, identity: bytes, key: bytes | None, read_key: bytes | None, nbytes: int, remaining_ms: int
+    ) -> None:
+        self._id = identity
+        self._key = key
+        self._read_key = read_key
+        self._nbytes = nbytes
+        #: Id and the best key, as requests show them.
+        self._shown = identity + (key or read_key or bytes(16))
+        self._deadline = 0.0
+        self._lasts(remaining_ms)
+
+    def _lasts(self, remaining_ms: int, asked: float | None = None) -> None:
+        """Note how long it lasts from when that was asked."""
+        self._deadline = (time.monotonic() if asked is None else asked) + remaining_ms / 1000
+
+    @property
+    def id(self) -> uuid.UUID:
+        """The lease's id; it is no secret."""
+        import uuid
+
+        return uuid.UUID(bytes=self._id)
+
+    @property
+    def key(self) -> bytes | None:
+        """The key that allows to write, renew and release; None when this handle has only the other one."""
+        return self._key
+
+    @property
+    def read_key(self) -> bytes | None:
+        """The key that allows to read; None when the handle was opened with the other one."""
+        return self._read_key
+
+    @property
+    def token(self) -> str:
+        """Id and key as one text: who has it can do with the lease what this handle can."""
+        return token_of(self._id, self._shown[16:])
+
+    @property
+    def read_token(self) -> str | None:
+        """Id and the key for reading; None when that is not known here."""
+        return None if self._read_key is None else token_of(self._id, self._read_key)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes, as they were asked for."""
+        return self._nbytes
+
+    @property
+    def writable(self) -> bool:
+        """Whether this handle may write, renew and release."""
+        return self._key is not None
+
+    @property
+    def expires_in(self) -> float:
+        """Seconds until the lease ends, as far as this handle knows; 0 when it has ended."""
+        return max(0.0, self._deadline - time.monotonic())
+
+    def _range(self, offset: Any, count: Any) -> tuple[int, int]:
+        """Return the bytes that are meant; None as a count: all behind the offset."""
+        whole = count is None
+        try:
+            first = offset.__index__()
+            number = self._nbytes - first if whole else count.__index__()
+        except AttributeError:
+            first = number = -1
+        if first < 0 or number < 0 or first + number > self._nbytes:
+            raise UsageError(
+                f"{'all bytes' if whole else f'{count!r} bytes'} at offset {offset!r} do not lie in {self!r}"
+            )
+        return first, number
+
+    def _check_writable(self, what: str) -> None:
+        if self._key is None:
+            raise NotPermittedError(
+                f"{what} needs the write key of the lease, and this handle has the one for reading"
+            )
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id}: {self._nbytes} bytes, {self.expires_in:.1f} s left>"
+
+
+class RemoteLease(Handle):
+    """Memory of a server for a time; made by `LeaseClient.lease` and `LeaseClient.open`.
+
+    Also a context manager, which releases it.  May be used by several threads; they take turns on the
+    client's connection (`LeaseClient.clone` gives another one).
+    """
+
+    def __init__(
+        self, client: LeaseClient, identity: bytes, key: bytes | None, read_key: bytes | None, nbytes: int,
+        remaining_ms: int,
+    ) -> None:  # fmt: skip
+        super().__init__(identity, key, read_key, nbytes, remaining_ms)
+        self._client = client
+        self._get = client._connection.get
+        self._set = client._connection.set
+
+    def get(self, offset: int = 0, n: int | None = None) -> bytes:
+        """Return bytes of the lease.
+
+        Parameters
+        ----------
+        offset
+            The first one.
+        n
+            How many; default: all behind it.
+
+        Raises
+        ------
+        LeaseExpiredError, UnknownLeaseError
+            The lease has ended; or the server does not know it (any more).
+        UsageError
+            They do not lie in the lease.
+        """
+        if type(offset) is not int or type(n) is not int or offset < 0 or n < 0 or offset + n > self._nbytes:
+            offset, n = self._range(offset, n)
+        return self._get(self._shown, offset, n)
+
+    def set(self, data: Buffer, offset: int = 0) -> None:
+        """Write bytes.
+
+        Parameters
+        ----------
+        data
+            Anything with contiguous bytes: also arrays.
+        offset
+            Where the first one goes.
+
+        Raises
+        ------
+        NotPermittedError
+            This handle may only read.
+        LeaseExpiredError, UnknownLeaseError, UsageError
+            As `get`.
+        """
+        if type(data) is not bytes:
+            data = contiguous(data)
+        if type(offset) is not int or offset < 0 or offset + len(data) > self._nbytes:
+            offset, _ = self._range(offset, len(data))
+        if self._key is None:
+            self._check_writable("set()")
+        self._set(self._shown, offset, data)
+
+    def renew(self, duration: float | str) -> None:
+        """Let the lease end `duration` from now: seconds, or text as in ``"60s"``."""
+        milliseconds = milliseconds_of(duration)
+        self._check_writable("renew()")
+        asked = time.monotonic()
+        self._client._renew(self._shown, milliseconds)
+        self._lasts(milliseconds, asked)
+
+    def release(self) -> None:
+        """End the lease now; its memory is zeroed and can be leased again."""
+        self._check_writable("release()")
+        self._client._release(self._shown)
+        self._deadline = -math.inf
+        self._client._unwatch(self)
+
+    def on_expiry(self, callback: Callable[[RemoteLease], object]) -> None:
+        """Call ``callback(lease)`` from a thread of the client when the lease's time has run out.
+
+        Not when it is released by this handle.  Who else renews the lease puts it off.
+        """
+        self._client._watch(self, callback)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        from dsm.errors import ClosedError, PeerError, UnknownLeaseError
+
+        if self._key is None or self._deadline == -math.inf:
+            return
+        try:
+            self.release()
+        except (ClosedError, UnknownLeaseError):  # it has ended
+            return
+        except PeerError:
+            if error is None:
+                raise
+
+
+def contiguous(data: Any) -> memoryview:
+    """Return anything with contiguous bytes as such.
+
+    Raises
+    ------
+    UsageError
+        It has none.
+    """
+    try:
+        return memoryview(data).cast("B")
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"{type(data).__name__} cannot be written to a lease: {error}; pass bytes or a contiguous array"
+        ) from None

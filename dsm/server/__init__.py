@@ -1,0 +1,15 @@
+"""The lease server: memory of a node, leased over TCP to whoever asks.
+
+=================  ==================================================================================
+`server`           `Server`: where it listens, its thread
+`service`          the loop: connections, turns, time
+`connection`       one client: requests in, answers out
+`book`             pure: which memory is leased until when, and what must be cleaned
+`memory`           the region
+`command`          ``dsm serve``
+=================  ==================================================================================
+"""
+
+from dsm.server.server import Server
+
+__all__ = ["Server"]

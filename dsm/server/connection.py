@@ -1,0 +1,473 @@
+"""One client of a lease server.
+
+Owns a socket without blocking: its handshake, cutting what arrives into requests, and what is to be sent.
+Small answers are copied; large ones are sent from the lease's memory and large SETs received into it, so
+that a connection needs no memory of its own for them.
+
+Requests are handled in order, one at a time.  A request that must wait (`wait`) stops the connection: it is
+not read from until `resume`; likewise while answers wait for a client that does not read.  In one turn a
+connection moves at most `LEASE_TURN_BYTES` each way, then others get theirs.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections import deque
+from typing import TYPE_CHECKING
+
+from dsm.errors import DSMError, InternalError, LeaseExpiredError, Status, UsageError, WireError, status_of
+from dsm.limits import (
+    LEASE_COPY_BYTES,
+    LEASE_TURN_BYTES,
+    MAX_LEASE_UNREAD_BYTES,
+)
+from dsm.log import logger
+from dsm.memory.leases import show_id
+from dsm.wire import leases as wire
+from dsm.wire.lease_handshake import Server as Handshake
+from dsm.wire.leases import REPLY, REQUEST, REQUEST_BYTES, Op
+
+if TYPE_CHECKING:
+    from dsm.server.book import Holding
+    from dsm.server.service import Service
+
+_IN = select.EPOLLIN
+_OUT = select.EPOLLOUT
+_GONE = select.EPOLLHUP | select.EPOLLERR
+
+_GET = int(Op.GET)
+_SET = int(Op.SET)
+_unpack = REQUEST.unpack_from
+_pack = REPLY.pack
+
+
+class Connection:
+    """A client, as the server sees it."""
+
+    __slots__ = (
+        "_ended", "_failure", "_handshake", "_interest", "_into", "_left", "_queue", "_rest", "_service",
+        "_set", "_waiting", "closed", "fd", "moved", "name", "sock",
+    )  # fmt: skip
+
+    def __init__(self, service: Service, sock: socket.socket, name: str, handshake: Handshake) -> None:
+        self._service = service
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.name = name
+        self._handshake: Handshake | None = handshake
+        #: Bytes that arrived and are not handled yet.
+        self._rest = b""
+        #: What the socket did not take: bytes, and the lease that they lie in, if any.
+        self._queue: deque[tuple[memoryview, Holding | None]] = deque()
+        #: Bytes of a SET that are still to come, and where they go; without a place they are dropped.
+        self._left = 0
+        self._into: tuple[Holding, int] | None = None
+        #: Number and count of that SET, and what is to be answered to it instead.
+        self._set = (0, 0)
+        self._failure: DSMError | None = None
+        #: A request waits for something; nothing is read meanwhile.
+        self._waiting = False
+        #: The client sends no more; what it asked for is still answered.
+        self._ended = False
+        self._interest = _IN
+        #: Bytes sent from leases' memory: a client that takes none makes no progress.
+        self.moved = 0
+        self.closed = False
+
+    # -- events ------------------------------------------------------------------------------------------
+
+    def ready(self, events: int) -> None:
+        """Do what the socket is ready for."""
+        try:
+            if events & _OUT:
+                self._drain()
+            if events & _IN and not self.closed and self._interest & _IN:
+                self._receive()
+            elif events & _GONE and not self.closed:
+                self.close("")
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self.close(error.strerror or str(error))
+
+    def resume(self) -> None:
+        """Handle again the request that waited, and what is behind it."""
+        self._waiting = False
+        self.take_turn()
+
+    def take_turn(self) -> None:
+        """Handle requests that are here."""
+        if self.closed or self._waiting or self._queue:
+            return
+        try:
+            self._again()
+            self._watch()
+        except OSError as error:
+            self.close(error.strerror or str(error))
+
+    @property
+    def sends_ended(self) -> bool:
+        """Whether memory of an ended lease is being sent."""
+        return any(holding is not None and not holding.alive for _, holding in self._queue)
+
+    def close(self, reason: str) -> None:
+        """End the connection; nothing more is sent."""
+        if self.closed:
+            return
+        self.closed = True
+        if reason:
+            logger.info("lease client %s: %s", self.name, reason)
+        for _, holding in self._queue:
+            if holding is not None:
+                self._service.book.let_go(holding)
+        self._queue.clear()
+        self._into = None
+        self._service.forget(self)
+        self.sock.close()
+
+    def cut_off(self, holding: Holding) -> bool:
+        """A lease has ended: receive nothing more into it; return whether it is being sent."""
+        if self._into is not None and self._into[0] is holding:
+            self._into = None
+            self._failure = _ran_out(holding)
+        return any(each is holding for _, each in self._queue)
+
+    # -- in ----------------------------------------------------------------------------------------------
+
+    def _receive(self) -> None:
+        if self._left:
+            self._receive_payload()
+            return
+        buffer = self._service.buffer
+        rest = self._rest
+        kept = len(rest)
+        if kept:
+            buffer[:kept] = rest
+            got = self.sock.recv_into(buffer[kept:])
+            self._rest = b""
+        else:
+            got = self.sock.recv_into(buffer)
+        if not got:
+            self._end(kept)
+            return
+        self._service.bytes_in += got
+        if self._handshake is not None:
+            self._shake_hands(bytes(buffer[: kept + got]))
+        else:
+            self._handle(buffer, kept + got)
+
+    def _end(self, kept: int) -> None:
+        """The client has shut its side down."""
+        if kept:
+            self.close("it ended in the middle of a request")
+        elif not self._queue:
+            self.close("")
+        else:
+            self._ended = True
+            self._watch()
+
+    def _shake_hands(self, data: bytes) -> None:
+        handshake = self._handshake
+        assert handshake is not None
+        try:
+            out = handshake.feed(data)
+        except DSMError as error:
+            if handshake.refusal:
+                self.sock.send(handshake.refusal)
+            self.close(str(error))
+            return
+        if out:
+            self.sock.send(out)  # a socket that has sent nothing takes 40 bytes
+        if handshake.done:
+            self._handshake = None
+            self._service.admit(self)
+            if handshake.leftover:
+                self._rest = handshake.leftover
+                self._again()
+
+    def _again(self) -> None:
+        """Handle what has arrived before, as far as it goes."""
+        rest, self._rest = self._rest, b""
+        buffer = self._service.buffer
+        buffer[: len(rest)] = rest
+        self._handle(buffer, len(rest))
+
+    def _handle(self, buffer: memoryview, end: int) -> None:
+        """Handle the requests in the buffer; what is incomplete or must wait is kept."""
+        service = self._service
+        book, memory, base = service.book, service.memory.view, service.memory.address
+        readable, writable = book.readable, book.writable
+        now = service.now_ms()
+        out: list[bytes | memoryview] = []
+        size = 0
+        gets = sets = 0
+        position = 0
+        while end - position >= REQUEST_BYTES:
+            op, flags, zero, number, payload, offset, count, token = _unpack(buffer, position)
+            if op == _GET:
+                holding = readable.get(token)
+                if (
+                    holding is not None
+                    and count <= LEASE_COPY_BYTES
+                    and offset + count <= holding.nbytes
+                    and now < holding.deadline_ms
+                    and not (payload or flags or zero)
+                ):
+                    start = holding.address - base + offset
+                    out.append(_pack(_GET, 0, 0, number, count, count, holding.deadline_ms - now))
+                    out.append(bytes(memory[start : start + count]))
+                    position += REQUEST_BYTES
+                    gets += 1
+                    size += count + 32
+                    if size > MAX_LEASE_UNREAD_BYTES:
+                        break
+                    continue
+            elif op == _SET:
+                holding = writable.get(token)
+                first = position + REQUEST_BYTES
+                if (
+                    holding is not None
+                    and payload == count <= end - first
+                    and offset + count <= holding.nbytes
+                    and now < holding.deadline_ms
+                    and not (flags or zero)
+                ):
+                    start = holding.address - base + offset
+                    position = first + count
+                    memory[start : start + count] = buffer[first:position]
+                    if offset < holding.low:
+                        holding.low = offset
+                    if offset + count > holding.high:
+                        holding.high = offset + count
+                    out.append(_pack(_SET, 0, 0, number, 0, count, holding.deadline_ms - now))
+                    sets += 1
+                    size += 32
+                    continue
+            if out:
+                self._send(out, size)
+                out, size = [], 0
+                if self._queue:
+                    break
+            taken = self._request(buffer, position, end, now)
+            if self.closed:
+                return
+            position += taken
+            if not taken or self._left or self._queue:
+                break
+        service.gets += gets
+        service.sets += sets
+        if position < end:
+            self._rest = bytes(buffer[position:end])
+        if out:
+            self._send(out, size)
+        if not self.closed and (self._waiting or self._queue or len(self._rest) >= REQUEST_BYTES):
+            self._watch()
+
+    def _request(self, buffer: memoryview, position: int, end: int, now: int) -> int:
+        """Handle any request; return the bytes taken, 0 when it must wait or the connection is closed."""
+        op, flags, zero, number, payload, offset, count, token = _unpack(buffer, position)
+        try:
+            wire.check_request(op, flags, zero, payload, offset, count)
+        except WireError as error:
+            self._refuse(op, number, error)
+            return 0
+        except DSMError as error:
+            return self._take(buffer, position, end, payload, (number, count), error)
+        if op == _SET:
+            return self._begin_set(buffer, position, end, now)
+        try:
+            if op == _GET:
+                self._get(number, offset, count, token, now)
+            else:
+                answer = self._service.answer(op, number, offset, count, token, now)
+                self._send([answer], len(answer))
+        except Waits as waits:
+            self._waiting = True
+            waits.begin(self)
+            return 0
+        except DSMError as error:
+            self._service.refused += 1
+            answer = _error(op, number, error)
+            self._send([answer], len(answer))
+        return REQUEST_BYTES
+
+    def _get(self, number: int, offset: int, count: int, token: bytes, now: int) -> None:
+        """Send from the lease's memory."""
+        service = self._service
+        holding = service.book.find(token, now)
+        if count == wire.TO_THE_END and offset <= holding.nbytes:
+            count = holding.nbytes - offset
+        check_range(holding, offset, count)
+        header = _pack(_GET, 0, 0, number, count, count, holding.deadline_ms - now)
+        start = holding.address - service.memory.address + offset
+        view = service.memory.view[start : start + count]
+        service.gets += 1
+        if count <= LEASE_COPY_BYTES:
+            self._send([header, bytes(view)], count + len(header))
+            return
+        service.book.hold(holding)
+        self._queue.append((memoryview(header), None))
+        self._queue.append((view, holding))
+        self._drain()
+
+    def _begin_set(self, buffer: memoryview, position: int, end: int, now: int) -> int:
+        _, _, _, number, payload, offset, count, token = _unpack(buffer, position)
+        service = self._service
+        try:
+            holding = service.book.find(token, now, write=True)
+            check_range(holding, offset, count)
+        except DSMError as error:
+            return self._take(buffer, position, end, payload, (number, count), error)
+        holding.written(offset, count)
+        self._into = holding, holding.address - service.memory.address + offset
+        return self._take(buffer, position, end, payload, (number, count), None)
+
+    def _take(
+        self, buffer: memoryview, position: int, end: int, payload: int, about: tuple[int, int],
+        failure: DSMError | None,
+    ) -> int:  # fmt: skip
+        """Take a request whose payload is stored or, after an error, dropped; return the bytes taken."""
+        first = position + REQUEST_BYTES
+        here = min(payload, end - first)
+        self._left, self._set, self._failure = payload, about, failure
+        if failure is not None and payload > self._service.book.size:
+            self._refuse(_SET, about[0], failure)
+            return 0
+        if self._into is not None:
+            holding, start = self._into
+            self._service.memory.view[start : start + here] = buffer[first : first + here]
+            self._into = holding, start + here
+        self._left -= here
+        if not self._left:
+            self._complete(buffer[position] if failure is not None else _SET)
+        return REQUEST_BYTES + here
+
+    def _receive_payload(self) -> None:
+        """Receive what a SET still brings, straight into the lease's memory."""
+        room = min(self._left, LEASE_TURN_BYTES)
+        if self._into is None:
+            got = self.sock.recv_into(self._service.buffer, min(room, len(self._service.buffer)))
+        else:
+            holding, start = self._into
+            got = self.sock.recv_into(self._service.memory.view[start : start + room])
+            self._into = holding, start + got
+        if not got:
+            self.close("it ended in the middle of a SET")
+            return
+        self._left -= got
+        self._service.bytes_in += got
+        if not self._left:
+            self._complete(_SET)
+
+    def _complete(self, op: int) -> None:
+        """The last byte of a request's payload is here: answer."""
+        number, count = self._set
+        service = self._service
+        into, self._into = self._into, None
+        failure, self._failure = self._failure, None
+        if failure is None and into is not None:
+            now = service.now_ms()
+            if now < into[0].deadline_ms:
+                service.sets += 1
+                self._send([_pack(_SET, 0, 0, number, 0, count, into[0].deadline_ms - now)], 32)
+                return
+            failure = _ran_out(into[0])
+        assert failure is not None
+        service.refused += 1
+        answer = _error(op, number, failure)
+        self._send([answer], len(answer))
+
+    def _refuse(self, op: int, number: int, error: DSMError) -> None:
+        """Answer with an error and close: what follows on this connection cannot be understood."""
+        self._service.refused += 1
+        answer = _error(op, number, error)
+        self._send([answer], len(answer))
+        self.close(str(error))
+
+    # -- out ---------------------------------------------------------------------------------------------
+
+    def _send(self, parts: list[bytes | memoryview], size: int) -> None:
+        """Send answers; what the socket does not take waits."""
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        if self._queue:
+            self._queue.append((memoryview(data), None))
+            return
+        try:
+            sent = self.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        self._service.bytes_out += sent
+        if sent < size:
+            self._queue.append((memoryview(data)[sent:], None))
+            self._watch()
+
+    def _drain(self) -> None:
+        """Send what waits, one turn's worth; then go on with requests that wait behind it."""
+        queue = self._queue
+        budget = LEASE_TURN_BYTES
+        service = self._service
+        try:
+            while queue and budget > 0:
+                view, holding = queue[0]
+                sent = self.sock.send(view[:budget])
+                budget -= sent
+                service.bytes_out += sent
+                if holding is not None:
+                    self.moved += sent
+                if sent < len(view):
+                    queue[0] = view[sent:], holding
+                else:
+                    queue.popleft()
+                    if holding is not None:
+                        service.book.let_go(holding)
+        except BlockingIOError:
+            pass
+        self._watch()
+        if not queue and not self._waiting:
+            if self._ended:
+                self.close("")
+            elif len(self._rest) >= REQUEST_BYTES:
+                self._again()
+
+    def _watch(self) -> None:
+        """Ask the loop for what can be done now."""
+        if self.closed:
+            return
+        stopped = self._queue or self._waiting or self._ended
+        interest = (0 if stopped else _IN) | (_OUT if self._queue else 0)
+        if not stopped and len(self._rest) >= REQUEST_BYTES:
+            self._service.later(self)  # its turn was over, not its requests
+        if interest != self._interest:
+            self._interest = interest
+            self._service.watch(self.fd, interest)
+
+
+class Waits(Exception):
+    """A request cannot be answered yet; `begin` is given the connection, whose `resume` tries again."""
+
+    def begin(self, connection: Connection) -> None:
+        """Arrange for `resume`."""
+        raise NotImplementedError
+
+
+def check_range(holding: Holding, offset: int, count: int) -> None:
+    """Refuse bytes that are not the lease's."""
+    if offset + count > holding.nbytes:
+        what = "all bytes" if count == wire.TO_THE_END else f"{count} bytes"
+        raise UsageError(
+            f"{what} at offset {offset} do not lie in lease {show_id(holding.id)}, which has {holding.nbytes}"
+        )
+
+
+def _ran_out(holding: Holding) -> LeaseExpiredError:
+    return LeaseExpiredError(
+        f"lease {show_id(holding.id)} ended before the last byte had come; its memory is gone: lease anew"
+    )
+
+
+def _error(op: int, number: int, error: DSMError) -> bytes:
+    status = status_of(error)
+    if status == Status.INTERNAL and not isinstance(error, InternalError):
+        status = Status.USAGE if isinstance(error, UsageError) else Status.LIMIT
+    return wire.error_reply(op, number, status, str(error))

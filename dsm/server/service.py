@@ -1,0 +1,376 @@
+"""The loop of a lease server: one thread, one epoll, and the clock.
+
+Owns connections as a set: taking them in, their turns, their limits; when leases end; when memory is cleaned.
+What one client asks is in `dsm.server.connection`, what becomes of leases in `dsm.server.book`.
+
+The loop polls, yielding the processor, for a short time after the last event before it sleeps: waking up
+costs more than answering.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+
+from dsm.errors import ClosedError, NodeLostError
+from dsm.limits import (
+    FAIR_SHARE,
+    HANDSHAKE_TIMEOUT_S,
+    LEASE_CLEAN_BYTES,
+    LEASE_LINGER_S,
+    MAX_HALF_OPEN,
+    MAX_LEASE_CONNECTIONS,
+    SPIN_NS,
+)
+from dsm.log import logger
+from dsm.server.book import Book, Holding
+from dsm.server.connection import Connection, Waits
+from dsm.server.memory import GIVE_BACK_BYTES, Memory
+from dsm.wire import leases as wire
+from dsm.wire.lease_handshake import NONCE_BYTES, TOO_MANY, refusal
+from dsm.wire.lease_handshake import Server as Handshake
+from dsm.wire.leases import KEYS, Op
+
+#: Bytes that are received at once.
+_BUFFER_BYTES = 512 * 1024
+#: The longest sleep.
+_SLEEP_MAX_S = 10.0
+#: An idle client whose host does not answer is given up after about two minutes.
+_KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
+#: An answer from the memory of an ended lease must go on with this many bytes a second.
+_LINGER_BYTES = 256 * 1024
+
+
+class Service:
+    """Answers clients until `stop`.
+
+    Parameters
+    ----------
+    listeners
+        Bound and listening.
+    memory
+        What is leased.
+    secret
+        What clients must know; None: nothing.
+    """
+
+    def __init__(self, listeners: list[socket.socket], memory: Memory, secret: bytes | None) -> None:
+        self.memory = memory
+        self.book = Book(memory.address, memory.nbytes)
+        self.buffer = memoryview(bytearray(_BUFFER_BYTES))
+        #: Counted by connections.
+        self.gets = self.sets = self.bytes_in = self.bytes_out = self.refused = 0
+        #: When something is to be done though no client says anything; 0: look.
+        self._due = 0.0
+        self._secret = secret
+        self._listeners = {listener.fileno(): listener for listener in listeners}
+        self._epoll = select.epoll()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        self._connections: dict[int, Connection] = {}
+        #: Those that have not proven themselves, oldest first, and until when.
+        self._half_open: OrderedDict[Connection, float] = OrderedDict()
+        #: Connections with requests that are here and had no turn.
+        self._later: deque[Connection] = deque()
+        #: Connections that wait for memory to be cleaned.
+        self._waiting: list[Connection] = []
+        #: Connections that are being sent memory of an ended lease: how far they were at the last look.
+        self._lingering: dict[Connection, int] = {}
+        self._linger_due = 0.0
+        #: Offset up to which the first ended lease is cleaned.
+        self._clean_at = 0
+        #: What other threads want done, in order.
+        self._calls: deque[Callable[[], None]] = deque()
+        self._running = True
+        for fd in (*self._listeners, self._wake):
+            self._epoll.register(fd, select.EPOLLIN)
+
+    # -- used by connections -----------------------------------------------------------------------------
+
+    @staticmethod
+    def now_ms() -> int:
+        """Return the time of leases."""
+        return time.monotonic_ns() // 1_000_000
+
+    def watch(self, fd: int, events: int) -> None:
+        """Watch a connection for other events."""
+        self._epoll.modify(fd, events)
+
+    def later(self, connection: Connection) -> None:
+        """Give a connection a turn in the next round."""
+        self._later.append(connection)
+        self._due = 0.0
+
+    def admit(self, connection: Connection) -> None:
+        """The client has proven itself."""
+        self._half_open.pop(connection, None)
+
+    def forget(self, connection: Connection) -> None:
+        """The connection is being closed."""
+        self._epoll.unregister(connection.fd)
+        del self._connections[connection.fd]
+        self._half_open.pop(connection, None)
+        self._lingering.pop(connection, None)
+
+    def answer(self, op: int, number: int, offset: int, count: int, token: bytes, now: int) -> bytes:
+        """Return the reply to a request that moves no bytes of leases.
+
+        Raises
+        ------
+        Waits
+            It cannot be answered yet.
+        DSMError
+            It cannot be done.
+        """
+        book = self.book
+        self._due = 0.0
+        if op == Op.LEASE:
+            keys = os.urandom(48)
+            identity, write_key, read_key = _uuid4(keys[:16]), keys[16:32], keys[32:]
+            leased = book.lease(now, count, offset, identity, write_key, read_key)
+            if leased is None:
+                raise WaitsForRoom(self._waiting)
+            return wire.reply(op, number, KEYS.pack(identity, write_key, read_key), count, offset)
+        if op == Op.RENEW:
+            return wire.reply(op, number, b"", book.renew(token, now, offset).nbytes, offset)
+        if op == Op.RELEASE:
+            holding = book.release(token, now)
+            self._ended(holding)
+            return wire.reply(op, number, b"", holding.nbytes)
+        if op == Op.INFO:
+            holding = book.find(token, now)
+            record = book.table.find(token[:16], token[16:], now)
+            row = book.row(record, now, token in book.writable)
+            return wire.reply(op, number, row.pack(), holding.nbytes, row.remaining_ms)
+        if op == Op.LIST:
+            rows = book.rows(now, offset, count)
+            return wire.reply(op, number, b"".join(row.pack() for row in rows), len(book.table))
+        if op == Op.FIGURES:
+            return wire.reply(op, number, wire.pack_figures(self.figures()))
+        return wire.reply(op, number, b"", wire.VERSION)
+
+    def figures(self) -> dict[str, int]:
+        """Return what `dsm.wire.leases.FIGURES` names."""
+        return self.book.figures() | {
+            "connections": len(self._connections),
+            "refused": self.refused,
+            "gets": self.gets,
+            "sets": self.sets,
+            "bytes_out": self.bytes_out,
+            "bytes_in": self.bytes_in,
+        }
+
+    # -- used by other threads ---------------------------------------------------------------------------
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Let the loop's thread call a function soon."""
+        self._calls.append(function)
+        with contextlib.suppress(OSError):  # closed meanwhile
+            os.eventfd_write(self._wake, 1)
+
+    def stop(self) -> None:
+        """End `run`."""
+        self._running = False
+        self.call(lambda: None)
+
+    # -- the loop ----------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until `stop`.
+
+        Raises
+        ------
+        NodeLostError, ClosedError
+            The node has ended, and the memory with it.
+        """
+        poll, connections = self._epoll.poll, self._connections
+        monotonic_ns = time.monotonic_ns
+        spin_until = 0
+        while self._running:
+            ready = poll(0)
+            if not ready:
+                now_ns = monotonic_ns()
+                if now_ns < spin_until and now_ns < self._due * 1e9:
+                    os.sched_yield()
+                    continue
+                self._due = self._next_due()
+                ready = poll(max(0.0, self._due - now_ns / 1e9))
+            if ready:
+                spin_until = monotonic_ns() + SPIN_NS
+            for fd, events in ready:
+                connection = connections.get(fd)
+                if connection is None:
+                    self._other(fd)
+                    continue
+                try:
+                    connection.ready(events)
+                except (NodeLostError, ClosedError):
+                    raise
+                except Exception:
+                    logger.exception("lease client %s: closed", connection.name)
+                    connection.close("an internal error")
+            if monotonic_ns() >= self._due * 1e9:
+                self._on_time()
+                self._due = self._next_due()
+
+    def _next_due(self) -> float:
+        """Return when something is to be done though no client says anything."""
+        now = time.monotonic()
+        if self._later or self.book.cleaning:
+            return now
+        due = now + _SLEEP_MAX_S
+        deadline = self.book.table.next_deadline
+        if deadline is not None:
+            due = min(due, deadline / 1000)
+        if self._half_open:
+            due = min(due, next(iter(self._half_open.values())))
+        if self._lingering:
+            due = min(due, self._linger_due)
+        return due
+
+    def _on_time(self) -> None:
+        for _ in range(len(self._later)):
+            self._later.popleft().take_turn()
+        for holding in self.book.due(self.now_ms()):
+            self._ended(holding)
+        if self.book.cleaning:
+            self._clean()
+        now = time.monotonic()
+        while self._half_open:
+            connection, until = next(iter(self._half_open.items()))
+            if until > now:
+                break
+            connection.close("its handshake took too long")
+        if self._lingering and now >= self._linger_due:
+            self._look_at_lingering(now)
+
+    def _other(self, fd: int) -> None:
+        """A listener, or another thread, has something."""
+        if fd in self._listeners:
+            self._accept(self._listeners[fd])
+        elif fd == self._wake:
+            os.eventfd_read(self._wake)
+            while self._calls:
+                self._calls.popleft()()
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(FAIR_SHARE):
+            try:
+                sock, address = listener.accept()
+            except BlockingIOError:
+                return
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                self._accept_without_descriptors(listener, error)
+                return
+            if len(self._connections) >= MAX_LEASE_CONNECTIONS:
+                self._turn_away(sock)
+                continue
+            if len(self._half_open) >= MAX_HALF_OPEN:
+                next(iter(self._half_open)).close("a newer one took its place before it had proven itself")
+            self._begin(sock, f"{address[0]}:{address[1]}")
+
+    def _begin(self, sock: socket.socket, name: str) -> None:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEPALIVE:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        connection = Connection(self, sock, name, Handshake(self._secret, os.urandom(NONCE_BYTES)))
+        self._connections[connection.fd] = connection
+        self._half_open[connection] = time.monotonic() + HANDSHAKE_TIMEOUT_S
+        self._due = 0.0
+        self._epoll.register(connection.fd, select.EPOLLIN)
+
+    def _turn_away(self, sock: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            sock.setblocking(False)
+            sock.send(refusal(TOO_MANY))
+        sock.close()
+
+    def _accept_without_descriptors(self, listener: socket.socket, error: OSError) -> None:
+        """Tell one client that there is no descriptor for it: with the one in reserve."""
+        logger.warning("a lease client cannot be taken: %s", error.strerror)
+        os.close(self._spare)
+        try:
+            with contextlib.suppress(OSError):
+                self._turn_away(listener.accept()[0])
+        finally:
+            self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+
+    # -- the end of leases -------------------------------------------------------------------------------
+
+    def _ended(self, holding: Holding) -> None:
+        """A lease has ended: nothing goes on into its memory, and what is sent from it must move on."""
+        for connection in list(self._connections.values()):
+            if connection.cut_off(holding):
+                if not self._lingering:
+                    self._linger_due = time.monotonic() + LEASE_LINGER_S
+                self._lingering[connection] = connection.moved
+                self._due = 0.0
+
+    def _look_at_lingering(self, now: float) -> None:
+        self._linger_due = now + LEASE_LINGER_S
+        for connection, moved in list(self._lingering.items()):
+            if not connection.sends_ended:
+                del self._lingering[connection]
+            elif connection.moved - moved < _LINGER_BYTES:
+                connection.close("it does not take the rest of an answer from a lease that has ended")
+            else:
+                self._lingering[connection] = connection.moved
+
+    def _clean(self) -> None:
+        """Zero one round's worth of ended leases."""
+        budget = LEASE_CLEAN_BYTES
+        book, memory = self.book, self.memory
+        done = False
+        while budget > 0 and (holding := book.next_to_clean()) is not None:
+            low = max(holding.low, self._clean_at)
+            part = min(max(0, holding.high - low), budget)
+            if part:
+                give_back = holding.high - holding.low > GIVE_BACK_BYTES
+                memory.zero(holding.address - memory.address + low, part, give_back)
+            budget -= max(part, 4096)
+            if low + part >= holding.high:
+                self._clean_at = 0
+                book.cleaned(holding)
+                done = True
+            else:
+                self._clean_at = low + part
+        if done and self._waiting:
+            waiting, self._waiting = self._waiting, []
+            for connection in waiting:
+                connection.resume()
+
+    def close(self) -> None:
+        """Close every connection and the listeners."""
+        for connection in list(self._connections.values()):
+            connection.close("")
+        for listener in self._listeners.values():
+            listener.close()
+        self._epoll.close()
+        os.close(self._wake)
+        os.close(self._spare)
+        self.buffer.release()
+
+
+class WaitsForRoom(Waits):
+    """A LEASE for which there is room when something is cleaned."""
+
+    def __init__(self, waiting: list[Connection]) -> None:
+        super().__init__()
+        self._waiting = waiting
+
+    def begin(self, connection: Connection) -> None:
+        self._waiting.append(connection)
+
+
+def _uuid4(random: bytes) -> bytes:
+    """Return 16 random bytes as those of a random UUID (RFC 9562)."""
+    return random[:6] + bytes((random[6] & 0x0F | 0x40, random[7], random[8] & 0x3F | 0x80)) + random[9:]
