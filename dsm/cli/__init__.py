@@ -20,6 +20,13 @@ from collections.abc import Sequence
 VERBS = {
     "run": ("dsm.launch.run", "start a program on one or several nodes of this machine"),
     "node": ("dsm.launch.node", "run one node's manager in the foreground, to join hosts by hand"),
+    "serve": ("dsm.server.command", "lease memory over TCP to any program: run a lease server"),
+    "lease": ("dsm.cli.leasing.lease", "lease memory of a server for a time; prints its token"),
+    "get": ("dsm.cli.leasing.get", "read the bytes of a lease"),
+    "set": ("dsm.cli.leasing.set", "write bytes into a lease"),
+    "renew": ("dsm.cli.leasing.renew", "let a lease end later"),
+    "release": ("dsm.cli.leasing.release", "end a lease"),
+    "leases": ("dsm.cli.leasing.leases", "show the leases of a server, and how long they last"),
     "bench": ("dsm.bench", "measure faults, scans, locks and barriers against their floors"),
     "status": ("dsm.cli.status", "show the clusters of this machine, and why a job stands still"),
     "pages": ("dsm.cli.pages", "show where the pages of an array are, and who faults on them"),

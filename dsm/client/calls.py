@@ -5,7 +5,6 @@ Owns what callers see of a server: `LeaseInfo`.  Pure.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dsm.errors import WireError
@@ -23,15 +22,24 @@ ROWS_BYTES = ROWS_AT_ONCE * wire.ROW.size
 FIGURES_BYTES = 1024
 
 
-@dataclass(frozen=True, slots=True)
 class LeaseInfo:
-    """A lease as `LeaseClient.leases` lists it."""
+    """A lease as `LeaseClient.leases` lists it.
 
-    _id: bytes
-    nbytes: int
-    #: Seconds until it ends, and since it began.
-    expires_in: float
-    age: float
+    Attributes
+    ----------
+    nbytes
+        As they were asked for.
+    expires_in, age
+        Seconds until it ends, and since it began.
+    """
+
+    __slots__ = ("_id", "age", "expires_in", "nbytes")
+
+    def __init__(self, row: wire.Row) -> None:
+        self._id = row.id
+        self.nbytes = row.nbytes
+        self.expires_in = row.remaining_ms / 1000
+        self.age = row.age_ms / 1000
 
     @property
     def id(self) -> uuid.UUID:
@@ -40,13 +48,13 @@ class LeaseInfo:
 
         return uuid.UUID(bytes=self._id)
 
+    def __repr__(self) -> str:
+        return f"<LeaseInfo {self.id}: {self.nbytes} bytes, {self.expires_in:.1f} s left>"
+
 
 def infos(payload: bytes) -> list[LeaseInfo]:
     """Return the leases of an answer to LIST."""
-    return [
-        LeaseInfo(row.id, row.nbytes, row.remaining_ms / 1000, row.age_ms / 1000)
-        for row in wire.rows(payload)
-    ]
+    return [LeaseInfo(row) for row in wire.rows(payload)]
 
 
 def opened(payload: bytes) -> tuple[bytes, bytes, bytes]:

@@ -22,7 +22,7 @@ from dsm.launch.loop import Loop, Signals
 from dsm.launch.managers import Manager
 from dsm.launch.options import add_page_timeout, take_page_timeout
 from dsm.manager_process import manager_command, manager_environment
-from dsm.wire.secret import load_secret, make_secret
+from dsm.wire.secret import create_secret_file, load_secret
 
 _EPILOG = """\
 The nodes of a cluster prove to each other that they know its secret: DSM_SECRET, or the file named by
@@ -71,17 +71,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _create_secret_file(path: Path) -> None:
-    """Write a fresh secret to `path`, for us alone from its first moment on."""
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise UsageError(f"cannot create the secret file {path}: {error.strerror}") from None
-    with os.fdopen(fd, "w", encoding="ascii") as file:
-        os.fchmod(fd, 0o600)  # whatever the umask was
-        file.write(make_secret() + "\n")
-
-
 def _secret_file(given: Path | None, joining: bool) -> Path | None:
     """Return the file to use, created if need be; None when DSM_SECRET holds the secret."""
     if given is None and os.environ.get("DSM_SECRET"):
@@ -95,7 +84,7 @@ def _secret_file(given: Path | None, joining: bool) -> Path | None:
             raise UsageError(
                 f"there is no secret file {path}: copy it from the node that you join, mode 0600"
             )
-        _create_secret_file(path)
+        create_secret_file(str(path))
     load_secret({"DSM_SECRET_FILE": str(path)})  # refuses what the manager would refuse
     return path
 

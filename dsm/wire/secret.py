@@ -55,6 +55,23 @@ def load_secret(environ: Mapping[str, str]) -> bytes:
     )
 
 
+def create_secret_file(path: str) -> None:
+    """Write a fresh secret to a file that does not exist, for us alone from its first moment on.
+
+    Raises
+    ------
+    UsageError
+        It cannot be created.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UsageError(f"cannot create the secret file {path}: {error.strerror}") from None
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        os.fchmod(descriptor, 0o600)  # whatever the umask was
+        file.write(make_secret() + "\n")
+
+
 def _checked(value: bytes, source: str) -> bytes:
     secret = value.strip()
     if len(secret) < MIN_SECRET_BYTES:
