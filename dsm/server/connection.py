@@ -20,6 +20,7 @@ from dsm.errors import DSMError, InternalError, LeaseExpiredError, Status, Usage
 from dsm.limits import (
     LEASE_COPY_BYTES,
     LEASE_TURN_BYTES,
+    MAX_LEASE_TRANSFER_BYTES,
     MAX_LEASE_UNREAD_BYTES,
 )
 from dsm.log import logger
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 _IN = select.EPOLLIN
 _OUT = select.EPOLLOUT
 _GONE = select.EPOLLHUP | select.EPOLLERR
+
+#: Bytes that are dropped until the client closes.
+_WITHOUT_END = 1 << 80
 
 _GET = int(Op.GET)
 _SET = int(Op.SET)
@@ -250,7 +254,7 @@ class Connection:
                 if self._queue:
                     break
             taken = self._request(buffer, position, end, now)
-            if self.closed:
+            if self.closed or self._left == _WITHOUT_END:
                 return
             position += taken
             if not taken or self._left or self._queue:
@@ -353,7 +357,7 @@ class Connection:
             got = self.sock.recv_into(self._service.memory.view[start : start + room])
             self._into = holding, start + got
         if not got:
-            self.close("it ended in the middle of a SET")
+            self.close("" if self._left > MAX_LEASE_TRANSFER_BYTES else "it ended in the middle of a SET")
             return
         self._left -= got
         self._service.bytes_in += got
@@ -379,11 +383,18 @@ class Connection:
         self._send([answer], len(answer))
 
     def _refuse(self, op: int, number: int, error: DSMError) -> None:
-        """Answer with an error and close: what follows on this connection cannot be understood."""
+        """Answer with an error and end: what follows on this connection cannot be understood."""
         self._service.refused += 1
         answer = _error(op, number, error)
         self._send([answer], len(answer))
-        self.close(str(error))
+        if self._queue or self.closed:
+            self.close(str(error))
+            return
+        logger.info("lease client %s: %s", self.name, error)
+        # What it still sends is dropped for a while: a close with unread bytes would destroy the answer.
+        self._rest, self._left, self._into, self._failure = b"", _WITHOUT_END, None, error
+        self.sock.shutdown(socket.SHUT_WR)
+        self._service.dismiss(self)
 
     # -- out ---------------------------------------------------------------------------------------------
 

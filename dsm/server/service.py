@@ -110,6 +110,11 @@ class Service:
         """The client has proven itself."""
         self._half_open.pop(connection, None)
 
+    def dismiss(self, connection: Connection) -> None:
+        """Close a connection soon: its last answer is on its way."""
+        self._half_open[connection] = time.monotonic() + HANDSHAKE_TIMEOUT_S
+        self._due = 0.0
+
     def forget(self, connection: Connection) -> None:
         """The connection is being closed."""
         self._epoll.unregister(connection.fd)
