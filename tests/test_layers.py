@@ -54,7 +54,6 @@ SIDEWAYS = {
     "dsm.config": ("dsm.errors", "dsm.limits", "dsm.units"),
     # `dsm.Server` is of the user's API, though it is a door: loaded when it is first used.
     "dsm": ("dsm.server",),
-    "dsm.config": ("dsm.errors", "dsm.limits"),
     # What is written wrong is the caller's fault.
     "dsm.units": ("dsm.errors",),
     # The errors that a manager reports keep their class.
