@@ -7,9 +7,9 @@ Neither keeps the interpreter from ending.
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +51,24 @@ class Held:
         return self.deadline_ns - time.monotonic_ns()
 
 
+class _Line:
+    """Callbacks that wait for their thread.  Not `queue`: a program may have a queue.py beside it."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[_Callback | None] = deque()
+        self._count = threading.Semaphore(0)
+
+    def put(self, callback: _Callback | None) -> None:
+        """Append a callback; None ends the thread."""
+        self._waiting.append(callback)
+        self._count.release()
+
+    def get(self) -> _Callback | None:
+        """Wait for the next one."""
+        self._count.acquire()
+        return self._waiting.popleft()
+
+
 class LeaseBook:
     """The leases of this process.
 
@@ -67,7 +85,7 @@ class LeaseBook:
         #: By the number of the region; those that have not ended.
         self._held: dict[int, Held] = {}
         self._listening = False
-        self._callbacks: queue.SimpleQueue[_Callback | None] | None = None
+        self._callbacks: _Line | None = None
 
     def begin(self) -> None:
         """Listen for ends of leases from now on."""
@@ -122,7 +140,7 @@ class LeaseBook:
         with self._mutex:
             waiting = self._callbacks
             if waiting is None:
-                waiting = self._callbacks = queue.SimpleQueue()
+                waiting = self._callbacks = _Line()
                 threading.Thread(target=_run, args=(waiting,), name="lease-callbacks", daemon=True).start()
         waiting.put(callback)
 
@@ -150,7 +168,7 @@ class LeaseBook:
             self.begin()
 
 
-def _run(waiting: queue.SimpleQueue[_Callback | None]) -> None:
+def _run(waiting: _Line) -> None:
     while (each := waiting.get()) is not None:
         callback, lease = each
         try:

@@ -1,6 +1,8 @@
 """Starting a private manager: what it says, what it says when it cannot, and whose child it is not."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -55,3 +57,20 @@ def test_the_working_directory_shadows_no_module(monkeypatch, tmp_path):
     program = f"import os, queue, sys; os.write(int(sys.argv[-1]), {line.encode()!r})"
     monkeypatch.setattr(startup, "MANAGER", ("-P", "-c", program))
     assert startup.start_private() == "@dsm-2"
+
+
+def test_a_program_may_have_a_queue_of_its_own_beside_it(tmp_path):
+    for name in ("queue", "heapq", "select", "uuid"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('this is the program\\'s own')\n")
+    (tmp_path / "program.py").write_text(
+        "import sys\nimport dsm\n"
+        "with dsm.attach() as node:\n"
+        "    node.array('a', 8)[:] = 1\n"
+        "    with node.lease(64, 60) as lease:\n"
+        "        lease.set(b'x')\n"
+        "print('queue' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, timeout=60, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("False\n", "")
