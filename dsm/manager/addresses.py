@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dsm.errors import WireError
-from dsm.manager.link import show_address
+from dsm.wire.address import show_address
 
 
 def parse_address(text: str) -> tuple[str, int]:

@@ -10,7 +10,8 @@ import itertools
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from dsm.manager.link import Link, show_address
+from dsm.manager.link import Link
+from dsm.wire.address import show_address
 from dsm.wire.membership import MetaKind
 from dsm.wire.status import SilentNode
 

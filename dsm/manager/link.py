@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dsm.errors import WireError
 from dsm.limits import MAX_UNREAD_BYTES, PEER_SILENCE_S
 from dsm.manager.loop import IN, OUT, Loop
+from dsm.wire.address import show_address
 from dsm.wire.framing import MESSAGE, SINK, FrameReader
 from dsm.wire.header import Fields
 
@@ -301,11 +302,6 @@ class Link:
             self.sock.close()
             self._queue.clear()
             self._gathered.clear()
-
-
-def show_address(host: str, port: int) -> str:
-    """Return ``host:port``; an IPv6 address goes in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _cost(part: memoryview) -> int:

@@ -20,10 +20,11 @@ from dsm.errors import DSMError, InternalError, Status, UsageError
 from dsm.limits import HANDSHAKE_TIMEOUT_S, JOIN_TIMEOUT_S, MAX_HALF_OPEN, MAX_JOINING
 from dsm.manager.addresses import parse_address
 from dsm.manager.joining import Joining
-from dsm.manager.link import Link, Traffic, show_address
+from dsm.manager.link import Link, Traffic
 from dsm.manager.loop import Loop
 from dsm.manager.notices import Notices
 from dsm.wire import membership as meta
+from dsm.wire.address import show_address
 from dsm.wire.control import Failed
 from dsm.wire.handshake import NO_NODE, NONCE_BYTES, Server
 from dsm.wire.header import Family, pack
