@@ -51,24 +51,6 @@ class Held:
         return self.deadline_ns - time.monotonic_ns()
 
 
-class _Line:
-    """Callbacks that wait for their thread.  Not `queue`: a program may have a queue.py beside it."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[_Callback | None] = deque()
-        self._count = threading.Semaphore(0)
-
-    def put(self, callback: _Callback | None) -> None:
-        """Append a callback; None ends the thread."""
-        self._waiting.append(callback)
-        self._count.release()
-
-    def get(self) -> _Callback | None:
-        """Wait for the next one."""
-        self._count.acquire()
-        return self._waiting.popleft()
-
-
 class LeaseBook:
     """The leases of this process.
 
@@ -85,7 +67,9 @@ class LeaseBook:
         #: By the number of the region; those that have not ended.
         self._held: dict[int, Held] = {}
         self._listening = False
-        self._callbacks: _Line | None = None
+        #: Callbacks whose leases have ended, and whether a thread runs them: it ends when there are none.
+        self._due: deque[_Callback] = deque()
+        self._running = False
 
     def begin(self) -> None:
         """Listen for ends of leases from now on."""
@@ -138,26 +122,38 @@ class LeaseBook:
 
     def _call(self, callback: _Callback) -> None:
         with self._mutex:
-            waiting = self._callbacks
-            if waiting is None:
-                waiting = self._callbacks = _Line()
-                threading.Thread(target=_run, args=(waiting,), name="lease-callbacks", daemon=True).start()
-        waiting.put(callback)
+            self._due.append(callback)
+            if self._running:
+                return
+            self._running = True
+        threading.Thread(target=self._run, name="lease-callbacks", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            with self._mutex:
+                if not self._due:
+                    self._running = False
+                    return
+                callback, lease = self._due.popleft()
+            try:
+                callback(lease)
+            except BaseException:
+                logger.exception("a callback of %r raised; it is called once", lease)
+            del callback, lease
 
     # -- the end of it -----------------------------------------------------------------------------------
 
     def close(self) -> None:
         """This process leaves its node: nobody is told of any end any more."""
         with self._mutex:
-            waiting, self._callbacks = self._callbacks, None
+            self._due.clear()
             self._held.clear()
-        if waiting is not None:
-            waiting.put(None)
 
     def renew(self, session: Session) -> None:
         """In a child of fork: the parent's threads and callbacks are not its own."""
         held, self._held = self._held, {}
-        self._session, self._mutex, self._listening, self._callbacks = session, threading.Lock(), False, None
+        self._session, self._mutex = session, threading.Lock()
+        self._listening, self._running, self._due = False, False, deque()
         for number, each in held.items():
             each.callbacks = []
             if self._regions.get(number) is None:
@@ -166,13 +162,3 @@ class LeaseBook:
                 self._held[number] = each
         if self._held:
             self.begin()
-
-
-def _run(waiting: _Line) -> None:
-    while (each := waiting.get()) is not None:
-        callback, lease = each
-        try:
-            callback(lease)
-        except BaseException:
-            logger.exception("a callback of %r raised; it is called once", lease)
-        del each, callback, lease

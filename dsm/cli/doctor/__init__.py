@@ -73,6 +73,7 @@ def examine(listen: str | None = None) -> Iterator[tuple[str, Finding]]:
         "secret": settings.secret,
         "log": settings.log,
         "timeout": settings.timeout,
+        "leases": settings.leases,
         "node": settings.node,
         "trial": _trial,
     }
@@ -86,7 +87,8 @@ def examine(listen: str | None = None) -> Iterator[tuple[str, Finding]]:
 
 def _trial() -> Iterator[Finding]:
     """Start a private node, let a page fault, and let a system call meet an absent page."""
-    kept = {name: os.environ.pop(name, None) for name in ("DSM_NODE", "DSM_LOG", "DSM_PAGE_TIMEOUT")}
+    ours = ("DSM_NODE", "DSM_LOG", "DSM_PAGE_TIMEOUT", "DSM_LEASE_BYTES")
+    kept = {name: os.environ.pop(name, None) for name in ours}
     try:
         import dsm
 

@@ -12,6 +12,7 @@ from dsm import config
 from dsm.cli.doctor.finding import BAD, NOTE, OK, Finding, command_in
 from dsm.cli.status import ask
 from dsm.errors import DSMError, UsageError
+from dsm.units import show_bytes
 from dsm.wire.secret import load_secret
 
 
@@ -38,6 +39,17 @@ def timeout() -> Iterator[Finding]:
         return
     ends = f"ends with PageTimeoutError after {limit:g} s" if limit else "never ends by itself"
     yield Finding(OK, f"a wait for a page of a node that does not answer {ends} (DSM_PAGE_TIMEOUT)")
+
+
+def leases() -> Iterator[Finding]:
+    """DSM_LEASE_BYTES."""
+    try:
+        limit = config.lease_bytes(os.environ)
+    except UsageError as error:
+        yield Finding(BAD, str(error), "unset DSM_LEASE_BYTES")
+        return
+    bound = "have no bound of their own" if limit is None else f"may have {show_bytes(limit)} together"
+    yield Finding(OK, f"mapped leases of a cluster {bound} (DSM_LEASE_BYTES of its first node)")
 
 
 def secret() -> Iterator[Finding]:
