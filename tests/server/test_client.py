@@ -1,0 +1,271 @@
+"""What a client does when its server is slow, gone or no server; and what importing it needs."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+import dsm
+from dsm.wire import leases as wire
+from support import wait_until
+
+
+class Liar:
+    """A server of one connection after the other: shakes hands, then does what the test says."""
+
+    def __init__(self, *acts):
+        self.sock = socket.create_server(("127.0.0.1", 0))
+        self.address = "{}:{}".format(*self.sock.getsockname())
+        self.acts = acts
+        self.heard = []
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self):
+        for act in self.acts:
+            try:
+                connection = self.sock.accept()[0]
+            except OSError:
+                return
+            with connection:
+                connection.recv(40, socket.MSG_WAITALL)
+                connection.sendall(b"DSML\1\4\0\0" + bytes(32))
+                act(self, connection)
+
+    def request(self, connection):
+        data = connection.recv(64, socket.MSG_WAITALL)
+        if len(data) < 64:
+            return None
+        fields = wire.REQUEST.unpack(data)
+        self.heard.append(wire.Op(fields[0]))
+        if fields[4]:
+            connection.recv(fields[4], socket.MSG_WAITALL)
+        return fields
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.sock.shutdown(socket.SHUT_RDWR)  # wakes who accepts
+        self.thread.join(10)
+        self.sock.close()
+
+
+def _hang_up(liar, connection):
+    liar.request(connection)
+
+
+def _serve(liar, connection):
+    while (fields := liar.request(connection)) is not None:
+        payload, a = b"", 0
+        if fields[0] == wire.Op.INFO:
+            payload = wire.Row(fields[7][:16], 100, 1000, 0, True).pack()
+        elif fields[0] == wire.Op.GET:
+            payload = bytes(fields[6])
+        elif fields[0] == wire.Op.LEASE:
+            payload, a = bytes(48), 100
+        connection.sendall(wire.reply(fields[0], fields[3], payload, a, 1000))
+
+
+def _silent(liar, connection):
+    liar.request(connection)
+    connection.recv(1)
+
+
+TOKEN = "0" * 32 + "." + "0" * 32
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda client: client.ping(),
+        lambda client: client.open(TOKEN),
+        lambda client: client._connection.get(bytes(32), 0, 10),
+        lambda client: client._connection.set(bytes(32), 0, b"x"),
+        lambda client: client._connection.set(bytes(32), 0, bytes(1 << 20)),
+        lambda client: client._renew(bytes(32), 10),
+    ],
+)
+def test_what_may_be_done_twice_is_asked_once_more_when_the_connection_breaks(ask):
+    with Liar(_hang_up, _serve) as liar, dsm.connect(liar.address, timeout=5) as client:
+        ask(client)
+        assert len(liar.heard) == 2
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda client: client.lease(100, 1), lambda client: client._release(bytes(32))]
+)
+def test_what_may_not_be_done_twice_is_not(ask):
+    with Liar(_hang_up, _serve) as liar, dsm.connect(liar.address, timeout=5) as client:
+        with pytest.raises(dsm.NodeLostError, match="may have done it all the same"):
+            ask(client)
+        assert len(liar.heard) == 1
+        client.ping()  # a new connection
+
+
+def test_a_request_that_surely_did_not_leave_is_sent_on_a_new_connection():
+    def close(liar, connection):
+        pass
+
+    with Liar(close, _serve) as liar, dsm.connect(liar.address, timeout=5) as client:
+        client._connection._used_ns = 0  # long ago
+        assert client.lease(100, 1).nbytes == 100
+
+
+def test_a_connection_that_breaks_twice_is_told():
+    with (
+        Liar(_hang_up, _hang_up) as liar,
+        dsm.connect(liar.address, timeout=5) as client,
+        pytest.raises(dsm.NodeLostError, match="broke in PING"),
+    ):
+        client.ping()
+
+
+def test_a_silent_server_is_given_up_and_its_late_reply_is_nobodys():
+    with Liar(_silent, _serve) as liar, dsm.connect(liar.address, timeout=0.2) as client:
+        begin = time.monotonic()
+        with pytest.raises(dsm.WaitTimeoutError, match=r"did not answer PING within 0\.2 s"):
+            client.ping()
+        assert 0.15 < time.monotonic() - begin < 5
+        client.ping()
+
+
+def test_a_handshake_that_does_not_come_is_given_up():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = "{}:{}".format(*silent.getsockname())
+        with pytest.raises(dsm.WaitTimeoutError, match=r"within 0\.2 s"):
+            dsm.connect(address, timeout=0.2)
+
+
+def test_who_is_no_lease_server_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = "{}:{}".format(*other.getsockname())
+
+        def answer():
+            with other.accept()[0] as connection:
+                connection.sendall(b"SSH-2.0-x\r\n")
+                connection.recv(100)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(dsm.WireError, match="not the handshake of dsm's lease service"):
+            dsm.connect(address, timeout=5)
+        thread.join(5)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lambda number: wire.reply(wire.Op.GET, number + 1, bytes(10)),
+        lambda number: wire.reply(wire.Op.SET, number),
+        lambda number: wire.reply(wire.Op.GET, number, bytes(11)),
+        lambda number: wire.REPLY.pack(2, 0, 0, number, 1 << 62, 0, 0),
+        lambda number: wire.REPLY.pack(2, 5, 0, number, 1 << 62, 0, 0),
+        lambda number: wire.reply(wire.Op.GET, number, bytes(10)) + b"more",
+    ],
+)
+def test_a_reply_that_answers_nothing_ends_the_connection(lie):
+    def act(liar, connection):
+        connection.sendall(lie(liar.request(connection)[3]))
+        with contextlib.suppress(ConnectionResetError):
+            connection.recv(1)
+
+    with Liar(act, _serve) as liar, dsm.connect(liar.address, timeout=5) as client:
+        try:
+            assert client._connection.get(bytes(32), 0, 10) == bytes(10)  # what came behind it is not read
+        except dsm.WireError:
+            assert client._connection._sock is None
+
+
+def test_close_ends_a_wait_of_another_thread():
+    found = []
+    with Liar(_silent) as liar:
+        client = dsm.connect(liar.address, timeout=20)
+
+        def wait():
+            try:
+                client.ping()
+            except dsm.DSMError as error:
+                found.append(error)
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        wait_until(lambda: liar.heard, 5)
+        client.close()
+        thread.join(5)
+        assert isinstance(found[0], dsm.ClosedError)
+        with pytest.raises(dsm.ClosedError, match="connect again"):
+            client.ping()
+        client.close()
+
+
+def test_a_child_of_fork_has_a_connection_of_its_own(client):
+    lease = client.lease(100, 60)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            lease.set(b"child")
+            os.write(writer, lease.get(0, 5))
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writer)
+    for _ in range(50):
+        assert lease.get(50, 2) == b"\0\0"
+    assert os.waitpid(child, 0)[1] == 0
+    assert os.read(reader, 10) == lease.get(0, 5) == b"child"
+    os.close(reader)
+    lease.release()
+
+
+def test_the_environment_says_which_server(server, monkeypatch):
+    monkeypatch.setenv("DSM_SERVER", server.address)
+    with dsm.connect() as client:
+        assert client.address == server.address
+    monkeypatch.setenv("DSM_SERVER", "nonsense:port")
+    with pytest.raises(dsm.UsageError, match="DSM_SERVER is 'nonsense:port'"):
+        dsm.connect()
+
+
+@pytest.mark.parametrize("timeout", [0, -1, "1", True])
+def test_a_timeout_that_is_none_is_refused(timeout):
+    with pytest.raises(dsm.UsageError, match="timeout"):
+        dsm.connect("127.0.0.1:1", timeout=timeout)
+
+
+def test_ipv6_addresses_are_served(node):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with dsm.Server("[::1]:0", "1M", node=node) as server, dsm.connect(server.address) as client:
+        assert server.address.startswith("[::1]:")
+        assert client.ping() < 10
+
+
+def test_a_client_needs_neither_numpy_nor_the_shim(server):
+    program = f"""
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("numpy", "cffi", "_cffi_backend", "msgspec") or "_native" in name:
+            raise ImportError(name + " is not to be had")
+sys.meta_path.insert(0, Refuse())
+import asyncio, dsm
+with dsm.connect({server.address!r}) as client, client.lease(100, 60) as lease:
+    lease.set(b"hello")
+    print(lease.get(0, 5).decode())
+async def main():
+    async with await dsm.connect_async({server.address!r}) as client:
+        print(await client.ping() < 10)
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("hello\nTrue\n", "")
