@@ -123,6 +123,9 @@ MAX_LEASE_UNREAD_BYTES = 512 * 1024
 LEASE_CLEAN_BYTES = 8 * 1024 * 1024
 #: Seconds after a lease's end in which the rest of an answer from its memory must have moved on.
 LEASE_LINGER_S = 1.0
+#: Leases of its cluster that a lease server keeps open, and bytes of them that one request may move.
+MAX_FOREIGN_LEASES = 256
+MAX_FOREIGN_TRANSFER_BYTES = 256 * 1024 * 1024
 
 assert MAX_PAGE_BYTES % OS_PAGE_BYTES == 0
 assert DIRECTORY_BLOCK_BYTES <= MAX_DATA_BYTES

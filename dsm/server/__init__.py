@@ -5,6 +5,7 @@
 `service`          the loop: connections, turns, time
 `connection`       one client: requests in, answers out
 `book`             pure: which memory is leased until when, and what must be cleaned
+`cluster`          leases of the cluster for clients, and of clients for the cluster
 `memory`           the region
 `command`          ``dsm serve``
 =================  ==================================================================================

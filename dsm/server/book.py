@@ -32,7 +32,7 @@ class Holding:
         Answers that are being sent from it.
     """
 
-    __slots__ = ("address", "deadline_ms", "high", "id", "low", "nbytes", "tokens", "transfers")
+    __slots__ = ("address", "deadline_ms", "high", "id", "low", "moving", "nbytes", "tokens", "transfers")
 
     def __init__(self, identity: bytes, address: int, nbytes: int) -> None:
         self.id = identity
@@ -42,6 +42,8 @@ class Holding:
         self.low = nbytes
         self.high = 0
         self.transfers = 0
+        #: Another authority is copying it: it must not be touched until that has ended.
+        self.moving = False
         #: What has been shown for it lately: keys of `Book.readable` and `Book.writable`.
         self.tokens: list[bytes] = []
 
@@ -54,6 +56,18 @@ class Holding:
         """Note that bytes are being written."""
         self.low = min(self.low, offset)
         self.high = max(self.high, offset + nbytes)
+
+
+def unknown_lease(identity: bytes) -> UnknownLeaseError:
+    """Return the error for an id and key: it does not tell which of them is wrong."""
+    return UnknownLeaseError(
+        f"no lease has the id {show_id(identity)} and this key here, nor had it lately; check the token, or "
+        "lease anew"
+    )
+
+
+class MovingError(Exception):
+    """A lease is being given to another authority: ask again when that has ended."""
 
 
 class Book:
@@ -130,17 +144,17 @@ class Book:
             It has ended.
         NotPermittedError
             The key is for reading only.
+        MovingError
+            It is being given away.
         """
         identity, key = token[:ID_BYTES], token[ID_BYTES:]
         try:
             record = self.table.find(identity, key, now_ms)
         except (NotPermittedError, UnknownLeaseError):
-            raise UnknownLeaseError(
-                f"no lease has the id {show_id(identity)} and this key here, nor had it lately; check "
-                "the token, "
-                "or lease anew"
-            ) from None
+            raise unknown_lease(identity) from None
         holding: Holding = record.place
+        if holding.moving:
+            raise MovingError
         if write:
             self.table.find(identity, key, now_ms, write=True)
         self._remember(token, holding, write or self.table.may_write(record, key))
@@ -173,12 +187,30 @@ class Book:
         self.counts["expired"] += len(ended)
         return ended
 
-    def move(self, identity: bytes) -> Holding:
-        """Give a lease to another authority, which has a copy of its bytes."""
-        holding: Holding = self.table.move(identity).place
-        self.counts["moved"] += 1
-        self._end(holding)
-        return holding
+    # -- leases that another authority is to have --------------------------------------------------------
+
+    def begin_move(self, token: bytes, now_ms: int) -> LeaseRecord:
+        """Let a lease and its bytes stand still, so that they can be copied; raises as `find`."""
+        holding = self.find(token, now_ms)
+        holding.moving = True
+        self._forget(holding)
+        self.hold(holding)
+        return self.table.find(holding.id, token[ID_BYTES:], now_ms)
+
+    def end_move(self, holding: Holding, moved: bool) -> None:
+        """It has been copied, and is the other's now; or it stays."""
+        holding.moving = False
+        if moved and holding.alive:
+            self.table.move(holding.id)
+            self.counts["moved"] += 1
+            self._end(holding)
+        self.let_go(holding)
+
+    def _forget(self, holding: Holding) -> None:
+        for token in holding.tokens:
+            self.readable.pop(token, None)
+            self.writable.pop(token, None)
+        holding.tokens = []
 
     def _remember(self, token: bytes, holding: Holding, write: bool) -> None:
         if token not in self.readable or (write and token not in self.writable):
@@ -188,10 +220,7 @@ class Book:
             self.writable[token] = holding
 
     def _end(self, holding: Holding) -> None:
-        for token in holding.tokens:
-            self.readable.pop(token, None)
-            self.writable.pop(token, None)
-        holding.tokens = []
+        self._forget(holding)
         holding.deadline_ms = 0
         self.leased_bytes -= holding.nbytes
         self.ended_bytes += holding.nbytes

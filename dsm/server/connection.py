@@ -16,7 +16,14 @@ import socket
 from collections import deque
 from typing import TYPE_CHECKING
 
-from dsm.errors import DSMError, InternalError, LeaseExpiredError, Status, UsageError, WireError, status_of
+from dsm.errors import (
+    DSMError,
+    LeaseExpiredError,
+    UnknownLeaseError,
+    UsageError,
+    WireError,
+    status_of,
+)
 from dsm.limits import (
     LEASE_COPY_BYTES,
     LEASE_TURN_BYTES,
@@ -25,6 +32,8 @@ from dsm.limits import (
 )
 from dsm.log import logger
 from dsm.memory.leases import show_id
+from dsm.server.book import MovingError
+from dsm.server.cluster import check_foreign_set
 from dsm.wire import leases as wire
 from dsm.wire.lease_handshake import Server as Handshake
 from dsm.wire.leases import REPLY, REQUEST, REQUEST_BYTES, Op
@@ -32,6 +41,7 @@ from dsm.wire.leases import REPLY, REQUEST, REQUEST_BYTES, Op
 if TYPE_CHECKING:
     from dsm.server.book import Holding
     from dsm.server.service import Service
+    from dsm.worker.lease import Lease
 
 _IN = select.EPOLLIN
 _OUT = select.EPOLLOUT
@@ -50,8 +60,8 @@ class Connection:
     """A client, as the server sees it."""
 
     __slots__ = (
-        "_ended", "_failure", "_handshake", "_interest", "_into", "_left", "_queue", "_rest", "_service",
-        "_set", "_waiting", "closed", "fd", "moved", "name", "sock",
+        "_asked", "_at", "_ended", "_failure", "_gathered", "_handshake", "_interest", "_into", "_left",
+        "_queue", "_rest", "_service", "_set", "_waiting", "closed", "fd", "moved", "name", "sock",
     )  # fmt: skip
 
     def __init__(self, service: Service, sock: socket.socket, name: str, handshake: Handshake) -> None:
@@ -72,6 +82,12 @@ class Connection:
         self._failure: DSMError | None = None
         #: A request waits for something; nothing is read meanwhile.
         self._waiting = False
+        #: Bytes of a SET into a lease of the cluster, and that lease.
+        self._gathered: tuple[Lease, bytearray] | None = None
+        #: What came of asking the cluster for a lease: the token, and the lease or why not.
+        self._asked: tuple[bytes, Lease | DSMError] | None = None
+        #: Offset of that SET.
+        self._at = 0
         #: The client sends no more; what it asked for is still answered.
         self._ended = False
         self._interest = _IN
@@ -98,6 +114,21 @@ class Connection:
     def resume(self) -> None:
         """Handle again the request that waited, and what is behind it."""
         self._waiting = False
+        self.take_turn()
+
+    def found(self, token: bytes, found: Lease | DSMError) -> None:
+        """The cluster has a lease, or says why not: handle its request again."""
+        self._asked = token, found
+        self.resume()
+
+    def answered(self, answer: bytes) -> None:
+        """The request that waited has its answer; go on behind it."""
+        self._waiting = False
+        if not self.closed:
+            try:
+                self._send([answer], len(answer))
+            except OSError as error:
+                self.close(error.strerror or str(error))
         self.take_turn()
 
     def take_turn(self) -> None:
@@ -129,6 +160,10 @@ class Connection:
         self._into = None
         self._service.forget(self)
         self.sock.close()
+
+    def receives_into(self, holding: Holding) -> bool:
+        """Whether a SET is on its way into a lease's memory."""
+        return self._into is not None and self._into[0] is holding
 
     def cut_off(self, holding: Holding) -> bool:
         """A lease has ended: receive nothing more into it; return whether it is being sent."""
@@ -278,9 +313,9 @@ class Connection:
             return 0
         except DSMError as error:
             return self._take(buffer, position, end, payload, (number, count), error)
-        if op == _SET:
-            return self._begin_set(buffer, position, end, now)
         try:
+            if op == _SET:
+                return self._begin_set(buffer, position, end, now)
             if op == _GET:
                 self._get(number, offset, count, token, now)
             else:
@@ -290,6 +325,12 @@ class Connection:
             self._waiting = True
             waits.begin(self)
             return 0
+        except MovingError:
+            self._waiting = True
+            self._service.wait_for_move(self)
+            return 0
+        except UnknownLeaseError as error:
+            return self._elsewhere(buffer, position, end, error)
         except DSMError as error:
             self._service.refused += 1
             answer = _error(op, number, error)
@@ -321,11 +362,46 @@ class Connection:
         try:
             holding = service.book.find(token, now, write=True)
             check_range(holding, offset, count)
+        except UnknownLeaseError:
+            raise
         except DSMError as error:
             return self._take(buffer, position, end, payload, (number, count), error)
         holding.written(offset, count)
         self._into = holding, holding.address - service.memory.address + offset
         return self._take(buffer, position, end, payload, (number, count), None)
+
+    def _elsewhere(self, buffer: memoryview, position: int, end: int, unknown: UnknownLeaseError) -> int:
+        """Ask the cluster about a lease that is not this server's; return the bytes taken."""
+        op, _, _, number, payload, offset, count, token = _unpack(buffer, position)
+        cluster = self._service.cluster
+        found: Lease | DSMError = unknown
+        if cluster is not None and not self._service.book.has(token[: wire.ID_BYTES]):
+            asked, self._asked = self._asked, None
+            if asked is None or asked[0] != token:
+                self._waiting = True
+                cluster.find(self, token)
+                return 0
+            found = asked[1]
+        if not isinstance(found, DSMError) and op != _SET:
+            assert cluster is not None
+            self._waiting = True
+            cluster.do(self, found, op, number, offset, count)
+            return REQUEST_BYTES
+        if not isinstance(found, DSMError):
+            try:
+                check_foreign_set(found, offset, count)
+            except DSMError as error:
+                found = error
+            else:
+                self._gathered = found, bytearray(payload)
+                self._at = offset
+                return self._take(buffer, position, end, payload, (number, count), None)
+        if op == _SET:
+            return self._take(buffer, position, end, payload, (number, count), found)
+        self._service.refused += 1
+        answer = _error(op, number, found)
+        self._send([answer], len(answer))
+        return REQUEST_BYTES
 
     def _take(
         self, buffer: memoryview, position: int, end: int, payload: int, about: tuple[int, int],
@@ -342,6 +418,8 @@ class Connection:
             holding, start = self._into
             self._service.memory.view[start : start + here] = buffer[first : first + here]
             self._into = holding, start + here
+        elif self._gathered is not None:
+            self._gathered[1][:here] = buffer[first : first + here]
         self._left -= here
         if not self._left:
             self._complete(buffer[position] if failure is not None else _SET)
@@ -350,7 +428,10 @@ class Connection:
     def _receive_payload(self) -> None:
         """Receive what a SET still brings, straight into the lease's memory."""
         room = min(self._left, LEASE_TURN_BYTES)
-        if self._into is None:
+        if self._gathered is not None:
+            data = self._gathered[1]
+            got = self.sock.recv_into(memoryview(data)[len(data) - self._left :], room)
+        elif self._into is None:
             got = self.sock.recv_into(self._service.buffer, min(room, len(self._service.buffer)))
         else:
             holding, start = self._into
@@ -368,6 +449,12 @@ class Connection:
         """The last byte of a request's payload is here: answer."""
         number, count = self._set
         service = self._service
+        gathered, self._gathered = self._gathered, None
+        if gathered is not None:
+            assert service.cluster is not None
+            self._waiting = True
+            service.cluster.store(self, gathered[0], number, self._at, gathered[1])
+            return
         into, self._into = self._into, None
         failure, self._failure = self._failure, None
         if failure is None and into is not None:
@@ -478,7 +565,4 @@ def _ran_out(holding: Holding) -> LeaseExpiredError:
 
 
 def _error(op: int, number: int, error: DSMError) -> bytes:
-    status = status_of(error)
-    if status == Status.INTERNAL and not isinstance(error, InternalError):
-        status = Status.USAGE if isinstance(error, UsageError) else Status.LIMIT
-    return wire.error_reply(op, number, status, str(error))
+    return wire.error_reply(op, number, status_of(error), str(error))

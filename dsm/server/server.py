@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from dsm.errors import ClosedError, DSMError, LimitError, UsageError
 from dsm.log import logger
+from dsm.server.cluster import Cluster
 from dsm.server.memory import Memory
 from dsm.server.service import Service
 from dsm.units import bytes_of
@@ -100,6 +101,7 @@ class Server:
             try:
                 self._memory = Memory(self._node, self._nbytes)
                 self._service = Service(listeners, self._memory, self._secret)
+                self._service.cluster = Cluster(self._node, self._service)
             except BaseException:
                 for listener in listeners:
                     listener.close()
@@ -122,6 +124,7 @@ class Server:
             self._error = error
             logger.error("the lease server at %s has ended: %s", self.address, error)
         finally:
+            service.ended.set()
             with contextlib.suppress(DSMError):
                 service.close()
             self.ended.set()
@@ -134,6 +137,8 @@ class Server:
                 return
             self._service.stop()
             thread.join()
+            if self._service.cluster is not None:
+                self._service.cluster.close()
             self._memory.close()
             self._service = self._memory = None
 
@@ -175,18 +180,7 @@ class Server:
         service = self._service
         if service is None or self._error is not None:
             raise ClosedError("the server does not run; call start()")
-        found: list[dict[str, int]] = []
-        done = threading.Event()
-
-        def ask() -> None:
-            found.append(service.figures())
-            done.set()
-
-        service.call(ask)
-        while not done.wait(0.1):
-            if self.ended.is_set():
-                raise ClosedError("the server was closed")
-        return found[0]
+        return service.ask(service.figures)
 
     def __enter__(self) -> Server:
         return self if self._thread is not None else self.start()

@@ -13,9 +13,11 @@ import contextlib
 import os
 import select
 import socket
+import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from dsm.errors import ClosedError, NodeLostError
 from dsm.limits import (
@@ -36,6 +38,10 @@ from dsm.wire.lease_handshake import NONCE_BYTES, TOO_MANY, refusal
 from dsm.wire.lease_handshake import Server as Handshake
 from dsm.wire.leases import KEYS, Op
 
+if TYPE_CHECKING:
+    from dsm.server.cluster import Cluster
+
+T = TypeVar("T")
 #: Bytes that are received at once.
 _BUFFER_BYTES = 512 * 1024
 #: The longest sleep.
@@ -84,6 +90,12 @@ class Service:
         self._linger_due = 0.0
         #: Offset up to which the first ended lease is cleaned.
         self._clean_at = 0
+        #: Connections that wait for a lease to be given to the cluster, or not.
+        self._waiting_for_move: list[Connection] = []
+        #: What knows leases that are not this server's; None: nothing does.
+        self.cluster: Cluster | None = None
+        #: Set when the loop has ended.
+        self.ended = threading.Event()
         #: What other threads want done, in order.
         self._calls: deque[Callable[[], None]] = deque()
         self._running = True
@@ -114,6 +126,10 @@ class Service:
         """Close a connection soon: its last answer is on its way."""
         self._half_open[connection] = time.monotonic() + HANDSHAKE_TIMEOUT_S
         self._due = 0.0
+
+    def wait_for_move(self, connection: Connection) -> None:
+        """Resume a connection when a lease has been given to the cluster, or not."""
+        self._waiting_for_move.append(connection)
 
     def forget(self, connection: Connection) -> None:
         """The connection is being closed."""
@@ -177,6 +193,51 @@ class Service:
         self._calls.append(function)
         with contextlib.suppress(OSError):  # closed meanwhile
             os.eventfd_write(self._wake, 1)
+
+    def ask(self, function: Callable[[], T]) -> T:
+        """Return what a function returns, or raise what it raises, in the loop's thread.
+
+        Raises
+        ------
+        ClosedError
+            The loop has ended.
+        """
+        done: list[T] = []
+        failed: list[BaseException] = []
+        ready = threading.Event()
+
+        def run() -> None:
+            try:
+                done.append(function())
+            except BaseException as error:
+                failed.append(error)
+            ready.set()
+
+        self.call(run)
+        while not ready.wait(0.1):
+            if self.ended.is_set() and not ready.is_set():
+                raise ClosedError("the lease server was closed")
+        if failed:
+            raise failed[0]
+        return done[0]
+
+    def receives_into(self, holding: Holding, cut: bool) -> bool:
+        """Whether a SET is on its way into a lease; `cut`: not any more."""
+        receiving = [each for each in self._connections.values() if each.receives_into(holding)]
+        if cut:
+            for connection in receiving:
+                connection.close("its lease was wanted by the cluster in the middle of a SET")
+        return bool(receiving) and not cut
+
+    def end_move(self, holding: Holding, moved: bool) -> None:
+        """A lease is the cluster's now, or stays; who has waited for that goes on."""
+        self.book.end_move(holding, moved)
+        if moved:
+            self._ended(holding)
+        self._due = 0.0
+        waiting, self._waiting_for_move = self._waiting_for_move, []
+        for connection in waiting:
+            connection.resume()
 
     def stop(self) -> None:
         """End `run`."""

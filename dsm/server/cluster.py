@@ -1,0 +1,227 @@
+"""Leases of the cluster through a server, and the server's leases in the cluster.
+
+Owns the threads that do what may wait for other nodes: the loop of the server never does.  A request for a
+lease that is not the server's is asked of the cluster (`Node.open_lease`) and done here, under a pin,
+because a fault would stop every thread of the interpreter.  A lease of the server that somebody in the
+cluster wants to map becomes one of the cluster (`dsm.worker.leasing`): from then on the server is a worker
+that opens it like any other.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from dsm.errors import (
+    DSMError,
+    InternalError,
+    LeaseExpiredError,
+    NotPermittedError,
+    TooLargeError,
+    UnknownLeaseError,
+    UsageError,
+    status_of,
+)
+from dsm.limits import LEASE_LINGER_S, MAX_FOREIGN_LEASES, MAX_FOREIGN_TRANSFER_BYTES
+from dsm.log import logger
+from dsm.memory.leases import show_id
+from dsm.server.book import unknown_lease
+from dsm.wire import leases as wire
+from dsm.wire.leases import ID_BYTES, Op, Row
+from dsm.worker.leasing import Demand, adopt, serve_demands
+
+if TYPE_CHECKING:
+    from dsm.server.book import Holding
+    from dsm.server.connection import Connection
+    from dsm.server.service import Service
+    from dsm.worker.lease import Lease
+    from dsm.worker.node import Node
+
+T = TypeVar("T")
+#: Threads that may wait for other nodes.
+_THREADS = 4
+#: Bytes that are copied before other threads get a turn.
+_PIECE_BYTES = 4 * 1024 * 1024
+
+
+class Cluster:
+    """The cluster, as a server uses it.
+
+    Parameters
+    ----------
+    node
+        The server's node.
+    service
+        Its loop.
+    """
+
+    def __init__(self, node: Node, service: Service) -> None:
+        self._node = node
+        self._service = service
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._threads = 0
+        #: Leases of others by what was shown for them, oldest first; used by the threads.
+        self._open: dict[bytes, Lease] = {}
+        self._mutex = threading.Lock()
+        self._stop = serve_demands(node, self._demanded)
+
+    def close(self) -> None:
+        """End the threads; who waits for one gets no answer."""
+        self._stop()
+        for _ in range(self._threads):
+            self._jobs.put(None)
+
+    # -- leases of others, asked for by clients ----------------------------------------------------------
+
+    def find(self, connection: Connection, token: bytes) -> None:
+        """Ask the cluster for a lease; the connection is told what was `found`."""
+
+        def job() -> None:
+            found: Lease | DSMError
+            try:
+                found = self._opened(token)
+            except (NotPermittedError, UnknownLeaseError):
+                found = unknown_lease(token[:ID_BYTES])
+            except DSMError as error:
+                found = error
+            self._service.call(lambda: connection.found(token, found))
+
+        self._put(job)
+
+    def do(self, connection: Connection, lease: Lease, op: int, number: int, offset: int, count: int) -> None:
+        """Do what a request asks of a lease of the cluster, and give the connection its answer."""
+        self._put(
+            lambda: self._do(connection, op, number, lambda: self._done(lease, op, number, offset, count))
+        )
+
+    def store(self, connection: Connection, lease: Lease, number: int, offset: int, data: bytearray) -> None:
+        """Write into a lease of the cluster, and answer."""
+
+        def act() -> bytes:
+            self._use(lease, offset, len(data), True, lambda: lease.set(data, offset))
+            return wire.reply(Op.SET, number, b"", len(data), _left_ms(lease))
+
+        self._put(lambda: self._do(connection, Op.SET, number, act))
+
+    def _do(self, connection: Connection, op: int, number: int, act: Callable[[], bytes]) -> None:
+        try:
+            answer = act()
+        except DSMError as error:
+            answer = wire.error_reply(op, number, status_of(error), str(error))
+        except Exception as error:
+            logger.exception("lease client %s: %s", connection.name, Op(op).name)
+            failed = InternalError(f"the lease server failed in {Op(op).name}: {error!r}")
+            answer = wire.error_reply(op, number, status_of(failed), str(failed))
+        self._service.call(lambda: connection.answered(answer))
+
+    def _done(self, lease: Lease, op: int, number: int, offset: int, count: int) -> bytes:
+        if op == Op.GET:
+            if count == wire.TO_THE_END and offset <= lease.nbytes:
+                count = lease.nbytes - offset
+            _check_foreign(lease, offset, count)
+            data = self._use(lease, offset, count, False, lambda: lease.get(offset, count))
+            return wire.reply(op, number, data, count, _left_ms(lease))
+        if op == Op.RENEW:
+            lease.renew(offset / 1000)
+            return wire.reply(op, number, b"", lease.nbytes, offset)
+        if op == Op.RELEASE:
+            lease.release()
+            return wire.reply(op, number, b"", lease.nbytes)
+        left = _left_ms(lease)
+        if not left:
+            raise LeaseExpiredError(f"lease {lease.id} has ended; lease anew, and renew in time")
+        row = Row(lease.id.bytes, lease.nbytes, left, 0, lease.writable)
+        return wire.reply(op, number, row.pack(), lease.nbytes, left)
+
+    def _use(self, lease: Lease, offset: int, count: int, write: bool, act: Callable[[], T]) -> T:
+        if not count:
+            return act()
+        with self._node.pin(lease.array(count, "u1", offset), write=write):
+            return act()
+
+    def _opened(self, token: bytes) -> Lease:
+        with self._mutex:
+            lease = self._open.get(token)
+        if lease is None or lease.expires_in == 0:
+            lease = self._node.open_lease(token[:ID_BYTES], token[ID_BYTES:])
+            with self._mutex:
+                self._open.pop(token, None)
+                self._open[token] = lease
+                while len(self._open) > MAX_FOREIGN_LEASES:
+                    del self._open[next(iter(self._open))]
+        return lease
+
+    def _put(self, job: Callable[[], None]) -> None:
+        """Let a thread do a job; only the loop calls this."""
+        if self._threads < _THREADS:
+            self._threads += 1
+            threading.Thread(target=self._work, name="dsm-server-cluster", daemon=True).start()
+        self._jobs.put(job)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
+    # -- leases of this server, wanted by the cluster ----------------------------------------------------
+
+    def _demanded(self, demand: Demand) -> bool:
+        """Give a lease to the cluster; False: it is none of this server's."""
+        service, book = self._service, self._service.book
+        if not service.ask(lambda: book.has(demand.id)):
+            return False
+        record = service.ask(lambda: book.begin_move(demand.id + demand.key, service.now_ms()))
+        holding: Holding = record.place
+        moved = False
+        try:
+            self._wait_for_sets(holding)
+            start = holding.address - service.memory.address
+            source = service.memory.view[start : start + holding.nbytes]
+
+            def fill(target: memoryview) -> None:
+                # What was never written is zero there as here.
+                for at in range(holding.low, holding.high, _PIECE_BYTES):
+                    end = min(holding.high, at + _PIECE_BYTES)
+                    target[at:end] = source[at:end]
+
+            left = service.ask(lambda: record.remaining_ms(service.now_ms()))
+            if not left:
+                raise LeaseExpiredError(f"lease {show_id(record.id)} ran out; lease anew, and renew in time")
+            adopt(self._node, record.id, record.write_digest, record.read_digest, record.nbytes, left, fill)
+            moved = True
+        finally:
+            service.ask(lambda: service.end_move(holding, moved))
+        return True
+
+    def _wait_for_sets(self, holding: Holding) -> None:
+        """Wait until nothing is on its way into a lease; who does not go on is cut off."""
+        deadline = time.monotonic() + LEASE_LINGER_S
+        while self._service.ask(lambda: self._service.receives_into(holding, time.monotonic() > deadline)):
+            time.sleep(0.002)
+
+
+def check_foreign_set(lease: Lease, offset: int, count: int) -> None:
+    """Judge a SET into a lease of the cluster before its bytes are taken."""
+    _check_foreign(lease, offset, count)
+    if not lease.writable:
+        raise NotPermittedError(
+            f"the key of lease {lease.id} allows to read only; writing needs its write key (Lease.token)"
+        )
+
+
+def _check_foreign(lease: Lease, offset: int, count: int) -> None:
+    if offset + count > lease.nbytes:
+        raise UsageError(
+            f"{count} bytes at offset {offset} do not lie in lease {lease.id}, which has {lease.nbytes}"
+        )
+    if count > MAX_FOREIGN_TRANSFER_BYTES:
+        raise TooLargeError(
+            f"{count} bytes of a lease of the cluster were asked for; a server moves at most "
+            f"{MAX_FOREIGN_TRANSFER_BYTES} of them at once: ask for a part at a time"
+        )
+
+
+def _left_ms(lease: Lease) -> int:
+    return round(lease.expires_in * 1000)
