@@ -35,6 +35,7 @@ from dsm.errors import (
     ClosedError,
     DSMError,
     FullError,
+    HeapCorruptionError,
     InternalError,
     LeaseExpiredError,
     LimitError,
@@ -64,6 +65,9 @@ if TYPE_CHECKING:
     )
     from dsm.server import Server
     from dsm.worker.attach import attach
+    from dsm.worker.block import Block, BlockRef
+    from dsm.worker.heap import Heap
+    from dsm.worker.heapstatistics import HeapStatistics, PoolStatistics
     from dsm.worker.layouts import ArrayInfo
     from dsm.worker.lease import Lease, LeaseInfo, LeaseRef
     from dsm.worker.node import Node
@@ -88,6 +92,11 @@ _HOMES = {
     "Lease": "dsm.worker.lease",
     "LeaseInfo": "dsm.worker.lease",
     "LeaseRef": "dsm.worker.lease",
+    "Block": "dsm.worker.block",
+    "BlockRef": "dsm.worker.block",
+    "Heap": "dsm.worker.heap",
+    "HeapStatistics": "dsm.worker.heapstatistics",
+    "PoolStatistics": "dsm.worker.heapstatistics",
     "Node": "dsm.worker.node",
     "Pin": "dsm.worker.ranges",
     "ArrayRef": "dsm.worker.reference",
@@ -110,12 +119,17 @@ __all__ = [
     "AsyncRemoteLease",
     "Atomic",
     "AuthenticationError",
+    "Block",
+    "BlockRef",
     "BrokenBarrierError",
     "ClosedError",
     "Condition",
     "DSMError",
     "Event",
     "FullError",
+    "Heap",
+    "HeapCorruptionError",
+    "HeapStatistics",
     "InternalError",
     "Lease",
     "LeaseClient",
@@ -133,6 +147,7 @@ __all__ = [
     "PageTimeoutError",
     "PeerError",
     "Pin",
+    "PoolStatistics",
     "RWLock",
     "Region",
     "RemoteLease",

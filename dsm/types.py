@@ -14,6 +14,12 @@ PLACEMENTS = ("first-touch", "block", "cyclic")
 #: What a region is for: an array or raw memory of a program, memory that a heap divides, one block of it,
 #: one lease.
 USES = ("array", "extent", "block", "lease")
+#: When the memory of a heap is got from the system: at once, or when it is first used.
+HEAP_KINDS = ("eager", "lazy")
+#: How a heap divides memory: pools of extents, or a region for each block.
+HEAP_MANAGERS = ("pooled", "direct")
+#: Consistency models that the memory of a heap may have.
+HEAP_CONSISTENCIES = ("sequential", "release")
 #: Parties of a barrier.
 MAX_PARTIES = 2**31 - 1
 #: Units of a semaphore.
@@ -80,6 +86,32 @@ class Region(msgspec.Struct, frozen=True):
     def size(self) -> int:
         """Bytes of address space: whole pages."""
         return self.pages * self.options.page_size
+
+
+class HeapOptions(msgspec.Struct, frozen=True):
+    """What the creator of a heap chooses; `dsm.properties` has the defaults."""
+
+    name: str
+    #: One of `HEAP_KINDS`.
+    kind: str
+    #: One of `HEAP_MANAGERS`: of blocks for which none is named.
+    manager: str
+    #: Bytes of the extents by which pools grow.
+    min_system_alloc: int
+    #: Bytes that all its regions together may have, on all nodes; 0: as many as there are.
+    max_bytes: int
+    page_size: int
+    #: One of `HEAP_CONSISTENCIES`.
+    consistency: str
+    debug: bool
+
+
+class HeapRecord(msgspec.Struct, frozen=True):
+    """A heap as the metadata store knows it."""
+
+    #: Never used again in the life of a cluster; starts at 1.
+    number: int
+    options: HeapOptions
 
 
 class SyncObject(msgspec.Struct, frozen=True):

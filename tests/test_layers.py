@@ -21,6 +21,7 @@ FLOORS = {
     "dsm.proc": 0,
     "dsm.units": 0,
     "dsm.vector_time": 0,
+    "dsm.properties": 0,
     "dsm.wire": 1,
     "dsm.coherence": 1,
     "dsm.sync": 1,
@@ -56,6 +57,8 @@ SIDEWAYS = {
     "dsm": ("dsm.server",),
     # What is written wrong is the caller's fault.
     "dsm.units": ("dsm.errors",),
+    # What is written wrong in the environment or a file is the caller's fault, too.
+    "dsm.properties": ("dsm.errors", "dsm.limits", "dsm.types", "dsm.units"),
     # The errors that a manager reports keep their class.
     "dsm.manager_process": ("dsm.errors",),
     # The tables of messages and of calls are vocabulary: they import nothing of ours but floor 0.

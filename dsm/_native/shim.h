@@ -101,6 +101,31 @@ int64_t dsm_patch_select(uint64_t pages, uint32_t page_shift, const uint8_t *pay
 /* List the pages of a payload as rows, at most one for 16 bytes of it; returns their number. */
 int64_t dsm_patch_runs(uint64_t pages, uint32_t page_shift, const uint8_t *payload, uint64_t length, uint64_t *runs);
 
+/* ---- worker side: the cache of a heap (cache.c; its layout is in dsm/memory/cache.py) -------------- */
+
+struct dsm_cache; /* a cache and what of its layout is fixed; for all threads of a process */
+
+/* `words` is a cache that was laid out, and stays the caller's; `by_step` has the class of each number of steps of
+ * 16 bytes.  NULL when there is no memory. */
+struct dsm_cache *dsm_cache_new(uint64_t *words, const uint8_t *by_step, uint32_t steps, const uint32_t *capacities,
+                                const uint32_t *batches, uint32_t classes, uint32_t max_batch);
+void dsm_cache_free(struct dsm_cache *cache);
+/* An object for `nbytes`, its first bytes zero if asked for; 0: none is here, or no class is so large. */
+uint64_t dsm_cache_take(struct dsm_cache *cache, uint64_t nbytes, int zero);
+uint64_t dsm_cache_take_of(struct dsm_cache *cache, uint32_t cls, uint64_t nbytes, int zero);
+/* 1; 0: there is no room, or no such class. */
+int dsm_cache_put(struct dsm_cache *cache, uint64_t address, uint64_t nbytes, uint32_t cls);
+/* Put a batch from the manager on a stack; returns how many found room. */
+uint32_t dsm_cache_fill(struct dsm_cache *cache, uint32_t cls, const uint64_t *addresses, uint32_t n, uint64_t number);
+/* Move a batch to the outbox, and to `addresses`; 0: none, or the one before it is still there. */
+uint32_t dsm_cache_surplus(struct dsm_cache *cache, uint32_t cls, uint64_t number, uint64_t *addresses);
+void dsm_cache_sent(struct dsm_cache *cache, uint64_t number);
+/* Count blocks that did not go through the cache. */
+void dsm_cache_count(struct dsm_cache *cache, uint64_t allocated, uint64_t freed, uint64_t asked, uint64_t given);
+/* memset and memmove on addresses. */
+void dsm_zero(uint64_t address, uint64_t nbytes);
+void dsm_copy(uint64_t to, uint64_t from, uint64_t nbytes);
+
 /* ---- worker side (region.c, handler.c, service.c, call.c) ---------------------------------------- */
 
 struct dsm_worker_options {

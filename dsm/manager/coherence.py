@@ -29,6 +29,10 @@ _FETCH, _INVALIDATE = int(Kind.FETCH), int(Kind.INVALIDATE)
 _DATA, _CONFIRM, _DIFF = int(Kind.DATA), int(Kind.CONFIRM), int(Kind.DIFF)
 
 
+#: A waiter that is no worker's.
+NOBODY = 0xFFFF << SLOT_BITS
+
+
 class _Payload:
     """Pages on their way in over one link."""
 
@@ -180,6 +184,12 @@ class Coherence:
         bring(region, page, count, write, waiter, time.monotonic_ns())
         self.perform()
         return Status.OK
+
+    def claim(self, region: int) -> None:
+        """Make all pages of a region this node's, as far as it keeps their directory; nobody waits for it."""
+        pages = self.frames[region].region.pages
+        self.engine.prefetch(region, 0, pages, True, NOBODY, time.monotonic_ns())
+        self.perform()
 
     def rehome(self, region: int, page: int, count: int, waiter: int) -> Status:
         """Bring the homes of pages here; OK when `wake` will follow."""

@@ -17,7 +17,7 @@ from dsm.manager.link import Link
 from dsm.manager.membership import Membership
 from dsm.manager.metadata.store import MetadataStore
 from dsm.types import Region, RegionOptions, SyncObject
-from dsm.wire import control, leasing
+from dsm.wire import control, heaps, leasing
 from dsm.wire import membership as meta
 from dsm.wire.membership import MetaKind
 
@@ -31,6 +31,8 @@ class LocalNode:
     #: ``drop_region(number, done)``.
     drop_region: Callable[[int, Callable[[], None]], None]
     create_sync: Callable[[SyncObject], None]
+    #: A heap was destroyed; its regions follow.
+    drop_heap: Callable[[int], None]
     #: The list of live nodes changed.
     members_changed: Callable[[], None]
     #: These ranks have no process; by rank, the node where each was.
@@ -127,6 +129,12 @@ class Coordinator:
             self.leases.ask((node, worker), body, answer)
         elif isinstance(body, control.OpenSync):
             self._open_sync(body, answer)
+        elif isinstance(body, heaps.OpenHeap):
+            answer(heaps.FoundHeap(*store.open_heap(body.options, body.given)))
+        elif isinstance(body, heaps.FindHeap):
+            answer(heaps.FoundHeap(store.find_heap(body.key), False))
+        elif isinstance(body, heaps.DestroyHeap):
+            self._destroy_heap(body.heap, lambda: answer(meta.Finished()))
         elif isinstance(body, meta.TakeRank):
             rank, size = store.take_rank(body.rank)
             taken = meta.RankTaken(rank, size)
@@ -195,6 +203,22 @@ class Coordinator:
 
         self._tell_all(MetaKind.REGION_DROP, b"", number, self._members.links, part)
         self._local.drop_region(number, part)
+
+    def _destroy_heap(self, number: int, done: Callable[[], None]) -> None:
+        """End a heap: no node adds to it any more before its regions go."""
+        regions = self._store.destroy_heap(number)
+        left = len(regions) + 1
+
+        def part() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                done()
+
+        self._local.drop_heap(number)
+        self._tell_all(MetaKind.HEAP_DROP, b"", number, self._members.links, part)
+        for region in regions:
+            self._destroy(region.region, part)
 
     def _open_sync(self, body: control.OpenSync, answer: Answer) -> None:
         described = self._store.open_sync(

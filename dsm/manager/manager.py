@@ -32,6 +32,7 @@ from dsm.limits import ADDRESS_ALIGNMENT, PAGE_TIMEOUT_PARTS, PEER_SILENCE_S
 from dsm.manager import border
 from dsm.manager.coherence import Coherence
 from dsm.manager.coordinator import Coordinator, LocalNode
+from dsm.manager.heaps import HeapDesk
 from dsm.manager.leasedesk import LeaseDesk
 from dsm.manager.link import Link
 from dsm.manager.loop import Loop
@@ -50,6 +51,7 @@ from dsm.types import Region, SyncObject
 from dsm.wire import membership as meta
 from dsm.wire.calls import Op
 from dsm.wire.header import Family, Fields
+from dsm.wire.heaps import AskHeap, HeapTold
 from dsm.wire.membership import MetaKind
 from dsm.wire.status import NodeStatus
 
@@ -87,6 +89,7 @@ class Manager:
         self.status = StatusDesk(self)
         self.pages = PagesDesk(self)
         self.leases = LeaseDesk(self)
+        self.heaps = HeapDesk(self)
         #: Seconds that a thread waits for a page; 0 without end.
         self._page_timeout = page_timeout(os.environ)
         #: Called when the last worker has gone.
@@ -124,6 +127,7 @@ class Manager:
             local = LocalNode()
             local.add_region = self.coherence.add_region
             local.drop_region = self._drop_region
+            local.drop_heap = self.heaps.drop
             local.create_sync = self.sync.create
             local.members_changed = self._take_epoch
             local.ranks_missing = self.sync.ranks_missing
@@ -290,6 +294,13 @@ class Manager:
             else:
                 self.pages.told(link.node, request, body.rows)
             return
+        if isinstance(body, (AskHeap, HeapTold)):
+            self._check_joined(link)
+            if isinstance(body, AskHeap):
+                self.heaps.asked(link, request, body)
+            else:
+                self.heaps.told(link.node, request, body)
+            return
         if coordinator is not None:
             if isinstance(body, meta.Join):
                 coordinator.join(link, body)
@@ -332,6 +343,9 @@ class Manager:
             self._acknowledge(link, request)
         elif isinstance(body, meta.Ranks):
             self.sync.ranks_missing(body.missing)
+            self._acknowledge(link, request)
+        elif kind == MetaKind.HEAP_DROP:
+            self.heaps.drop(number)
             self._acknowledge(link, request)
         elif kind == MetaKind.REGION_DROP:
             self._drop_region(number, lambda: self._acknowledge(link, request))
@@ -422,6 +436,7 @@ class Manager:
     def _node_lost(self, node: int) -> None:
         self.coherence.node_lost(node)
         self.sync.node_gone(node)
+        self.heaps.node_lost(node)
 
 
 def _addresses() -> tuple[int, int]:

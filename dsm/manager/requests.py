@@ -16,7 +16,7 @@ from dsm.log import logger
 from dsm.manager.session import Session, lack
 from dsm.manager.status import answer_status
 from dsm.types import Region
-from dsm.wire import control, leasing
+from dsm.wire import control, heaps, leasing
 from dsm.wire import membership as meta
 from dsm.wire.membership import MetaKind
 
@@ -103,6 +103,8 @@ class Requests:
             manager.pages.ask(session, number, body)
         elif isinstance(body, leasing.Request):
             manager.leases.handle(session, number, body)
+        elif isinstance(body, heaps.WorkerQuestion):
+            manager.heaps.handle(session, number, body)
 
     def _attach(self, session: Session, number: int, body: control.Attach) -> None:
         manager = self._manager
@@ -133,6 +135,8 @@ class Requests:
             self.refused(session, number, reply)
             return
         region: Region = reply.region
+        if reply.created and region.options.use == "block":
+            self._manager.heaps.block_created(region)
         if not self.give_region(session, number, region, control.Opened(region, reply.created)):
             session.fail(number, Status.CLOSED, f"region {region.region} was destroyed meanwhile")
 
@@ -195,6 +199,7 @@ class Requests:
 
     def worker_gone(self, session: Session) -> None:
         """Let the coordinator give up what the worker was creating, and keep its counters."""
+        self._manager.heaps.worker_gone(session)
         self._gone = _sum([self._gone, self._manager.board.statistics(session.worker)])
         self.ask(session.worker, meta.WorkerGone(session.worker), lambda reply: None)
 

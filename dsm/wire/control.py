@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from dsm.types import Region, RegionOptions, SyncObject
-from dsm.wire import leasing
+from dsm.wire import heaps, leasing
 from dsm.wire.status import SilentNode
 
 
@@ -200,11 +200,11 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 Request = (
     Attach | Leave | CreateRegion | OpenRegion | RegionReady | CloseRegion | DestroyRegion | ListRegions
     | OpenSync | ListNodes | GetStatistics | GetStatus | GetPages
-    | leasing.Request
+    | leasing.Request | heaps.WorkerQuestion
 )  # fmt: skip
 Reply = (
     Attached | Opened | RegionList | SyncOpened | NodeList | Statistics | Status | Pages | Done | Failed
-    | leasing.Reply
+    | leasing.Reply | heaps.WorkerAnswer
 )  # fmt: skip
 
 

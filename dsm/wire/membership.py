@@ -14,6 +14,7 @@ from dsm.limits import MAX_JOIN_BYTES, MAX_METADATA_BYTES
 from dsm.types import Region, SyncObject
 from dsm.wire import leasing
 from dsm.wire.control import CreateRegion, DestroyRegion, Failed, OpenRegion, OpenSync, RegionReady
+from dsm.wire.heaps import AskHeap, DestroyHeap, FindHeap, FoundHeap, HeapTold, OpenHeap
 from dsm.wire.status import NodeStatus
 
 
@@ -54,6 +55,12 @@ class MetaKind(IntEnum):
     ASK_PAGES = 22
     #: The answer: `PagesTold`.
     PAGES = 23
+    #: Coordinator to members: the heap in the header's region field is destroyed; acknowledged.
+    HEAP_DROP = 30
+    #: Node to node: about its pool of a heap.  `AskHeap`, answered by HEAP with the same request number.
+    ASK_HEAP = 31
+    #: The answer: `HeapTold`.
+    HEAP = 32
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -162,9 +169,9 @@ class PagesTold(msgspec.Struct, frozen=True):
 
 Question = (
     CreateRegion | OpenRegion | RegionReady | DestroyRegion | OpenSync | TakeRank | WorkerGone | ListNamed
-    | leasing.Question
+    | leasing.Question | OpenHeap | FindHeap | DestroyHeap
 )  # fmt: skip
-Reply = Found | FoundSync | FoundRegions | RankTaken | Finished | Failed | leasing.Told
+Reply = Found | FoundSync | FoundRegions | FoundHeap | RankTaken | Finished | Failed | leasing.Told
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -201,6 +208,9 @@ PAYLOADS: dict[int, object] = {
     MetaKind.STATUS: NodeStatus,
     MetaKind.ASK_PAGES: AskPages,
     MetaKind.PAGES: PagesTold,
+    MetaKind.HEAP_DROP: None,
+    MetaKind.ASK_HEAP: AskHeap,
+    MetaKind.HEAP: HeapTold,
 }
 #: Most bytes of each kind's payload.  JOIN is heard from nodes that have not joined: an address.
 PAYLOAD_LIMITS: dict[int, int] = {

@@ -15,24 +15,29 @@ import msgspec
 
 from dsm.errors import (
     BrokenBarrierError,
+    FullError,
     InternalError,
     LimitError,
     PageLostError,
+    TooLargeError,
     UnknownNameError,
     UsageError,
 )
 from dsm.limits import ADDRESS_HIGH, ADDRESS_LOW, MAX_NODES
 from dsm.manager.metadata.options import (
+    check_heap,
     check_name,
     check_options,
     check_rank,
     check_same,
+    check_same_heap,
     check_same_sync,
     check_sync,
 )
 from dsm.manager.metadata.store import MemberRecord
 from dsm.memory.addresses import AddressRange
-from dsm.types import FENCE, JOB_BARRIER, Region, RegionOptions, SyncObject
+from dsm.types import FENCE, JOB_BARRIER, HeapOptions, HeapRecord, Region, RegionOptions, SyncObject
+from dsm.units import show_bytes
 
 # AUTOINCREMENT: a number that was used is not used again, even when its row is gone.
 _SCHEMA = """
@@ -41,7 +46,12 @@ INSERT INTO cluster VALUES (0, 0);
 CREATE TABLE members (node INTEGER PRIMARY KEY, address TEXT NOT NULL, epoch INTEGER NOT NULL);
 CREATE TABLE regions (
     number INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE, options BLOB NOT NULL,
-    address INTEGER NOT NULL, members BLOB NOT NULL, ready INTEGER NOT NULL
+    address INTEGER NOT NULL, members BLOB NOT NULL, ready INTEGER NOT NULL,
+    heap INTEGER, size INTEGER NOT NULL, home INTEGER
+);
+CREATE INDEX heaps_regions ON regions (heap);
+CREATE TABLE heaps (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE NOT NULL, options BLOB NOT NULL
 );
 CREATE TABLE sync (
     number INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, name TEXT NOT NULL,
@@ -52,6 +62,7 @@ CREATE TABLE ranks (rank INTEGER PRIMARY KEY);
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_options = msgspec.msgpack.Decoder(RegionOptions).decode
+_decode_heap = msgspec.msgpack.Decoder(HeapOptions).decode
 _decode_members = msgspec.msgpack.Decoder(tuple[int, ...]).decode
 
 
@@ -125,10 +136,14 @@ class EmbeddedStore:
             options = check_options(options, members)
             if not members:
                 raise InternalError("a region needs at least one live node")
-            address = self._addresses.allocate(Region(0, options, 0, members).size)
+            size = Region(0, options, 0, members).size
+            heap = None if options.heap is None else self._room(options.heap, size)
+            address = self._addresses.allocate(size)
+            home = options.home if isinstance(options.home, int) else None
             cursor = database.execute(
-                "INSERT INTO regions (name, options, address, members, ready) VALUES (?, ?, ?, ?, ?)",
-                (options.name, _encode(options), address, _encode(members), ready),
+                "INSERT INTO regions (name, options, address, members, ready, heap, size, home) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (options.name, _encode(options), address, _encode(members), ready, heap, size, home),
             )
             return Region(_inserted(cursor), options, address, members), True
 
@@ -168,6 +183,73 @@ class EmbeddedStore:
             f"SELECT number, options, address, members FROM regions WHERE {condition} ORDER BY number"
         )
         return [_region_of(row) for row in rows]
+
+    # -- heaps -------------------------------------------------------------------------------------------
+
+    def open_heap(self, options: HeapOptions, given: tuple[str, ...]) -> tuple[HeapRecord, bool]:
+        """Create a heap, or find the one of that name; see `MetadataStore.open_heap`."""
+        check_heap(options)
+        with self._transaction() as database:
+            existing = self._heap("name = ?", options.name)
+            if existing is not None:
+                check_same_heap(existing.options, options, given)
+                return existing, False
+            cursor = database.execute(
+                "INSERT INTO heaps (name, options) VALUES (?, ?)", (options.name, _encode(options))
+            )
+            return HeapRecord(_inserted(cursor), options), True
+
+    def find_heap(self, key: str | int) -> HeapRecord:
+        """Return a heap by name or number; `UnknownNameError` when there is none."""
+        heap = self._heap("name = ?" if isinstance(key, str) else "number = ?", _fitting(key))
+        if heap is None:
+            raise UnknownNameError(
+                f"no heap has the name or number {key!r} (any more): it was destroyed; node.heap() creates "
+                "one"
+            )
+        return heap
+
+    def destroy_heap(self, number: int) -> list[Region]:
+        """Forget a heap and return its regions; see `MetadataStore.destroy_heap`."""
+        with self._transaction() as database:
+            self.find_heap(number)
+            rows = database.execute(
+                "SELECT number, options, address, members FROM regions WHERE heap = ? ORDER BY number",
+                (number,),
+            ).fetchall()
+            database.execute("DELETE FROM heaps WHERE number = ?", (number,))
+        return [_region_of(row) for row in rows]
+
+    def _heap(self, condition: str, value: str | int) -> HeapRecord | None:
+        row = self._database.execute(
+            f"SELECT number, options FROM heaps WHERE {condition}", (value,)
+        ).fetchone()
+        return None if row is None else HeapRecord(row[0], _decode_heap(row[1]))
+
+    def _room(self, name: str, size: int) -> int:
+        """Return the number of a heap that may have `size` bytes more."""
+        heap = self.find_heap(name)
+        most = heap.options.max_bytes
+        if most and size > most:
+            raise TooLargeError(
+                f"{size} bytes were asked of heap {name!r}, whose max_bytes is {most} "
+                f"({show_bytes(most)}): they "
+                "would not fit if it were empty; ask for less, or make a heap with a larger max_bytes"
+            )
+        if most:
+            # What has its home on a node that is gone is gone, too.
+            used = self._database.execute(
+                "SELECT coalesce(sum(size), 0) FROM regions WHERE heap = ? "
+                "AND (home IS NULL OR home IN (SELECT node FROM members))",
+                (heap.number,),
+            ).fetchone()[0]
+            if used + size > most:
+                raise FullError(
+                    f"{size} bytes more were asked of heap {name!r}, which has {used} of its max_bytes of "
+                    f"{most} "
+                    f"({show_bytes(most)}): free what is not needed, or make a heap with a larger max_bytes"
+                )
+        return heap.number
 
     # -- synchronization objects, ranks ------------------------------------------------------------------
 

@@ -19,11 +19,16 @@ from dsm.limits import (
 )
 from dsm.types import (
     CONSISTENCIES,
+    HEAP_CONSISTENCIES,
+    HEAP_KINDS,
+    HEAP_MANAGERS,
     MAX_DIMENSIONS,
     MAX_PARTIES,
     MAX_UNITS,
     PLACEMENTS,
+    USES,
     ArrayLayout,
+    HeapOptions,
     RegionOptions,
     SyncObject,
 )
@@ -76,6 +81,10 @@ def check_options(options: RegionOptions, members: tuple[int, ...]) -> RegionOpt
     _check_home(options.home, members)
     if options.layout is not None:
         _check_layout(options.layout)
+    if options.use not in USES:
+        raise UsageError(f"a region for {_short(options.use)} is unknown; use {', '.join(USES)}")
+    if options.heap is not None:
+        check_name("heap", options.heap)
     if options.fill and not options.fill.strip(b"\0"):
         return msgspec.structs.replace(options, fill=b"")
     return options
@@ -154,6 +163,44 @@ def check_same(existing: RegionOptions, asked: RegionOptions) -> None:
         raise UsageError(
             f'region "{name}" exists with other options: {"; ".join(found)}. Take it as it is with '
             f"node.open({name!r}), end it with node.destroy({name!r}), or choose another name"
+        )
+
+
+def check_heap(options: HeapOptions) -> None:
+    """Raise `UsageError` unless such a heap may be created."""
+    check_name("heap", options.name)
+    for field, accepted in (
+        ("kind", HEAP_KINDS),
+        ("manager", HEAP_MANAGERS),
+        ("consistency", HEAP_CONSISTENCIES),
+    ):
+        value = getattr(options, field)
+        if value not in accepted:
+            known = " or ".join(f'"{each}"' for each in accepted)
+            raise UsageError(f'heap "{options.name}" cannot have {field}={_short(value)}; use {known}')
+    _check_page_size(options.page_size)
+    if not OS_PAGE_BYTES <= options.min_system_alloc <= MAX_REGION_BYTES:
+        raise UsageError(
+            f'heap "{options.name}" cannot have min_system_alloc={options.min_system_alloc}: from '
+            f"{OS_PAGE_BYTES} to {MAX_REGION_BYTES} bytes are allowed"
+        )
+    if options.max_bytes and not OS_PAGE_BYTES <= options.max_bytes < 1 << 63:
+        raise UsageError(
+            f'heap "{options.name}" cannot have max_bytes={options.max_bytes}: at least '
+            f"{OS_PAGE_BYTES} bytes, or 0 for no bound"
+        )
+
+
+def check_same_heap(existing: HeapOptions, asked: HeapOptions, given: tuple[str, ...]) -> None:
+    """Raise `UsageError`, naming every difference, unless the `given` options are those of the heap."""
+    fields = ("kind", "manager", "min_system_alloc", "max_bytes", "page_size", "consistency", "debug")
+    pairs = [(field, getattr(existing, field), getattr(asked, field)) for field in fields if field in given]
+    found = [f"{field} is {_short(a)}, asked for was {_short(b)}" for field, a, b in pairs if a != b]
+    if found:
+        name = existing.name
+        raise UsageError(
+            f'heap "{name}" exists with other options: {"; ".join(found)}. Take it as it is with '
+            f"node.heap({name!r}), end it with its destroy(), or choose another name"
         )
 
 

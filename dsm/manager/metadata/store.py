@@ -13,7 +13,7 @@ from typing import Protocol
 
 import msgspec
 
-from dsm.types import Region, RegionOptions, SyncObject
+from dsm.types import HeapOptions, HeapRecord, Region, RegionOptions, SyncObject
 
 
 class MemberRecord(msgspec.Struct, frozen=True):
@@ -81,6 +81,10 @@ class MetadataStore(Protocol):
             An option is not accepted; or the region exists with other options, which are all named.
         LimitError
             No addresses are left.
+        UnknownNameError
+            It is for a heap that does not exist.
+        FullError, TooLargeError
+            The heap would have more than its `max_bytes`, now or even if it were empty.
         """
 
     def find_region(self, key: str | int) -> Region:
@@ -100,6 +104,30 @@ class MetadataStore(Protocol):
 
         With `named_only`, those that a user can open: named, and ready.
         """
+
+    # -- heaps -------------------------------------------------------------------------------------------
+
+    def open_heap(self, options: HeapOptions, given: tuple[str, ...]) -> tuple[HeapRecord, bool]:
+        """Create a heap, or find the one of that name; return it and whether it is new.
+
+        Parameters
+        ----------
+        options
+            What its creator wants.
+        given
+            Options that a heap which exists must have as in `options`.
+
+        Raises
+        ------
+        UsageError
+            An option is not accepted; or the heap exists with others, which are all named.
+        """
+
+    def find_heap(self, key: str | int) -> HeapRecord:
+        """Return a heap by name or number; `UnknownNameError` when there is none."""
+
+    def destroy_heap(self, number: int) -> list[Region]:
+        """Forget a heap, whose name is free again, and return its regions, which it still has."""
 
     # -- synchronization objects, ranks ------------------------------------------------------------------
 

@@ -13,17 +13,19 @@ from dsm.errors import DSMError, LimitError
 from dsm.wire import control
 from dsm.worker import calls, lacking, ranges
 from dsm.worker.connection import Connection
+from dsm.worker.heap import HeapTable
 from dsm.worker.leasebook import LeaseBook
 from dsm.worker.leasing import Demands
 from dsm.worker.node.arrays import Arrays
 from dsm.worker.node.leases import Leases
+from dsm.worker.node.memory import Memory
 from dsm.worker.regions import RegionTable
 from dsm.worker.statistics import Statistics, statistics_of
 from dsm.worker.synchronization.objects import ObjectTable
 from dsm.worker.synchronization.owners import HeldLocks
 
 
-class Node(Leases, Arrays):
+class Node(Leases, Memory, Arrays):
     """The node of this process; made by `dsm.attach`, closed by `close` or at the end of a ``with`` block.
 
     Arrays are plain `numpy.ndarray`s over memory that all workers of the cluster share.  An access that
@@ -40,6 +42,7 @@ class Node(Leases, Arrays):
         self._objects = ObjectTable(connection.session)
         self._leases = LeaseBook(connection.session, self._regions)
         self._demands: Demands | None = None
+        self._heaps = HeapTable(self)
 
     @property
     def closed(self) -> bool:
@@ -70,6 +73,7 @@ class Node(Leases, Arrays):
             return
         self._closed = True
         self._connection.close(failed)
+        self._heaps.clear()
         self._regions.clear()
         self._pins.clear()
         self._held.clear()
@@ -105,6 +109,7 @@ class Node(Leases, Arrays):
             raise LimitError(f"{error!r}: {lacking.reason(error)}") from None
         self._closed = False
         self._regions.remap(self._connection.session)
+        self._heaps.renew()
         self._objects = ObjectTable(self._connection.session)
         self._leases.renew(self._connection.session)
         self._demands = None

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from dsm.wire import control
 from dsm.worker import ranges
 from dsm.worker.connection import Connection
@@ -13,6 +15,9 @@ from dsm.worker.leasing import Demands
 from dsm.worker.regions import RegionTable
 from dsm.worker.synchronization.objects import ObjectTable
 from dsm.worker.synchronization.owners import HeldLocks
+
+if TYPE_CHECKING:
+    from dsm.worker.heap import HeapTable
 
 
 class Part:
@@ -26,6 +31,7 @@ class Part:
     _leases: LeaseBook
     #: Of this process, when it is a lease server.
     _demands: Demands | None
+    _heaps: HeapTable
 
     @property
     def rank(self) -> int:

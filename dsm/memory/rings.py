@@ -1,0 +1,66 @@
+"""A ring of words from one writer to one reader: blocks on their way home.
+
+Owns the order of steps on a buffer of 64-bit words that both map: a worker puts in which blocks of other
+pools it has freed, its manager takes them out, at any time, also when the worker has died.  Neither waits
+for the other.
+
+Words of the buffer: how many were ever taken out, how many were ever put in, then `RING_SLOTS` entries.  An
+entry is a block's address with the node of its pool in the highest 16 bits; the word is written before it
+is counted.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from dsm.errors import UsageError
+
+#: Entries of a ring.
+RING_SLOTS: Final = 256
+RING_WORDS: Final = 2 + RING_SLOTS
+_OUT, _IN, _FIRST = 0, 1, 2
+_NODE_SHIFT = 48
+_ADDRESS = (1 << _NODE_SHIFT) - 1
+
+
+class Ring:
+    """A ring over `words`, a memoryview cast to "Q" of at least `RING_WORDS`; zeros are an empty one."""
+
+    __slots__ = ("_words",)
+
+    def __init__(self, words: memoryview) -> None:
+        if words.format != "Q" or len(words) < RING_WORDS:
+            raise UsageError(f"a ring needs {8 * RING_WORDS} bytes cast to 'Q', not {words.nbytes}")
+        self._words = words
+
+    def __len__(self) -> int:
+        return self._words[_IN] - self._words[_OUT]
+
+    def put(self, node: int, address: int) -> bool:
+        """Put a block in; False when the ring is full."""
+        words = self._words
+        at = words[_IN]
+        if at - words[_OUT] >= RING_SLOTS:
+            return False
+        words[_FIRST + at % RING_SLOTS] = node << _NODE_SHIFT | address
+        words[_IN] = at + 1
+        return True
+
+    def take(self) -> dict[int, list[int]]:
+        """Take everything out: addresses, by node.
+
+        Raises
+        ------
+        UsageError
+            The writer wrote over it: nothing of it can be believed.
+        """
+        words = self._words
+        first, end = words[_OUT], words[_IN]
+        if not 0 <= end - first <= RING_SLOTS:
+            raise UsageError(f"the ring of a worker is damaged: it has {end - first} of {RING_SLOTS} entries")
+        found: dict[int, list[int]] = {}
+        for at in range(first, end):
+            word = words[_FIRST + at % RING_SLOTS]
+            found.setdefault(word >> _NODE_SHIFT, []).append(word & _ADDRESS)
+        words[_OUT] = end
+        return found

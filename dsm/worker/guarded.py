@@ -1,0 +1,130 @@
+"""Heaps in debug mode: guards around every block, and where they are looked at.
+
+Owns the writing and verifying of guards (`dsm.memory.guards` has their layout).  Every block is registered
+at the manager of its node with the line of the program that allocated it; memory that was freed is filled,
+kept for a while, and looked at before it is used again.  Each allocation and free asks the manager: this
+mode is for finding errors.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from dsm._native import caches
+from dsm.errors import ClosedError, HeapCorruptionError, UnknownNameError
+from dsm.memory import guards
+from dsm.wire import control, heaps
+from dsm.worker.block import NO_CLASS, Block, WholeBlock
+
+if TYPE_CHECKING:
+    from dsm.worker.heap import Heap
+
+
+def place() -> str:
+    """Return ``file:line`` of the call into dsm."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("dsm."):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"[-heaps.MAX_PLACE :]
+
+
+def allocate(heap: Heap, nbytes: int, align: int, zero: bool) -> Block:
+    """Allocate a block with guards around it."""
+    number = heap._record.number
+    given = heap._call(
+        heaps.HeapAllocate(number, nbytes, align, place()),
+        heaps.HeapAllocated,
+        undo=lambda answer: heaps.HeapFree(number, heap._home, answer.address),
+    )
+    heap._news(given.extents, given.gone)
+    address = given.address
+    whole = _memory(heap, address, nbytes, align)
+    start = guards.front_bytes(align)
+    whole[:start] = guards.front(nbytes, align)
+    whole[start + nbytes :] = guards.back()
+    if zero:
+        caches.zero(address, nbytes)
+    else:
+        whole[start : start + nbytes] = bytes([guards.NEW]) * nbytes
+    heap._cache.count(1, 0, nbytes, 0)
+    block = WholeBlock(heap, address, nbytes, NO_CLASS, nbytes, heap._home)
+    heap._live[address] = block
+    return block
+
+
+def free(heap: Heap, address: int) -> None:
+    """Verify a block, fill it, and free it.
+
+    Raises
+    ------
+    HeapCorruptionError
+        It was freed already, or bytes outside it were written; or that is so of one that was freed long ago,
+        whose memory is to be used again.
+    """
+    number, where = heap._record.number, place()
+    region, _ = heap._region_of(address)
+    home = region.options.home
+    assert isinstance(home, int)
+    found = heap._call(heaps.HeapFind(number, home, address, where), heaps.HeapFound)
+    block = heaps.DebugBlock(address, found.usable, found.align, found.place)
+    _verify(heap, block)
+    whole = _memory(heap, address, block.nbytes, block.align)
+    start = guards.front_bytes(block.align)
+    whole[:start] = guards.front(block.nbytes, block.align, freed=True)
+    whole[start : start + block.nbytes] = bytes([guards.FREED]) * block.nbytes
+    freed = heap._call(heaps.HeapFree(number, home, address, where), heaps.HeapFreed)
+    heap._cache.count(0, 1, 0, block.nbytes)
+    if freed.retiring:
+        try:
+            for each in freed.retiring:
+                _verify(heap, each)
+        finally:
+            heap._call(
+                heaps.HeapRetire(number, home, tuple(each.address for each in freed.retiring)), control.Done
+            )
+
+
+def check(heap: Heap) -> None:
+    """Verify every block of every node, live or freed a short while ago."""
+    for node in heap._node.nodes:
+        after, more = 0, True
+        while more:
+            try:
+                listed = heap._call(heaps.HeapBlocks(heap._record.number, node, after), heaps.HeapListed)
+            except ClosedError:
+                if heap.closed:
+                    raise
+                break
+            for number in listed.extents:
+                if heap._node._regions.get(number) is None:
+                    try:
+                        heap._node._regions.open(number)
+                    except (ClosedError, UnknownNameError):  # it was given back meanwhile
+                        continue
+            for block in listed.blocks:
+                _verify(heap, block)
+                after = block.address
+            more = listed.more
+
+
+def _verify(heap: Heap, block: heaps.DebugBlock) -> None:
+    found = guards.damage(
+        _memory(heap, block.address, block.nbytes, block.align),
+        block.nbytes,
+        block.align,
+        freed=bool(block.freed),
+    )
+    if found:
+        after = f", freed at {block.freed}" if block.freed else ""
+        raise HeapCorruptionError(
+            f"{found[0]} (block of {block.nbytes} bytes at {block.address:#x} of heap {heap.name!r}, "
+            f"allocated at {block.place}{after}); look for what writes there"
+        )
+
+
+def _memory(heap: Heap, address: int, nbytes: int, align: int) -> memoryview:
+    """Return a block with its guards."""
+    start = address - guards.front_bytes(align)
+    region, offset = heap._region_of(start)
+    return region.buffer[offset : offset + guards.guarded_bytes(nbytes, align)]
