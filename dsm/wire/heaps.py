@@ -191,10 +191,11 @@ class PoolCount(msgspec.Struct, frozen=True):
 
     node: int
     extents: int = 0
-    #: Bytes of the extents; of blocks in use; in caches of workers; of what can be allocated.
+    #: Bytes of the extents; of blocks in use; in caches of workers; of what only one class can use; of the rest.
     managed: int = 0
     used: int = 0
     cached: int = 0
+    spare: int = 0
     free: int = 0
     largest_free: int = 0
     in_use: int = 0

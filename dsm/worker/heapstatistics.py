@@ -12,7 +12,7 @@ from dsm.wire import heaps
 
 @dataclass(frozen=True)
 class PoolStatistics:
-    """The pool of one node.  All but counts are bytes; ``managed == used + cached + free``.
+    """The pool of one node.  All but counts are bytes; ``managed == used + cached + spare + free``.
 
     Attributes
     ----------
@@ -23,7 +23,9 @@ class PoolStatistics:
     used, in_use
         Bytes of live blocks, with what the sizes of classes add; and how many blocks that are.
     cached
-        Of free blocks that only their class, or one worker, can use now.
+        Of free blocks in the caches of workers (in debug mode: that were freed and are watched).
+    spare
+        Of free blocks that only allocations of the same class can use.
     free, largest_free
         What any allocation can use, and the largest block that is to be had without another extent.
     peak
@@ -38,6 +40,7 @@ class PoolStatistics:
     used: int
     in_use: int
     cached: int
+    spare: int
     free: int
     largest_free: int
     peak: int
@@ -61,7 +64,7 @@ class HeapStatistics:
         Of all its memory: extents, and regions of blocks that have their own.
     used, in_use
         Bytes of live blocks, with what sizes of classes and pages add; and how many blocks that are.
-    cached, free, largest_free, locked
+    cached, spare, free, largest_free, locked
         As in `PoolStatistics`, of all pools.
     peak
         Sum of the pools' peaks.
@@ -85,6 +88,7 @@ class HeapStatistics:
     used: int
     in_use: int
     cached: int
+    spare: int
     free: int
     largest_free: int
     peak: int
@@ -122,6 +126,7 @@ def statistics_of(counted: heaps.HeapCounted) -> HeapStatistics:
         used=total("used") + counted.block_bytes,
         in_use=total("in_use") + counted.blocks,
         cached=total("cached"),
+        spare=total("spare"),
         free=total("free"),
         largest_free=max((pool.largest_free for pool in pools), default=0),
         peak=total("peak"),
@@ -134,8 +139,8 @@ def statistics_of(counted: heaps.HeapCounted) -> HeapStatistics:
         lost_frees=total("lost"),
         pools=tuple(
             PoolStatistics(
-                pool.node, pool.extents, pool.managed, pool.used, pool.in_use, pool.cached, pool.free,
-                pool.largest_free, pool.peak, pool.locked,
+                pool.node, pool.extents, pool.managed, pool.used, pool.in_use, pool.cached, pool.spare,
+                pool.free, pool.largest_free, pool.peak, pool.locked,
             )
             for pool in pools
             if pool.extents or pool.peak

@@ -1,0 +1,296 @@
+"""Heaps on real clusters: blocks cross workers and nodes, and every figure is true afterwards."""
+
+from __future__ import annotations
+
+import pytest
+
+import heap_programs as programs
+from dsm.testing import Cluster
+from support import wait_until
+
+MIB = 1 << 20
+SIZES = [0, 1, 31, 100, 4096, 5000, 65536, 262144, 300000, 3 * MIB]
+POOLED = {"manager": "pooled"}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with Cluster(nodes=2, workers=2) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def workers(cluster):
+    return cluster.workers
+
+
+@pytest.mark.parametrize("manager", ["pooled", "direct"])
+@pytest.mark.parametrize("kind", ["lazy", "eager"])
+def test_blocks_pass_to_other_workers_and_are_freed_there(workers, manager, kind):
+    name = f"passing-{manager}-{kind}"
+    options = {"kind": kind, "manager": manager}
+    refs = workers[0].call(programs.allocate, name, SIZES, 7, options)
+    for other in workers[1:]:
+        assert other.call(programs.read, refs) == [b"\7" * size for size in SIZES]
+    before = workers[1].call(programs.figures, name)
+    assert (before.in_use, before.allocated) == (len(SIZES), sum(SIZES))
+    assert before.used >= before.allocated
+    workers[1].call(programs.free, refs[::2])
+    workers[3].call(programs.free, refs[1::2])
+    after = workers[2].call(programs.figures, name)
+    assert (after.in_use, after.used, after.allocated) == (0, 0, 0)
+    assert after.managed == after.cached + after.spare + after.free
+    assert (after.allocations, after.frees) == (len(SIZES), len(SIZES))
+    assert workers[3].call(programs.check, name) is None
+    workers[3].call(programs.destroy, name)
+
+
+def test_memory_that_was_used_before_is_zero_again(workers):
+    for size in (100, 5000, 65536, 3 * MIB):
+        refs = workers[0].call(programs.allocate, "zeros", [size] * 5, 255, POOLED)
+        workers[2].call(programs.read, refs)
+        workers[1].call(programs.free, refs)
+        again = workers[1].call(programs.allocate, "zeros", [size] * 5)  # asserts that they are zero
+        workers[1].call(programs.free, again)
+
+
+@pytest.mark.parametrize("size", [16, 64, 1000, 65536])
+def test_small_blocks_cost_no_message(workers, size):
+    assert workers[0].call(programs.steady, "steady", size, 5000) == 0
+    figures = workers[0].call(programs.figures, "steady")
+    assert figures.in_use == 0
+
+
+def test_blocks_that_one_worker_allocates_and_another_frees_travel_in_batches(workers):
+    rounds, size = 40, 512
+    workers[0].call(programs.allocate, "batches", [], None, POOLED)
+    workers[2].call(programs.allocate, "batches", [])
+    before = workers[2].call(programs.requests_of)
+    for _ in range(rounds):
+        refs = workers[0].call(programs.allocate, "batches", [size] * 16)
+        workers[2].call(programs.free, refs)
+    sent = workers[2].call(programs.requests_of) - before - 1
+    assert sent <= rounds * 16 / 32 + 2  # one for 32 blocks, and the extent that it mapped
+    figures = workers[3].call(programs.figures, "batches")
+    assert (figures.in_use, figures.refused_frees) == (0, 0)
+    assert figures.pools[0].extents == 1
+
+
+def test_a_pool_grows_and_gives_empty_extents_back(workers):
+    options = {**POOLED, "min_system_alloc": "1M"}
+    refs = workers[0].call(programs.allocate, "growing", [200_000] * 40, 1, options)
+    grown = workers[0].call(programs.figures, "growing")
+    assert grown.managed >= 8 * MIB and grown.pools[0].extents >= 8
+    workers[0].call(programs.free, refs)
+    workers[0].call(programs.trim, "growing")
+    figures = workers[0].call(programs.figures, "growing")
+    assert (figures.managed, figures.in_use) == (0, 0)
+    assert figures.peak >= 8_000_000
+    refs = workers[0].call(programs.allocate, "growing", [200_000] * 40, 1)
+    workers[1].call(programs.free, refs)
+    assert workers[0].call(programs.check, "growing") is None
+
+
+def test_figures_are_true(workers):
+    options = {**POOLED, "min_system_alloc": "4M"}
+    refs = workers[0].call(programs.allocate, "true", [1000] * 100, 1, options)
+    refs += workers[2].call(programs.allocate, "true", [MIB], 1)
+    figures = workers[1].call(programs.figures, "true")
+    assert figures.allocated == 100_000 + MIB
+    assert figures.used == 100 * 1024 + MIB  # the class above 1000 has 1024 bytes
+    assert figures.in_use == 101
+    assert figures.internal_fragmentation == pytest.approx(1 - figures.allocated / figures.used)
+    assert [pool.node for pool in figures.pools] == [0, 1]
+    for pool in figures.pools:
+        assert pool.managed == pool.used + pool.cached + pool.spare + pool.free == 4 * MIB
+        assert 0 < pool.largest_free <= pool.free
+        assert pool.external_fragmentation == pytest.approx(1 - pool.largest_free / pool.free)
+    assert figures.pools[1].used == MIB
+    workers[3].call(programs.free, refs)
+    assert workers[3].call(programs.figures, "true").used == 0
+
+
+def test_a_heap_that_is_destroyed_is_gone_for_all(workers):
+    for manager in ("pooled", "direct"):
+        refs = workers[0].call(programs.allocate, "ending", [100, MIB], 1, {"manager": manager})
+        assert workers[2].call(programs.use, refs[1]) == MIB
+        workers[2].call(programs.destroy, "ending")
+        for worker in workers:
+            assert worker.call(programs.use, refs[1]) in ("ClosedError", "UnknownNameError")
+        # The name is free, and blocks of the new one are not mistaken for old ones.
+        refs = workers[1].call(programs.allocate, "ending", [100], 2, {"manager": manager})
+        assert workers[3].call(programs.read, refs) == [b"\2" * 100]
+        workers[3].call(programs.destroy, "ending")
+
+
+def _destroy_twice(node):
+    heap = node.heap("twice", manager="pooled")
+    block = heap.alloc(100)
+    heap.destroy()
+    return [_error(heap.destroy), _error(heap.alloc, 10), _error(heap.free, block), _error(heap.statistics)]
+
+
+def _error(function, *arguments, **keywords):
+    try:
+        function(*arguments, **keywords)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def test_a_heap_that_was_destroyed_refuses_everything(workers):
+    for said in workers[0].call(_destroy_twice):
+        assert said.startswith("ClosedError: heap 'twice' is closed: it was destroyed; open it again with")
+
+
+def _stale(node):
+    """Use a heap that another worker has destroyed."""
+    heap = node.stale
+    return [_error(heap.alloc, MIB), _error(heap.alloc, 10), _error(heap.check)]
+
+
+def _keep(node, name):
+    node.stale = node.heap(name, manager="pooled")
+    node.stale.alloc(10)
+
+
+def test_a_heap_that_another_worker_destroyed_says_so(workers):
+    workers[0].call(_keep, "stale")
+    workers[2].call(programs.destroy, "stale")
+    assert all(said.startswith("ClosedError") for said in workers[0].call(_stale))
+
+
+def test_the_same_name_with_other_options_is_refused(workers):
+    workers[0].call(programs.heap, "options", {"manager": "pooled", "max_bytes": "64M"})
+    assert workers[2].call(programs.heap, "options").max_bytes == 64 * MIB
+    assert workers[2].call(programs.heap, "options", {"manager": "pooled"}).kind == "lazy"
+    with pytest.raises(Exception, match=r'heap "options" exists with other options: max_bytes is 67108864, '):
+        workers[3].call(programs.heap, "options", {"max_bytes": "32M", "manager": "pooled"})
+
+
+def test_a_bound_holds_over_all_nodes(workers):
+    options = {**POOLED, "max_bytes": "6M", "min_system_alloc": "4M"}
+    first = workers[0].call(programs.allocate, "bound", [3 * MIB], 1, options)
+    second = workers[2].call(programs.allocate, "bound", [MIB], 1)  # of the 2 MiB that are left
+    with pytest.raises(Exception, match="which has") as caught:
+        workers[2].call(programs.allocate, "bound", [3 * MIB])
+    assert type(caught.value).__name__ == "FullError"
+    with pytest.raises(Exception, match="would not fit if it were empty") as caught:
+        workers[2].call(programs.allocate, "bound", [7 * MIB])
+    assert type(caught.value).__name__ == "TooLargeError"
+    # What one node gives back, another one gets: also the extent that it keeps for later.
+    workers[1].call(programs.free, first)
+    refs = workers[2].call(programs.allocate, "bound", [3 * MIB], 1)
+    workers[3].call(programs.free, refs + second)
+    assert workers[0].call(programs.check, "bound") is None
+
+
+def test_a_bound_of_direct_blocks(workers):
+    options = {"manager": "direct", "max_bytes": "64K"}
+    refs = workers[0].call(programs.allocate, "direct-bound", [30_000, 20_000], 1, options)
+    with pytest.raises(Exception, match="heap 'direct-bound'") as caught:
+        workers[2].call(programs.allocate, "direct-bound", [20_000])
+    assert type(caught.value).__name__ == "FullError"
+    workers[2].call(programs.free, refs)
+    refs = workers[2].call(programs.allocate, "direct-bound", [60_000])
+    assert workers[2].call(programs.figures, "direct-bound").direct_bytes == 61_440
+    workers[0].call(programs.free, refs)
+
+
+def test_a_direct_block_that_is_freed_raises_when_it_is_used(workers):
+    (ref,) = workers[0].call(programs.allocate, "pages", [10_000], 1, {"manager": "direct"})
+    assert workers[2].call(programs.use, ref) == 10_000
+    workers[0].call(programs.free, [ref])
+    assert workers[2].call(programs.use, ref) == "ClosedError"
+    assert workers[2].call(programs.free_again, [ref])[0] == "UsageError"
+
+
+def _lazily(node):
+    heap = node.heap("lazily", manager="direct")
+    before = programs.requests_of(node)
+    blocks = [heap.alloc(1000) for _ in range(10)]
+    made = programs.requests_of(node) - before - 1
+    figures = heap.statistics()
+    blocks[0].array()[:] = 1
+    used = heap.statistics()
+    for block in blocks:
+        block.free()
+    return made, figures.direct, used.direct, heap.statistics().direct
+
+
+def test_a_lazy_block_is_made_at_its_first_use(workers):
+    assert workers[0].call(_lazily) == (0, 0, 1, 0)
+
+
+def _large_frees(node, refs):
+    """Free large blocks of another node: at once, and errors are told."""
+    return programs.free_again(node, [*refs, refs[0]])
+
+
+def test_a_large_block_that_another_process_freed_is_told(workers):
+    refs = workers[0].call(programs.allocate, "large", [MIB], None, POOLED)
+    workers[0].call(programs.free, refs)
+    kind, said = workers[2].call(programs.free_again, refs)
+    assert kind == "UsageError" and "is no block" in said
+
+
+def test_a_small_block_that_two_processes_free_is_counted(workers):
+    refs = workers[0].call(programs.allocate, "counted", [100] * 40, None, POOLED)
+    workers[2].call(programs.free, refs)
+    workers[2].call(programs.figures, "counted")
+    workers[3].call(programs.free, refs)
+    figures = workers[0].call(programs.figures, "counted")
+    assert (figures.refused_frees, figures.in_use) == (40, 0)
+
+
+def test_a_worker_that_dies_gives_its_cache_back():
+    with Cluster(nodes=2, workers=2) as cluster:
+        mine, dying, far, other = cluster.workers
+        refs = mine.call(programs.allocate, "dying", [1000] * 20, 1, POOLED)
+        kept = dying.call(programs.allocate, "dying", [100, 1000, 5000, 65536, MIB], 2)
+        dying.call(programs.free, refs)
+        far_refs = other.call(programs.allocate, "dying", [300] * 7)
+        dying.call(programs.free, far_refs)  # too few for a batch: they wait in its ring
+        before = mine.call(programs.figures, "dying")
+        assert before.in_use == 5 and before.pools[0].cached > 0
+        dying.kill()
+        wait_until(lambda: dying.process.poll() is not None)
+        wait_until(lambda: _cached(mine) < before.pools[0].cached)
+        after = mine.call(programs.figures, "dying")
+        assert after.in_use == 5 and after.pools[0].used == before.pools[0].used
+        assert mine.call(programs.read, kept)[0] == b"\2" * 100
+        mine.call(programs.free, kept)
+        for worker in (mine, far):
+            worker.call(programs.trim, "dying")
+        # Nothing is left but what the far worker may keep in its cache.
+        ended = mine.call(programs.figures, "dying")
+        assert (ended.in_use, ended.used, ended.pools[0].managed) == (0, 0, 0)
+        assert mine.call(programs.check, "dying") is None
+
+
+def _cached(worker):
+    return worker.call(programs.figures, "dying").pools[0].cached
+
+
+def test_the_blocks_of_a_lost_node_are_lost_and_their_bytes_free():
+    options = {**POOLED, "max_bytes": "8M", "min_system_alloc": "4M"}
+    with Cluster(nodes=3) as cluster:
+        first, second, third = cluster.workers
+        refs = third.call(programs.allocate, "lost", [100] * 40 + [MIB], 1, options)
+        mine = first.call(programs.allocate, "lost", [100], 3)
+        second.call(programs.allocate, "lost", [])
+        cluster.managers[2].process.kill()
+        wait_until(lambda: first.call(_nodes) == (0, 1) == second.call(_nodes))
+        assert first.call(programs.use, refs[0]) == "PageLostError"
+        second.call(programs.free, refs)
+        figures = first.call(programs.figures, "lost")
+        assert (figures.lost_frees, figures.in_use, figures.silent) == (41, 1, ())
+        assert second.call(programs.read, mine) == [b"\3" * 100]
+        # What the dead node had counts no more.
+        refs = second.call(programs.allocate, "lost", [3 * MIB], 1)
+        first.call(programs.free, refs + mine)
+        assert first.call(programs.check, "lost") is None
+
+
+def _nodes(node):
+    return node.nodes
