@@ -215,7 +215,7 @@ class HeapDesk:
             elif isinstance(body, heaps.HeapFlush):
                 self._drain(pool, list(pool.caches), lambda refused: then(heaps.HeapDone()))
             else:
-                then(heaps.HeapGiven(tuple(pool.give_home(body.addresses))))
+                then(heaps.HeapGiven(tuple(pool.come_home(body.addresses))))
         except DSMError as error:
             if isinstance(error, InternalError):
                 logger.error("a question about heap %d: %s", body.heap, error, exc_info=True)
@@ -233,7 +233,8 @@ class HeapDesk:
     def _send_home(
         self, pool: NodePool, away: dict[int, list[int]], then: Callable[[tuple[int, ...]], None]
     ) -> None:
-        refused: list[int] = list(pool.give_home(away.pop(self._node, ())))
+        mine = away.pop(self._node, [])
+        refused: list[int] = pool.come_home(mine) if mine else []
         left = len(away)
         if not left:
             then(tuple(refused))

@@ -222,8 +222,19 @@ class NodePool:
             refused = self.give_home(addresses)
         return heaps.HeapGiven(tuple(refused), self.news(worker)[1])
 
+    def _resting(self) -> set[int]:
+        """Return what lies in caches of workers: it is free already."""
+        return {address for cache in self.caches.values() for address in cache.held()}
+
+    def come_home(self, addresses: Iterable[int]) -> list[int]:
+        """Take back blocks that came by no cache; return those that were free already."""
+        resting = self._resting()
+        twice = [address for address in addresses if address in resting]
+        self.refused += len(twice)
+        return twice + self.give_home(address for address in addresses if address not in resting)
+
     def give_home(self, addresses: Iterable[int]) -> list[int]:
-        """Take back blocks that were freed somewhere; return those that were not out."""
+        """Take back blocks; return those that were not out."""
         if self.closed:
             return []
         refused = self._pool.give(addresses)
@@ -280,6 +291,11 @@ class NodePool:
     def free(self, address: int, place: str = "") -> heaps.HeapFreed:
         """Take one block back."""
         if not self.heap.options.debug:
+            if address in self._resting():
+                raise UsageError(
+                    f"double free: the block at {address:#x} of heap {self.heap.options.name!r} was freed "
+                    "already: it lies in the cache of a worker; free it once"
+                )
             self._pool.free(address)
             self._shrink(1)
             return heaps.HeapFreed()

@@ -191,7 +191,8 @@ class PoolCount(msgspec.Struct, frozen=True):
 
     node: int
     extents: int = 0
-    #: Bytes of the extents; of blocks in use; in caches of workers; of what only one class can use; of the rest.
+    #: Bytes of the extents; of blocks in use; in caches of workers; of what only one class can use; of the
+    #: rest.
     managed: int = 0
     used: int = 0
     cached: int = 0

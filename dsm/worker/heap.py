@@ -159,13 +159,13 @@ class Heap:
         ClosedError
             The heap was destroyed, or the node closed.
         """
-        if align == 16 and manager is None:
+        if align == 16 and manager is None and type(nbytes) is int:
             try:
                 address = self._take(self._handle, nbytes, zero)
-            except (TypeError, OverflowError):  # text, or what is wrong: told below
+            except (TypeError, OverflowError):  # what is wrong is told below
                 address = 0
             if address:
-                block = self._live[address] = Block(self, address, nbytes, _BY_STEP[(nbytes + 15) >> 4])  # type: ignore[operator, arg-type]
+                block = self._live[address] = Block(self, address, nbytes, _BY_STEP[(nbytes + 15) >> 4])
                 return block
         return self._alloc(nbytes, align, zero, manager)
 
@@ -245,8 +245,6 @@ class Heap:
     def statistics(self) -> HeapStatistics:
         """Return the figures of this heap on all nodes; true when nobody allocates or frees meanwhile."""
         self._check_open()
-        with self._slow:
-            self._send_home()
         return statistics_of(self._call(heaps.HeapFigures(self._record.number), heaps.HeapCounted))
 
     def check(self) -> None:
@@ -349,10 +347,13 @@ class Heap:
     def _keep_batches(self) -> None:
         """Put what came from the manager into the cache, once its memory is mapped."""
         while self._batches:
-            cls, taken = self._batches[0]
-            self._news(taken.extents, taken.gone)
+            cls, taken = self._batches.pop(0)
+            try:
+                self._news(taken.extents, taken.gone)
+            except BaseException:
+                self._batches.insert(0, (cls, taken))
+                raise
             over = self._cache.fill(cls, taken.addresses, taken.number)
-            del self._batches[0]
             for address in over:
                 self._put_away(self._home, address)
 
@@ -400,7 +401,7 @@ class Heap:
                 return
             self._check_open()
             options = RegionOptions(
-                nbytes=block._nbytes,
+                nbytes=block._usable(),
                 page_size=self.options.page_size,
                 consistency=self.options.consistency,
                 home=self._home,
@@ -423,7 +424,6 @@ class Heap:
 
     def _give_batch(self, cls: int) -> bool:
         """Send a batch of a class to the pool, after one that was interrupted; False when there is none."""
-        left = self._leaving is not None
         if self._leaving is None:
             number = self._batch_number + 1
             addresses = self._cache.surplus(cls, number)
@@ -435,15 +435,21 @@ class Heap:
         self._cache.sent(self._leaving.number)
         self._leaving = None
         self._news((), given.gone)
-        return left or bool(given)
+        return True
 
     def _put_away(self, node: int, address: int) -> None:
         """Send a block home, with others: it is of another node, or there is no room for it here."""
+        self._release_before(node)
         with self._slow:
             while not self._ring.put(node, address):
                 self._send_home()
             if len(self._ring) >= HOME_BATCH:
                 self._send_home()
+
+    def _release_before(self, node: int) -> None:
+        """What was written here into a block of another node must not come after its next owner's bytes."""
+        if node != self._home and self.options.consistency == "release":
+            self._node.release()
 
     def _send_home(self) -> None:
         if len(self._ring):
@@ -486,6 +492,7 @@ class Heap:
 
     def _free_at(self, node: int, address: int, nbytes: int) -> None:
         """Free a block at once, at the pool that it is of."""
+        self._release_before(node)
         self._call(heaps.HeapFree(self._record.number, node, address), heaps.HeapFreed)
         self._cache.count(0, 1, 0, nbytes)
 
@@ -532,7 +539,7 @@ class Heap:
                 raise UsageError(
                     f"the array at {address:#x} is a part of a block; pass what array() returned"
                 )
-            self.free(RegionBlock(self, address, region.size, NO_CLASS, region))
+            self.free(RegionBlock(self, address, array.nbytes, NO_CLASS, region))
         elif self.options.debug:
             guarded.free(self, address)
         else:

@@ -13,6 +13,7 @@ from typing import Any, overload
 import numpy as np
 
 from dsm.errors import UsageError
+from dsm.worker.block import Block, BlockRef
 from dsm.worker.lease import Lease, LeaseRef
 from dsm.worker.leasebook import Held
 from dsm.worker.node import Node
@@ -80,20 +81,22 @@ class ArrayRef:
 @overload
 def ref(what: Lease) -> LeaseRef: ...
 @overload
+def ref(what: Block) -> BlockRef: ...
+@overload
 def ref(what: np.ndarray[Any, Any]) -> ArrayRef: ...
-def ref(what: np.ndarray[Any, Any] | Lease) -> ArrayRef | LeaseRef:
-    """Return a small picklable reference to an array of a region, a view of one, or a lease.
+def ref(what: np.ndarray[Any, Any] | Lease | Block) -> ArrayRef | LeaseRef | BlockRef:
+    """Return a small picklable reference to an array of a region, a view of one, a lease, or a block of a heap.
 
     Parameters
     ----------
     what
-        An array whose memory lies in an open region of this process's node, or a lease.
+        An array whose memory lies in an open region of this process's node, a lease, or a block.
 
     Returns
     -------
-    ArrayRef or LeaseRef
+    ArrayRef, LeaseRef or BlockRef
         ``.array()`` gives the same memory, shape and strides in any attached worker; ``.lease()`` the lease,
-        opened with the key that this one was opened with.
+        opened with the key that this one was opened with; ``.block()`` the block.
 
     Raises
     ------
@@ -106,6 +109,8 @@ def ref(what: np.ndarray[Any, Any] | Lease) -> ArrayRef | LeaseRef:
     """
     if isinstance(what, Lease):
         return what._reference()
+    if isinstance(what, Block):
+        return what.ref()
     array = what
     if not isinstance(array, np.ndarray):
         raise UsageError(
