@@ -54,7 +54,7 @@ def allocate(heap: Heap, nbytes: int, align: int, zero: bool) -> Block:
 
 
 def free(heap: Heap, address: int) -> None:
-    """Verify a block, fill it, and free it.
+    """Verify a block, fill it, and free it, damaged or not.
 
     Raises
     ------
@@ -68,21 +68,20 @@ def free(heap: Heap, address: int) -> None:
     assert isinstance(home, int)
     found = heap._call(heaps.HeapFind(number, home, address, where), heaps.HeapFound)
     block = heaps.DebugBlock(address, found.usable, found.align, found.place)
-    _verify(heap, block)
+    damaged = _damage(heap, block)
     whole = _memory(heap, address, block.nbytes, block.align)
     start = guards.front_bytes(block.align)
     whole[:start] = guards.front(block.nbytes, block.align, freed=True)
-    whole[start : start + block.nbytes] = bytes([guards.FREED]) * block.nbytes
+    whole[start:] = bytes([guards.FREED]) * block.nbytes + guards.back()
     freed = heap._call(heaps.HeapFree(number, home, address, where), heaps.HeapFreed)
     heap._cache.count(0, 1, 0, block.nbytes)
+    for each in freed.retiring:
+        damaged = damaged or _damage(heap, each)
     if freed.retiring:
-        try:
-            for each in freed.retiring:
-                _verify(heap, each)
-        finally:
-            heap._call(
-                heaps.HeapRetire(number, home, tuple(each.address for each in freed.retiring)), control.Done
-            )
+        addresses = tuple(each.address for each in freed.retiring)
+        heap._call(heaps.HeapRetire(number, home, addresses), control.Done)
+    if damaged is not None:
+        raise damaged
 
 
 def check(heap: Heap) -> None:
@@ -103,24 +102,28 @@ def check(heap: Heap) -> None:
                     except (ClosedError, UnknownNameError):  # it was given back meanwhile
                         continue
             for block in listed.blocks:
-                _verify(heap, block)
+                damaged = _damage(heap, block)
+                if damaged is not None:
+                    raise damaged
                 after = block.address
             more = listed.more
 
 
-def _verify(heap: Heap, block: heaps.DebugBlock) -> None:
+def _damage(heap: Heap, block: heaps.DebugBlock) -> HeapCorruptionError | None:
+    """Return what is to be said of a block that is not as it was left."""
     found = guards.damage(
         _memory(heap, block.address, block.nbytes, block.align),
         block.nbytes,
         block.align,
         freed=bool(block.freed),
     )
-    if found:
-        after = f", freed at {block.freed}" if block.freed else ""
-        raise HeapCorruptionError(
-            f"{found[0]} (block of {block.nbytes} bytes at {block.address:#x} of heap {heap.name!r}, "
-            f"allocated at {block.place}{after}); look for what writes there"
-        )
+    if not found:
+        return None
+    after = f", freed at {block.freed}" if block.freed else ""
+    return HeapCorruptionError(
+        f"{found[0]} (block of {block.nbytes} bytes at {block.address:#x} of heap {heap.name!r}, allocated "
+        f"at {block.place}{after}); look for what writes there"
+    )
 
 
 def _memory(heap: Heap, address: int, nbytes: int, align: int) -> memoryview:
