@@ -85,7 +85,7 @@ def ref(what: Block) -> BlockRef: ...
 @overload
 def ref(what: np.ndarray[Any, Any]) -> ArrayRef: ...
 def ref(what: np.ndarray[Any, Any] | Lease | Block) -> ArrayRef | LeaseRef | BlockRef:
-    """Return a small picklable reference to an array of a region, a view of one, a lease, or a block of a heap.
+    """Return a small picklable reference to an array of a region, a view of one, a lease or a block.
 
     Parameters
     ----------

@@ -1,0 +1,52 @@
+"""The ring of blocks on their way home: in order, bounded, and not believed when somebody wrote over it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dsm.errors import UsageError
+from dsm.memory.rings import RING_SLOTS, RING_WORDS, Ring
+
+
+def _words():
+    return memoryview(bytearray(8 * RING_WORDS)).cast("Q")
+
+
+@given(st.lists(st.one_of(st.none(), st.tuples(st.integers(0, 63), st.integers(1, 2**48 - 1))), max_size=600))
+def test_what_goes_in_comes_out_once(steps):
+    words = _words()
+    ring, other = Ring(words), Ring(words)  # the reader's and the writer's
+    waiting = []
+    for step in steps:
+        if step is None:
+            found = other.take()
+            assert {node: [a for n, a in waiting if n == node] for node, _ in waiting} == found
+            waiting = []
+        else:
+            assert ring.put(*step) == (len(waiting) < RING_SLOTS)
+            if len(waiting) < RING_SLOTS:
+                waiting.append(step)
+        assert len(ring) == len(waiting)
+
+
+def test_it_goes_round():
+    ring = Ring(_words())
+    for turn in range(10 * RING_SLOTS):
+        assert ring.put(3, 16 * turn + 16)
+        assert ring.take() == {3: [16 * turn + 16]}
+    assert ring.take() == {}
+
+
+def test_a_damaged_ring_is_not_believed():
+    words = _words()
+    ring = Ring(words)
+    for first, end in ((5, 4), (0, RING_SLOTS + 1), (0, 2**64 - 1)):
+        words[0], words[1] = first, end
+        with pytest.raises(UsageError, match="the ring of a worker is damaged"):
+            ring.take()
+
+
+def test_what_is_no_buffer_for_a_ring():
+    for words in (memoryview(bytearray(8 * RING_WORDS)), memoryview(bytearray(80)).cast("Q")):
+        with pytest.raises(UsageError, match="a ring needs"):
+            Ring(words)
