@@ -140,22 +140,26 @@ class Leases:
             self.demands.done(worker, body)
             answer(meta.Finished())
 
-    def _list(self, after: int) -> leasing.LeaseList:
-        now_ms, size = self._now_ms(), 0
-        rows: list[leasing.LeaseRow] = []
+    def rows(self) -> list[leasing.LeaseRow]:
+        """Describe the leases that are alive, in the order of their regions' numbers."""
+        now_ms = self._now_ms()
+        found: list[leasing.LeaseRow] = []
         for record in sorted(self._table.records(), key=lambda record: record.place.region):
-            region: Region = record.place
-            if region.region <= after or record.deadline_ms <= now_ms:
+            if record.deadline_ms > now_ms:
+                region: Region = record.place
+                home = region.options.home
+                assert isinstance(home, int), "leases are made with the node that took them as home"
+                left = self._remaining_ns(record)
+                heap = region.options.heap
+                found.append(leasing.LeaseRow(record.id, record.nbytes, left, home, region.region, heap))
+        return found
+
+    def _list(self, after: int) -> leasing.LeaseList:
+        rows: list[leasing.LeaseRow] = []
+        size = 0
+        for row in self.rows():
+            if row.region <= after:
                 continue
-            home = region.options.home
-            row = leasing.LeaseRow(
-                record.id,
-                record.nbytes,
-                self._remaining_ns(record),
-                home if isinstance(home, int) else -1,
-                region.region,
-                region.options.heap,
-            )
             size += len(meta.encode(row))
             if size > _LIST_BYTES:
                 return leasing.LeaseList(rows, more=True)

@@ -26,6 +26,7 @@ from dsm.manager.gathering import Gathering
 from dsm.manager.link import Link
 from dsm.manager.pager import SLOT_BITS
 from dsm.manager.session import Session
+from dsm.memory.leases import show_id
 from dsm.proc import process_state
 from dsm.sync.reply import Description, Party
 from dsm.wire import control
@@ -37,6 +38,7 @@ from dsm.wire.status import (
     ClusterStatus,
     Demand,
     Fencing,
+    LeaseStatus,
     NodeStatus,
     ObjectStatus,
     PartyStatus,
@@ -153,6 +155,7 @@ class StatusDesk:
             objects=part.limited(part.objects()),
             lent=part.limited(part.lent()),
             unready=part.limited(part.unready()),
+            leases=part.limited(part.leases()),
             fencing=part.fencing(),
             left_out=part.left_out,
         )
@@ -209,6 +212,14 @@ class _Part:
         coordinator = self._manager.coordinator
         for region, creator in coordinator.unready() if coordinator else ():
             yield Unready(region.region, region.options.name, *(creator or (-1, -1)))
+
+    def leases(self) -> Iterable[LeaseStatus]:
+        """Mapped leases of the cluster, when this is the coordinator."""
+        coordinator = self._manager.coordinator
+        for row in sorted(coordinator.leases.rows(), key=lambda row: row.remaining_ns) if coordinator else ():
+            yield LeaseStatus(
+                show_id(row.id), row.region, row.nbytes, row.remaining_ns / 1e9, row.node, row.heap
+            )
 
     def _wait(self, worker: int, slot: SlotWait) -> Wait | None:
         """Return what a slot waits for; None for what is answered at once (giving a pin back, cancelling)."""

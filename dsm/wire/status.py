@@ -68,6 +68,19 @@ class RegionStatus(msgspec.Struct, frozen=True):
     consistency: str = ""
 
 
+class LeaseStatus(msgspec.Struct, frozen=True):
+    """A mapped lease, as the coordinator knows it."""
+
+    #: A UUID.
+    id: str
+    region: int
+    nbytes: int
+    expires_in_s: float
+    #: The node that it was taken on.
+    taken_on: int
+    heap: str | None = None
+
+
 class PinStatus(msgspec.Struct, frozen=True):
     """Pages that a worker holds, or (not granted) has so far of those it waits to hold."""
 
@@ -193,6 +206,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     lent: tuple[ObjectStatus, ...] = ()
     #: Of the coordinator: regions that cannot be opened yet.
     unready: tuple[Unready, ...] = ()
+    #: Of the coordinator: mapped leases, soonest end first.
+    leases: tuple[LeaseStatus, ...] = ()
     fencing: Fencing | None = None
     #: Entries that found no room in the lists above.
     left_out: int = 0

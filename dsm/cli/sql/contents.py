@@ -117,6 +117,7 @@ _LISTS: Final[dict[str, tuple[Table, type[msgspec.Struct]]]] = {
         _table("objects", "a lock, barrier, ...: each kind has a table, too", status.ObjectStatus),
         status.ObjectStatus,
     ),
+    "leases": (_table("leases", "a mapped lease", status.LeaseStatus), status.LeaseStatus),
     "unready": (_table("unready", "a region that cannot be opened yet", status.Unready), status.Unready),
 }
 _WAITS: Final = _table("waits", "a thread that waits", status.Wait, *_WORKER)

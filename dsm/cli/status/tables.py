@@ -34,6 +34,7 @@ def render(cluster: ClusterStatus) -> str:
         text.nodes(),
         text.workers(),
         text.regions(),
+        text.leases(),
         text.locks(),
         text.rwlocks(),
         text.semaphores(),
@@ -91,7 +92,9 @@ class _Text:
     def regions(self) -> str:
         """Memory, and where its pages are."""
         rows = []
-        for number in sorted({region.region for node in self._cluster.nodes for region in node.regions}):
+        leases = {lease.region for node in self._cluster.nodes for lease in node.leases}
+        numbers = {region.region for node in self._cluster.nodes for region in node.regions} - leases
+        for number in sorted(numbers):
             parts = {
                 node.node: region
                 for node in self._cluster.nodes
@@ -110,6 +113,15 @@ class _Text:
                 (str(number), name, _bytes(it.nbytes), str(it.pages), _bytes(it.page_size), here, damaged)
             )
         return table(("region", "name", "size", "pages", "page", "node:here/exclusive", ""), rows)
+
+    def leases(self) -> str:
+        """Mapped leases, soonest end first."""
+        rows = [
+            (it.id, _bytes(it.nbytes), str(it.taken_on), seconds(it.expires_in_s), it.heap or "")
+            for node in self._cluster.nodes
+            for it in node.leases
+        ]
+        return table(("lease", "size", "taken on node", "ends in", ""), rows)
 
     def locks(self) -> str:
         """Who holds and who waits."""
