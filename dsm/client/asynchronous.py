@@ -8,6 +8,7 @@ comes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import math
 import os
@@ -389,6 +390,7 @@ class AsyncRemoteLease(Handle):
     ) -> None:  # fmt: skip
         super().__init__(identity, key, read_key, nbytes, remaining_ms)
         self._client = client
+        self._released = asyncio.Event()
 
     async def get(self, offset: int = 0, n: int | None = None) -> bytes:
         """Return bytes of the lease; as `dsm.RemoteLease.get`."""
@@ -418,11 +420,12 @@ class AsyncRemoteLease(Handle):
         self._check_writable("release()")
         await self._client._ask(Op.RELEASE, token=self._shown)
         self._deadline = -math.inf
+        self._released.set()
 
     def on_expiry(self, callback: Callable[[AsyncRemoteLease], Awaitable[object] | object]) -> None:
-        """Call ``callback(lease)`` in the event loop when the lease's time has run out.
+        """Call ``callback(lease)`` once, in the event loop, when the lease has ended.
 
-        What it returns is awaited if it can be.  Not called when the lease is released by this handle.
+        As `dsm.RemoteLease.on_expiry`; what the callback returns is awaited if it can be.
         """
         task = asyncio.get_running_loop().create_task(self._wait_expiry(callback))
         self._client._watchers.add(task)
@@ -430,9 +433,9 @@ class AsyncRemoteLease(Handle):
 
     async def _wait_expiry(self, callback: Callable[[AsyncRemoteLease], Awaitable[object] | object]) -> None:
         while True:
-            await asyncio.sleep(self.expires_in + 0.001)
-            if self._deadline == -math.inf:
-                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._released.wait(), self.expires_in + 0.001)
+                break
             if self.expires_in > 0:
                 continue
             asked = time.monotonic()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -54,11 +55,12 @@ class Watcher:
                 self._thread.start()
             self._changed.notify()
 
-    def remove(self, lease: RemoteLease) -> None:
-        """Forget a lease."""
+    def look_at(self, lease: RemoteLease) -> None:
+        """Look at a lease now: it was released."""
         with self._changed:
-            self._queue = [entry for entry in self._queue if entry[2] is not lease]
+            self._queue = [(0.0, *entry[1:]) if entry[2] is lease else entry for entry in self._queue]
             heapq.heapify(self._queue)
+            self._changed.notify()
 
     def close(self) -> None:
         """End the thread; nobody is called any more."""
@@ -92,6 +94,8 @@ class Watcher:
 
     def _look(self, lease: RemoteLease) -> float | None:
         """Return when to look again; None: the lease has ended."""
+        if lease._deadline == -math.inf:  # released by its handle
+            return None
         if lease.expires_in > 0:  # renewed by its handle
             return lease._deadline
         asked = time.monotonic()

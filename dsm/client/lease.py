@@ -59,13 +59,13 @@ class Handle:
         return self._read_key
 
     @property
-    def token(self) -> str:
-        """Id and key as one text: who has it can do with the lease what this handle can."""
-        return token_of(self._id, self._shown[16:])
+    def token(self) -> str | None:
+        """Id and write key as one text, for who may write; None without that key."""
+        return None if self._key is None else token_of(self._id, self._key)
 
     @property
     def read_token(self) -> str | None:
-        """Id and the key for reading; None when that is not known here."""
+        """Id and read key, for who may only read; None without that key."""
         return None if self._read_key is None else token_of(self._id, self._read_key)
 
     @property
@@ -82,6 +82,11 @@ class Handle:
     def expires_in(self) -> float:
         """Seconds until the lease ends, as far as this handle knows; 0 when it has ended."""
         return max(0.0, self._deadline - time.monotonic())
+
+    @property
+    def expired(self) -> bool:
+        """Whether it has ended, as far as this handle knows."""
+        return self.expires_in == 0.0
 
     def _range(self, offset: Any, count: Any) -> tuple[int, int]:
         """Return the bytes that are meant; None as a count: all behind the offset."""
@@ -182,12 +187,14 @@ class RemoteLease(Handle):
         self._check_writable("release()")
         self._client._release(self._shown)
         self._deadline = -math.inf
-        self._client._unwatch(self)
+        self._client._ended(self)
 
     def on_expiry(self, callback: Callable[[RemoteLease], object]) -> None:
-        """Call ``callback(lease)`` from a thread of the client when the lease's time has run out.
+        """Call ``callback(lease)`` once, in a thread of the client, when the lease has ended.
 
-        Not when it is released by this handle.  Who else renews the lease puts it off.
+        However it ends: it ran out (later than is known now, when somebody renews it), or this handle
+        released it. What else released it is noticed when its time would have run out.  What a callback
+        raises is logged (logger ``dsm``).  Not called any more when the client was closed.
         """
         self._client._watch(self, callback)
 

@@ -211,10 +211,10 @@ class LeaseClient:
                 self._watcher = Watcher(Connection(mine.address, mine.secret, mine.timeout))
             self._watcher.add(lease, callback)
 
-    def _unwatch(self, lease: RemoteLease) -> None:
+    def _ended(self, lease: RemoteLease) -> None:
         with self._mutex:
             if self._watcher is not None:
-                self._watcher.remove(lease)
+                self._watcher.look_at(lease)
 
     def _after_fork(self) -> None:
         self._mutex = threading.Lock()

@@ -292,7 +292,7 @@ class Connection:
             if self.closed or self._left == _WITHOUT_END:
                 return
             position += taken
-            if not taken or self._left or self._queue:
+            if not taken or self._waiting or self._left or self._queue:
                 break
         service.gets += gets
         service.sets += sets
@@ -454,6 +454,7 @@ class Connection:
             assert service.cluster is not None
             self._waiting = True
             service.cluster.store(self, gathered[0], number, self._at, gathered[1])
+            self._watch()
             return
         into, self._into = self._into, None
         failure, self._failure = self._failure, None

@@ -229,15 +229,25 @@ def test_expiry_is_told_once_and_put_off_by_who_renews(client):
         lease = client.lease(10, "200ms")
         lease.on_expiry(told.append)
         other.open(lease.token).renew("600ms")
-        released = client.lease(10, "100ms")
-        released.on_expiry(told.append)
-        released.release()
         begin = time.monotonic()
         wait_until(lambda: told, 5)
         assert time.monotonic() - begin > 0.4
         assert told == [lease]
     with pytest.raises(dsm.LeaseExpiredError):
         lease.get(0, 1)
+    assert lease.expired
+
+
+def test_expiry_is_told_of_a_lease_that_is_released_or_has_ended(client, caplog):
+    told = []
+    lease = client.lease(10, 60)
+    lease.on_expiry(told.append)
+    lease.on_expiry(lambda lease: 1 / 0)
+    lease.release()
+    wait_until(lambda: told == [lease], 5)
+    lease.on_expiry(told.append)
+    wait_until(lambda: told == [lease, lease], 5)
+    wait_until(lambda: "ZeroDivisionError" in caplog.text, 5)
 
 
 def test_two_servers_in_a_process_do_not_disturb_each_other(node, client):

@@ -40,7 +40,7 @@ def _connections(client):
 
 
 def _token(lease):
-    return bytes.fromhex(lease.token.replace(".", ""))
+    return bytes.fromhex(str(lease.token).replace(".", ""))
 
 
 # -- nonsense ----------------------------------------------------------------------------------------------

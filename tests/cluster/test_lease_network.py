@@ -1,0 +1,225 @@
+"""Leases over the network and mapped ones are the same leases: a server's become the cluster's, and back."""
+
+import signal
+import threading
+import time
+
+import pytest
+
+import dsm
+from dsm.errors import Status
+from dsm.testing import Cluster
+from dsm.wire.leases import Op
+from leasing import Raw, idle
+from support import wait_until
+
+DATA = bytes(range(256)) * 8192  # 2 MiB
+
+servers = []
+kept = []
+
+
+# ---- functions that workers run --------------------------------------------------------------------
+
+
+def serve(node):
+    servers.append(dsm.Server(size="64M", node=node).start())
+    return servers[-1].address
+
+
+def read(node, token, offset=0, n=None):
+    lease = node.open_lease(token)
+    return lease.get(offset, n), lease.writable, lease.expires_in
+
+
+def write(node, token, data, offset=0):
+    lease = node.open_lease(token)
+    lease.array()[offset : offset + len(data)] = list(data)
+
+
+def lease(node, nbytes, duration, data):
+    taken = node.lease(nbytes, duration)
+    taken.set(data)
+    kept.append(taken)
+    return taken.token, taken.read_token
+
+
+def mine(node, n):
+    return kept[-1].get(0, n), kept[-1].expires_in
+
+
+def read_in_this_process(node, token):
+    """The process of the server maps what the server has."""
+    return node.open_lease(token).get(0, 3)
+
+
+# ---- tests -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Rank 0 on node 0 serves, rank 1 is on node 1."""
+    with Cluster(nodes=2, workers=1) as cluster:
+        cluster.address = cluster.workers[0].call(serve)
+        yield cluster
+
+
+@pytest.fixture
+def client(cluster):
+    with dsm.connect(cluster.address, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+def other(cluster):
+    return cluster.workers[1]
+
+
+def test_a_lease_of_the_network_is_mapped_with_its_bytes_keys_and_time(client, other):
+    lease = client.lease(len(DATA) + 5, "60s")
+    lease.set(DATA, 3)
+    found, writable, left = other.call(read, lease.token)
+    assert found == bytes(3) + DATA + bytes(2)
+    assert writable and 40 < left <= 60
+    found, writable, _ = other.call(read, lease.read_token, 3, 10)
+    assert (found, writable) == (DATA[:10], False)
+
+    other.call(write, lease.token, b"from the other node", 1000)
+    assert lease.get(1000, 19) == b"from the other node"
+    lease.set(b"and back", 1000)
+    assert other.call(read, lease.token, 1000, 8)[0] == b"and back"
+    assert idle(client)  # it is the cluster's now
+    lease.renew("300s")
+    assert other.call(read, lease.token, 0, 1)[2] > 200
+    lease.release()
+    with pytest.raises(dsm.LeaseExpiredError):
+        lease.get(0, 1)
+    with pytest.raises(dsm.LeaseExpiredError):
+        other.call(read, lease.token)
+
+
+def test_a_mapped_lease_is_used_over_the_network(client, other):
+    token, read_token = other.call(lease, len(DATA), "60s", DATA)
+    remote, reader = client.open(token), client.open(read_token)
+    assert (remote.nbytes, remote.writable, reader.writable) == (len(DATA), True, False)
+    assert 40 < remote.expires_in <= 60
+    assert remote.get() == reader.get() == DATA
+    remote.set(b"network", 0)
+    remote.set(DATA[:300_000], 7)
+    assert other.call(mine, 10)[0] == b"network" + DATA[:3]
+    with pytest.raises(dsm.NotPermittedError):
+        reader.set(b"x")
+    remote.renew("300s")
+    remote.release()
+    with pytest.raises(dsm.LeaseExpiredError):
+        reader.get(0, 1)
+
+
+def test_what_is_wrong_with_a_lease_of_the_cluster_is_told_by_class(cluster, client, other):
+    token, read_token = other.call(lease, 5000, "60s", b"abc")
+    shown, reader = (bytes.fromhex(each.replace(".", "")) for each in (token, read_token))
+    with Raw(cluster.address, timeout=30) as raw:
+        assert raw.ask(Op.GET, token=shown, offset=4999, count=2)[0] == Status.USAGE
+        for data in (b"xy", b"x" * 600_000):
+            raw.send(Op.SET, token=shown, offset=4999, payload=data, count=len(data))
+            assert raw.reply()[0] == Status.USAGE
+            raw.send(Op.SET, token=reader, payload=data[:1], count=1)
+            assert raw.reply()[0] == Status.NOT_PERMITTED
+        assert raw.ask(Op.RELEASE, token=reader)[0] == Status.NOT_PERMITTED
+        assert raw.ask(Op.GET, token=shown[:16] + bytes(16), count=1)[0] == Status.UNKNOWN_LEASE
+        # Requests behind one that waits for the cluster keep their order.
+        for number in range(20):
+            raw.send(Op.GET, number, token=shown, count=3)
+            raw.send(Op.PING, number)
+        assert [raw.reply()[:2] for _ in range(40)] == [(0, i // 2) for i in range(40)]
+    client.open(token).release()
+
+
+def test_nothing_is_lost_while_a_lease_becomes_the_clusters(client, other):
+    taken = client.lease("4M", "60s")
+    stop = threading.Event()
+    counts, failed = [0] * 4, []
+
+    def work(i):
+        try:
+            with client.clone() as own:
+                handle = own.open(taken.token)
+                while not stop.is_set():
+                    counts[i] += 1
+                    handle.set(counts[i].to_bytes(8, "little") * 1000, i << 20)
+                    assert handle.get(i << 20, 8) == counts[i].to_bytes(8, "little")
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: all(count > 20 for count in counts), 20)
+    other.call(read, taken.token, 0, 1)
+    after = list(counts)
+    wait_until(lambda: all(now > then + 5 for now, then in zip(counts, after, strict=True)), 30)
+    stop.set()
+    for thread in threads:
+        thread.join(30)
+    assert not failed
+    for i in range(4):
+        assert other.call(read, taken.token, i << 20, 8000)[0] == counts[i].to_bytes(8, "little") * 1000
+    taken.release()
+
+
+def test_a_set_that_does_not_go_on_does_not_keep_the_cluster_waiting(cluster, client, other):
+    taken = client.lease("1M", "60s")
+    with Raw(cluster.address) as slow:
+        token = bytes.fromhex(taken.token.replace(".", ""))
+        slow.send(Op.SET, token=token, payload=1 << 20, count=1 << 20)
+        slow.sock.sendall(b"x" * 1000)
+        wait_until(lambda: taken.get(999, 1) == b"x", 5)
+        begin = time.monotonic()
+        assert other.call(read, taken.token, 0, 1)[0] == b"x"
+        assert time.monotonic() - begin < 20
+        assert slow.is_closed()
+    taken.release()
+
+
+def test_a_lease_that_was_given_away_still_ends_in_time(client, other):
+    taken = client.lease(1000, "1500ms")
+    assert other.call(read, taken.token)[1]
+    wait_until(lambda: _expired(taken), 10)
+
+
+def _expired(taken):
+    try:
+        taken.get(0, 1)
+    except dsm.LeaseExpiredError:
+        return True
+    return False
+
+
+def test_a_lease_that_has_ended_here_is_not_searched_elsewhere(client, other):
+    taken = client.lease(1000, "60s")
+    taken.release()
+    with pytest.raises(dsm.LeaseExpiredError):
+        other.call(read, taken.token)
+
+
+def test_two_servers_of_a_cluster_serve_each_others_leases(cluster, client, other):
+    address = other.call(serve)
+    with dsm.connect(address, timeout=30) as second:
+        taken = client.lease(100_000, "60s")
+        taken.set(DATA[:100_000])
+        assert second.open(taken.token).get() == DATA[:100_000]
+        second.open(taken.token).set(b"x")
+        assert taken.get(0, 2) == b"x" + DATA[1:2]
+        taken.release()
+
+
+def test_leases_end_with_the_process_of_their_server():
+    with Cluster(nodes=2, workers=1) as cluster:
+        address = cluster.workers[0].call(serve)
+        with dsm.connect(address) as client:
+            token = client.lease("1M", "60s").token
+            cluster.workers[0].kill(signal.SIGKILL)
+            with pytest.raises(dsm.UnknownLeaseError):
+                cluster.workers[1].call(read, token)
+            with pytest.raises(dsm.NodeLostError):
+                client.ping()
