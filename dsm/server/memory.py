@@ -54,6 +54,11 @@ class Memory:
         everything: Any = np.asarray(self._region)
         self.view = memoryview(everything)
 
+    @property
+    def lost(self) -> bool:
+        """Whether the node has ended."""
+        return self._node.lost or self._node.closed
+
     def zero(self, offset: int, nbytes: int, give_back: bool) -> None:
         """Make bytes zero."""
         address = self.address + offset
@@ -73,7 +78,7 @@ class Memory:
     def close(self) -> None:
         """Give the memory back."""
         self.view.release()
-        if self._node.closed or self._node.lost:
+        if self.lost:
             return
         self._pin.__exit__(None, None, None)
         self._node.destroy(self._region)

@@ -21,6 +21,7 @@ from dsm.server.service import Service
 from dsm.units import bytes_of
 from dsm.wire.address import parse_address, show_address
 from dsm.wire.secret import MAX_SECRET_BYTES, MIN_SECRET_BYTES
+from dsm.worker.watcher import leave_signals
 
 if TYPE_CHECKING:
     from dsm.worker.node import Node
@@ -118,6 +119,7 @@ class Server:
         return self
 
     def _run(self, service: Service) -> None:
+        leave_signals()
         try:
             service.run()
         except BaseException as error:

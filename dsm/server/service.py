@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 #: Bytes that are received at once.
 _BUFFER_BYTES = 512 * 1024
-#: The longest sleep.
-_SLEEP_MAX_S = 10.0
+#: The longest sleep: so late it is noticed that the node has ended.
+_SLEEP_MAX_S = 1.0
 #: An idle client whose host does not answer is given up after about two minutes.
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 #: An answer from the memory of an ended lease must go on with this many bytes a second.
@@ -300,6 +300,8 @@ class Service:
         return due
 
     def _on_time(self) -> None:
+        if self.memory.lost:
+            raise NodeLostError("the manager of its node has ended, and the leased memory with it")
         for _ in range(len(self._later)):
             self._later.popleft().take_turn()
         for holding in self.book.due(self.now_ms()):
