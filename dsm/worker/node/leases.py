@@ -109,7 +109,7 @@ class Leases(Part):
             A lease server that may have it does not answer.
         """
         identity, given = identity_of(what, key)
-        own = self._demands is not None and len(self._demands) > 1
+        own = self._demands is not None and len(self._demands) > 0
         return self._mapped(leasing.OpenLease(identity, given, own), identity, given, None, None)
 
     def leases(self) -> list[LeaseInfo]:
