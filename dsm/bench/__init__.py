@@ -16,10 +16,11 @@ __all__ = ["add_arguments", "run"]
 
 #: Rows and groups of rows (`dsm.bench.registry`), here so that asking for help imports nothing else.
 NAMES = (
-    *("basic", "release", "programs", "all"),
+    *("basic", "release", "memory", "programs", "all"),
     *("fault", "scan", "lock", "barrier", "atomic", "hit", "metadata"),
     *("jacobi", "sharing", "dirty", "fill"),
     "watched",
+    *("blocks", "leases", "clients"),
     *("kmeans", "tsp", "matmul", "sort", "placement"),
 )
 
@@ -30,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "rows",
         nargs="*",
         metavar="row",
-        help=f"what to measure (default: basic): groups of rows {', '.join(NAMES[:4])}; "
-        f"rows {', '.join(NAMES[4:])}",
+        help=f"what to measure (default: basic): groups of rows {', '.join(NAMES[:5])}; "
+        f"rows {', '.join(NAMES[5:])}",
     )
     parser.add_argument("--write", action="store_true", help="with fault: only write faults")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as a list of objects")

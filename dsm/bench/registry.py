@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from dsm.bench import dirty, examples, fill, jacobi, measure, sharing, watched
+from dsm.bench import blocks, clients, dirty, examples, fill, jacobi, measure, service, sharing, watched
 from dsm.bench.row import Row
 
 #: How each row is measured.
@@ -18,6 +18,9 @@ ROWS: dict[str, Callable[[measure.Progress], Iterator[Row]]] = {
     "dirty": dirty.rows,
     "fill": fill.rows,
     "watched": watched.rows,
+    "blocks": blocks.rows,
+    "leases": service.rows,
+    "clients": clients.rows,
     **{name: examples.program_rows(name) for name in examples.OPTIONS},
     "placement": examples.placement_rows,
 }
@@ -26,6 +29,7 @@ GROUPS: dict[str, list[str]] = {
     "basic": list(measure.ROWS),
     "fault": ["fault", "fault --write"],
     "release": ["jacobi", "sharing", "dirty", "fill"],
+    "memory": ["blocks", "leases", "clients"],
     "programs": list(examples.OPTIONS),
     "all": list(ROWS),
 }

@@ -87,12 +87,16 @@ def test_the_options_of_a_measured_example_exist(name):
 #: Runs in a process of its own: multiprocessing's helper process ends with it.
 SMALL = """
 import sys
-from dsm.bench import dirty, examples, fill, jacobi, measure, registry, sharing, watched
+from dsm.bench import blocks, clients, dirty, examples, fill, jacobi, measure, registry, service, sharing
+from dsm.bench import watched
 measure.ROUNDS, measure._FAULT_BYTES, measure._SCAN_BYTES = 1, 1 << 20, 8 << 20
 measure._METADATA_PAGES, measure._OPERATIONS = 1 << 14, 50
 jacobi._SIZE, jacobi._SWEEPS = 64, 3
 sharing._BARRIERS, sharing._PAUSE_S = 1, 0.0001
 dirty._PAGES, fill._BYTES, watched._SECONDS = 64, 1 << 20, 0.05
+blocks._OPERATIONS = 100
+service._SINGLES, service._BATCHES, service._LARGES, service._LARGE = 20, 2, 1, 1 << 20
+clients._FEW, clients._MANY, clients._SECONDS = 2, 4, 0.1
 examples._NODES, examples._PLACEMENTS = (2,), ("0",)
 examples.OPTIONS["sort"] = examples.PLACED["sort"] = ("--keys", "100000")
 for name in set(examples.PLACED) - {"sort"}:
