@@ -77,6 +77,8 @@ class Coordinator:
         self._announcing: set[int] = set()
         #: Creator (node, worker) of regions that it has yet to fill.
         self._creators: dict[int, tuple[int, int]] = {}
+        #: Worker (node, number) that divides an extent of no heap: it ends with that.
+        self._dividers: dict[int, tuple[int, int]] = {}
         #: Ranks of a launched job: the worker (node, number) that holds each, and where those were that
         #: have none any more.
         self._holders: dict[int, tuple[int, int]] = {}
@@ -160,6 +162,8 @@ class Coordinator:
         self._announcing.add(number)
         if not ready:
             self._creators[number] = creator
+        if options.use == "extent" and options.heap is None:
+            self._dividers[number] = creator
 
         def announced() -> None:
             if number in self._announcing:
@@ -190,6 +194,7 @@ class Coordinator:
         region = self._store.destroy_region(number)
         self.leases.region_gone(region)
         self._creators.pop(number, None)
+        self._dividers.pop(number, None)
         self._announcing.discard(number)
         for answer in self._unready.pop(number, ()):
             answer(_destroyed(region))
@@ -236,11 +241,16 @@ class Coordinator:
             self._tell_all(MetaKind.SYNC_ADD, meta.encode(described), 0, [described.home], known)
 
     def _worker_gone(self, node: int, worker: int) -> None:
-        for number, creator in list(self._creators.items()):
-            if creator == (node, worker):
-                self._destroy(number, lambda: None)
+        self._workers_lost(lambda each: each == (node, worker))
         self._ranks_lost(lambda holder: holder == (node, worker))
         self.leases.workers_gone(lambda each: each == (node, worker))
+
+    def _workers_lost(self, lost: Callable[[tuple[int, int]], bool]) -> None:
+        """End the regions that are of no use without these workers."""
+        of_each = {**self._creators, **self._dividers}
+        for number, worker in of_each.items():
+            if lost(worker):
+                self._destroy(number, lambda: None)
 
     def unready(self) -> list[tuple[Region, tuple[int, int] | None]]:
         """Return the regions that cannot be opened yet, with the worker that has yet to fill each."""
@@ -332,9 +342,7 @@ class Coordinator:
             nodes.discard(node)
             if not nodes and self._awaiting.pop(request, None) is not None:
                 then()
-        for number, creator in list(self._creators.items()):
-            if creator[0] == node:
-                self._destroy(number, lambda: None)
+        self._workers_lost(lambda each: each[0] == node)
         self._ranks_lost(lambda holder: holder[0] == node)
         self.leases.workers_gone(lambda each: each[0] == node)
         self._announce_members()

@@ -16,13 +16,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from dsm.errors import DSMError, InternalError, Status, WireError, status_of
+from dsm import proc
+from dsm.errors import DSMError, InternalError, LimitError, Status, WireError, status_of
 from dsm.limits import MAX_NODES
 from dsm.log import logger
 from dsm.manager.gathering import COLLECT_S
 from dsm.manager.link import Link
 from dsm.manager.nodepool import NodePool, closed
-from dsm.manager.session import Session
+from dsm.manager.session import Session, lack
 from dsm.types import HeapRecord, Region
 from dsm.wire import control, heaps
 from dsm.wire import membership as meta
@@ -63,7 +64,7 @@ class HeapDesk:
     def handle(self, session: Session, number: int, body: heaps.WorkerQuestion) -> None:
         """Answer a worker, now or later; raises what the answer is when it is one of `dsm.errors`."""
         if isinstance(body, (heaps.OpenHeap, heaps.FindHeap)):
-            self._ask(session.worker, body, lambda reply: self._found(session, number, reply))
+            self._ask(session.worker, body, lambda reply: self._found(session, number, body.cached, reply))
             return
         if isinstance(body, heaps.DestroyHeap):
             self._ask(session.worker, body, lambda reply: self._finish(session, number, reply))
@@ -113,7 +114,7 @@ class HeapDesk:
     def _ask(self, worker: int, question: meta.Question, then: Callable[[meta.Reply], None]) -> None:
         self._manager.requests.ask(worker, question, then)
 
-    def _found(self, session: Session, number: int, reply: meta.Reply) -> None:
+    def _found(self, session: Session, number: int, cached: tuple[int, ...], reply: meta.Reply) -> None:
         """The coordinator knows the heap: give the worker a cache of it, and an eager one an extent."""
         if not isinstance(reply, heaps.FoundHeap):
             assert isinstance(reply, control.Failed)
@@ -125,7 +126,13 @@ class HeapDesk:
         pool = self._pools.get(heap.number)
         if pool is None:
             pool = self._pools[heap.number] = self._make(heap)
-        cache = pool.open(session.worker)
+        if heap.number not in cached:  # also one that was interrupted when it opened the heap
+            self._send_home(pool, pool.worker_gone(session.worker), lambda refused: None)
+        try:
+            cache = pool.open(session.worker)
+        except (OSError, MemoryError) as error:
+            session.fail(number, Status.LIMIT, lack(error))
+            return
         fds = () if cache is None else (cache,)
         if heap.options.kind != "eager" or heap.options.manager != "pooled":
             session.answer(number, heaps.HeapOpened(heap, created), fds)
@@ -148,9 +155,18 @@ class HeapDesk:
         def relieve(then: Callable[[], None]) -> None:
             self._ask_all(heaps.HeapTrim(heap.number), lambda answers, silent: then())
 
-        return NodePool(
-            heap, self._node, lambda question, then: self._ask(-1, question, then), added, relieve
-        )
+        def room(nbytes: int) -> None:
+            if heap.options.kind == "eager" and nbytes > proc.memory()["MemAvailable"]:
+                raise LimitError(
+                    f"heap {heap.options.name!r} is eager: {nbytes} bytes were to be backed by memory at "
+                    "once, and "
+                    f"MemAvailable of the machine of node {self._node} is less; ask for less, or make it lazy"
+                )
+
+        def ask(question: meta.Question, then: Callable[[meta.Reply], None]) -> None:
+            self._ask(-1, question, then)
+
+        return NodePool(heap, self._node, ask, added, room, relieve)
 
     def _finish(self, session: Session, number: int, reply: meta.Reply) -> None:
         if isinstance(reply, control.Failed):

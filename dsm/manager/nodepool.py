@@ -20,6 +20,7 @@ from dsm.errors import (
     DSMError,
     HeapCorruptionError,
     InternalError,
+    LimitError,
     Status,
     UsageError,
     error_for,
@@ -118,6 +119,8 @@ class NodePool:
     added
         Called with every new extent, before it is used; what it returns is how much of it is locked in
         memory.
+    room
+        Called with the bytes of an extent before it is asked for; raises `LimitError` when it cannot be.
     relieve
         Asks the other nodes to give empty extents back, because this one gets none: ``relieve(then)``.
     """
@@ -128,12 +131,14 @@ class NodePool:
         node: int,
         ask: Callable[[meta.Question, Callable[[meta.Reply], None]], None],
         added: Callable[[Region], int],
+        room: Callable[[int], None],
         relieve: Callable[[Callable[[], None]], None],
     ) -> None:
         self.heap = heap
         self._node = node
         self._ask = ask
         self._added = added
+        self._room = room
         self._relieve = relieve
         self._pool = Pool()  # the coordinator counts what all nodes have
         self.closed = False
@@ -385,6 +390,11 @@ class NodePool:
             use="extent",
             heap=options.name,
         )
+        try:
+            self._room(nbytes)
+        except LimitError as error:
+            self._extent_came(nbytes, relieved, control.Failed(Status.LIMIT, str(error)))
+            return
         self._ask(control.CreateRegion(region), lambda reply: self._extent_came(nbytes, relieved, reply))
 
     def _extent_came(self, nbytes: int, relieved: bool, reply: meta.Reply) -> None:
@@ -491,9 +501,9 @@ class NodePool:
             in_use=figures.live - cached,
             peak=figures.peak,
             locked=sum(self.locked.values()) + sum(self.locked_blocks.values()),
-            requested=counted[2] - counted[3],
-            allocations=counted[0],
-            frees=counted[1],
+            requested=_possible(counted[2] - counted[3]),
+            allocations=_possible(counted[0]),
+            frees=_possible(counted[1]),
             refused=self.refused,
             lost=self.lost,
         )
@@ -531,6 +541,11 @@ class NodePool:
             more=len(addresses) > _LISTED,
             extents=tuple(self._extents),
         )
+
+
+def _possible(count: int) -> int:
+    """Return a count that a worker may have written anything over, within what a message can say."""
+    return max(-(1 << 62), min(count, 1 << 62))
 
 
 def closed(name: object) -> ClosedError:

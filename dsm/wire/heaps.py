@@ -20,11 +20,13 @@ MAX_PLACE = 400
 class OpenHeap(msgspec.Struct, frozen=True, tag=True):
     """Create a heap, or find the one of that name; `given` names the options that must be as asked.
 
-    Answer: `HeapOpened`, with [cache] unless this worker has it open already.
+    Answer: `HeapOpened`, with [cache], unless this worker has one and says so (`cached`).
     """
 
     options: HeapOptions
     given: tuple[str, ...] = ()
+    #: Numbers of the heaps of which it has a cache.
+    cached: tuple[int, ...] = ()
 
 
 class HeapOpened(msgspec.Struct, frozen=True, tag=True):
@@ -38,6 +40,7 @@ class FindHeap(msgspec.Struct, frozen=True, tag=True):
     """Find a heap by number or name.  Answer: as `OpenHeap`."""
 
     key: str | int
+    cached: tuple[int, ...] = ()
 
 
 class DestroyHeap(msgspec.Struct, frozen=True, tag=True):

@@ -35,6 +35,7 @@ def allocate(heap: Heap, nbytes: int, align: int, zero: bool) -> Block:
     given = heap._call(
         heaps.HeapAllocate(number, nbytes, align, place()),
         heaps.HeapAllocated,
+        arrived=heap._allocated,
         undo=lambda answer: heaps.HeapFree(number, heap._home, answer.address),
     )
     heap._news(given.extents, given.gone)

@@ -360,23 +360,27 @@ class Heap:
     def _news(self, extents: tuple[int, ...], gone: tuple[int, ...]) -> None:
         """Map extents that are new, and close those that are gone."""
         self._unmapped.update(extents)
+        if not self._unmapped and not gone:
+            return
         regions = self._node._regions
-        while self._unmapped:
-            number = min(self._unmapped)
-            try:
-                if regions.get(number) is None:
-                    regions.open(number)
-            except (ClosedError, UnknownNameError):  # it went away again meanwhile
-                pass
-            self._unmapped.discard(number)
-        for number in gone:
-            regions.drop(number)
+        with self._slow:
+            while self._unmapped:
+                number = min(self._unmapped)
+                try:
+                    if regions.get(number) is None:
+                        regions.open(number)
+                except (ClosedError, UnknownNameError):  # it went away again meanwhile
+                    pass
+                self._unmapped.discard(number)
+            for number in gone:
+                regions.drop(number)
 
     def _alloc_whole(self, nbytes: int, align: int, zero: bool) -> Block:
         number = self._record.number
         given = self._call(
             heaps.HeapAllocate(number, nbytes, align),
             heaps.HeapAllocated,
+            arrived=self._allocated,
             undo=lambda answer: heaps.HeapFree(number, self._home, answer.address),
         )
         self._news(given.extents, given.gone)
@@ -386,6 +390,10 @@ class Heap:
         block = WholeBlock(self, given.address, nbytes, NO_CLASS, given.usable, self._home)
         self._live[given.address] = block
         return block
+
+    def _allocated(self, given: heaps.HeapAllocated, _: Descriptors) -> None:
+        """Extents are told once, also to who was interrupted and does not look at the answer."""
+        self._unmapped.update(given.extents)
 
     def _alloc_region(self, nbytes: int) -> Block:
         block = RegionBlock(self, 0, nbytes, NO_CLASS)
@@ -666,21 +674,24 @@ class HeapTable:
 
     def open(self, options: HeapOptions, given: tuple[str, ...]) -> Heap:
         """Create a heap, or open the one of that name."""
-        return self._ask(heaps.OpenHeap(options, given))
+        with self._mutex:  # what it says of its caches is so until the answer
+            return self._ask(heaps.OpenHeap(options, given, tuple(self._open)))
 
     def find(self, number: int) -> Heap:
         """Return a heap that exists."""
         found = self._open.get(number)
-        return found if found is not None else self._ask(heaps.FindHeap(number))
+        if found is not None:
+            return found
+        with self._mutex:
+            return self._ask(heaps.FindHeap(number, tuple(self._open)))
 
     def _ask(self, body: Any) -> Heap:
-        with self._mutex:
-            opened, received = self._node._connection.session.call(body, heaps.HeapOpened)
-            number = opened.heap.number
-            heap = self._open.get(number)
-            if heap is None:
-                heap = self._open[number] = Heap(self._node, opened, received)
-            return heap
+        opened, received = self._node._connection.session.call(body, heaps.HeapOpened)
+        number = opened.heap.number
+        heap = self._open.get(number)
+        if heap is None:
+            heap = self._open[number] = Heap(self._node, opened, received)
+        return heap
 
     def forget(self, heap: Heap) -> None:
         """A heap was destroyed."""
