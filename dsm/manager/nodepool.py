@@ -178,9 +178,18 @@ class NodePool:
         cache = self.caches.get(worker)
         if cache is None:
             return (), ()
-        new, gone = self._extents.keys() - cache.told, cache.told - self._extents.keys()
-        cache.told = set(self._extents)
-        return tuple(sorted(new)), tuple(sorted(gone))
+        gone = self._gone_for(worker)
+        new = self._extents.keys() - cache.told
+        cache.told |= new
+        return tuple(sorted(new)), gone
+
+    def _gone_for(self, worker: int) -> tuple[int, ...]:
+        cache = self.caches.get(worker)
+        if cache is None:
+            return ()
+        gone = cache.told - self._extents.keys()
+        cache.told -= gone
+        return tuple(sorted(gone))
 
     def worker_gone(self, worker: int) -> dict[int, list[int]]:
         """Take back what a worker kept; return what it had yet to send home, by node."""
@@ -225,7 +234,7 @@ class NodePool:
         if cache is not None and number > cache.received:
             cache.received = number
             refused = self.give_home(addresses)
-        return heaps.HeapGiven(tuple(refused), self.news(worker)[1])
+        return heaps.HeapGiven(tuple(refused), self._gone_for(worker))
 
     def _resting(self) -> set[int]:
         """Return what lies in caches of workers: it is free already."""

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 import heap_programs as programs
+from dsm.errors import DSMError, InternalError, UnknownNameError
+from dsm.memory.cache import WORDS
+from dsm.memory.classes import CLASSES
 from dsm.testing import Cluster
+from dsm.types import RegionOptions
+from dsm.wire import heaps
 from support import wait_until
 
 MIB = 1 << 20
@@ -294,3 +301,207 @@ def test_the_blocks_of_a_lost_node_are_lost_and_their_bytes_free():
 
 def _nodes(node):
     return node.nodes
+
+
+def _release_far(node, ref, value):
+    """Under release consistency: read a block, write it, free it; what was written must not come later."""
+    node.acquire()
+    block = ref.block()
+    seen = int(block.array()[0])
+    block.array()[:] = value
+    block.free()
+    return seen
+
+
+def _allocate_released(node, name, value):
+    heap = node.heap(name, manager="pooled", consistency="release")
+    block = heap.alloc(5000)
+    assert not block.array().any()
+    block.array()[:] = value
+    node.release()
+    return block.ref()
+
+
+def test_release_consistency(workers):
+    for turn in range(1, 30):
+        ref = workers[0].call(_allocate_released, "released", turn)
+        assert workers[2].call(_release_far, ref, 200) == turn
+        workers[0].call(programs.figures, "released")  # it is home
+    figures = workers[0].call(programs.figures, "released")
+    assert (figures.in_use, figures.refused_frees) == (0, 0)
+    assert workers[0].call(programs.check, "released") is None
+
+
+def _extent(node):
+    return node._regions.create(RegionOptions(100_000, home=node.node_id, use="extent"))[0].number
+
+
+def _is_there(node, number):
+    try:
+        node._regions.open(number)
+    except UnknownNameError:
+        return False
+    return True
+
+
+def test_an_extent_of_no_heap_ends_with_its_worker():
+    with Cluster(nodes=2) as cluster:
+        first, second = cluster.workers
+        number = second.call(_extent)
+        assert first.call(_is_there, number)
+        second.kill()
+        wait_until(lambda: not first.call(_is_there, number))
+
+
+def _churn(node, name, seed, rounds):
+    """Allocate, write, verify and free at random; free what others have sent; return what is left."""
+    rng = random.Random(seed)
+    heap = node.heap(name, manager="pooled", min_system_alloc="1M")
+    mine = getattr(node, "churned", {})
+    for _ in range(rounds):
+        if mine and rng.random() < 0.5:
+            address = rng.choice(list(mine))
+            ref, value = mine.pop(address)
+            block = ref.block()
+            assert (block.array() == value).all()
+            block.free()
+        else:
+            block = heap.alloc(rng.choice((10, 100, 1000, 9000, 70_000, 300_000)))
+            assert not block.array().any()
+            value = rng.randrange(1, 256)
+            block.array()[:] = value
+            mine[block.address] = (block.ref(), value)
+    handed = dict(list(mine.items())[: len(mine) // 2])
+    node.churned = {address: mine[address] for address in mine.keys() - handed.keys()}
+    return handed
+
+
+def _take_over(node, handed):
+    node.churned = getattr(node, "churned", {}) | handed
+
+
+def _let_go(node):
+    for ref, value in node.churned.values():
+        block = ref.block()
+        assert (block.array() == value).all()
+        block.free()
+    node.churned = {}
+
+
+def test_blocks_wander_among_all_workers(workers):
+    for turn in range(6):
+        handed = [worker.start(_churn, "churn", 10 * turn + at, 60) for at, worker in enumerate(workers)]
+        handed = [each.result() for each in handed]
+        for at, worker in enumerate(workers):
+            worker.call(_take_over, handed[at - 1 - turn % 3])
+        assert workers[turn % 4].call(programs.check, "churn") is None
+    for worker in workers:
+        worker.call(_let_go)
+    figures = workers[0].call(programs.figures, "churn")
+    assert (figures.in_use, figures.used, figures.allocated, figures.refused_frees) == (0, 0, 0, 0)
+    for worker in workers:
+        worker.call(programs.trim, "churn")
+    assert workers[0].call(programs.figures, "churn").managed == 0
+
+
+def _churn_for_ever(node, name, seed):
+    rng = random.Random(seed)
+    heap = node.heap(name, manager="pooled")
+    live = []
+    while True:
+        live.append(heap.alloc(rng.choice((10, 100, 1000, 70_000)), zero=False))
+        if len(live) > 60:
+            for block in rng.sample(live, 50):
+                live.remove(block)
+                block.free()
+
+
+def test_kills_leave_no_more_than_the_dead_had():
+    """Workers die at any instruction: the heap stays whole; only blocks that they held are still in use."""
+    with Cluster(nodes=2, workers=3) as cluster:
+        mine = cluster.workers[0]
+        mine.call(programs.allocate, "kills", [], None, POOLED)
+        dying = [worker for at, worker in enumerate(cluster.workers) if at % 3]
+        for at, worker in enumerate(dying):
+            worker.start(_churn_for_ever, "kills", at)
+        rng = random.Random(3)
+        for worker in dying:
+            wait_until(lambda: mine.call(programs.figures, "kills").in_use > 0)
+            mine.call(programs.steady, "kills", 1000, rng.randrange(2000))
+            worker.kill()
+        for worker in dying:
+            wait_until(lambda worker=worker: worker.process.poll() is not None)
+
+        def settled():
+            figures = mine.call(programs.figures, "kills")
+            return all(pool.cached == 0 for pool in figures.pools[1:])
+
+        wait_until(settled)
+        mine.call(programs.trim, "kills")
+        wait_until(lambda: mine.call(programs.check, "kills") is None)
+        figures = mine.call(programs.figures, "kills")
+        assert figures.in_use <= len(dying) * (61 + 32)
+        assert figures.cached == 0
+        refs = mine.call(programs.allocate, "kills", [100] * 1000, 1)
+        mine.call(programs.free, refs)
+        mine.call(programs.destroy, "kills")
+
+
+def _rebel(node, name):
+    """Ask for what cannot be; return what was answered to each."""
+    heap = node.heap(name, manager="pooled")
+    number, home = heap._record.number, heap._home
+    far = 1 - home
+    said = []
+    huge = (1 << 64) - 1
+    for body in (
+        heaps.HeapTake(number, 200, 1), heaps.HeapTake(number, -1, 1), heaps.HeapTake(number, 0, 0),
+        heaps.HeapTake(number, 0, huge), heaps.HeapTake(999, 0, 1), heaps.HeapAllocate(number, -1),
+        heaps.HeapAllocate(number, huge), heaps.HeapAllocate(number, 10, 3),
+        heaps.HeapAllocate(number, 10, 0), heaps.HeapAllocate(number, 10, huge),
+        heaps.HeapAllocate(number, 1 << 46),
+        *(heaps.HeapFree(number, node_, address) for node_ in (home, far) for address in (0, -1, 16, huge)),
+        heaps.HeapFree(number, -5, 16), heaps.HeapFree(number, 99, 16),
+        *(heaps.HeapGrow(number, node_, 16, size) for node_ in (home, far) for size in (0, -1, huge)),
+        heaps.HeapGrow(number, 99, 16, 5), heaps.HeapFind(number, home, 16), heaps.HeapFind(number, far, 16),
+        heaps.DestroyHeap(999), heaps.FindHeap(999), heaps.FindHeap("absent"),
+        heaps.OpenHeap(heap.options.__class__("x", "fast", "pooled", 4096, 0, 4096, "sequential", False)),
+        heaps.OpenHeap(heap.options.__class__("", "lazy", "pooled", 4096, 0, 4096, "sequential", False)),
+    ):  # fmt: skip
+        try:
+            answer = node._connection.session.call(body, object)[0]
+            said.append((body, getattr(answer, "lost", False) or answer))
+        except DSMError as error:
+            assert not isinstance(error, InternalError), (body, error)
+    # What is given back and was never out, and words written over the cache.
+    given = node._connection.session.call(heaps.HeapGive(number, 1 << 40, (16, 0, huge)), heaps.HeapGiven)[0]
+    assert set(given.refused) == {16, 0, huge}
+    heap.alloc(100).free()
+    heap._ring.put(63, 4096)
+    heap._ring.put(far, 4096)
+    heap._ring.put(home, 4096)
+    heap.statistics()
+    heap._cache.words[0] = huge
+    heap._cache.words[WORDS] = 77
+    for at in range(CLASSES, CLASSES + 4):
+        heap._cache.words[at] = huge
+    heap.statistics()
+    return said
+
+
+def test_a_worker_that_talks_nonsense_is_refused():
+    with Cluster(nodes=2, workers=2) as cluster:
+        good, rebel, far, _ = cluster.workers
+        refs = good.call(programs.allocate, "rebels", [100, 5000], 5, POOLED)
+        far.call(programs.allocate, "rebels", [100])
+        said = rebel.call(_rebel, "rebels")
+        lost = [body for body, answer in said if answer is True]
+        assert all(isinstance(body, heaps.HeapFree) and body.node in (-5, 99) for body in lost)
+        assert len(lost) == len(said) == 2
+        rebel.kill()
+        wait_until(lambda: rebel.process.poll() is not None)
+        assert good.call(programs.read, refs) == [b"\5" * 100, b"\5" * 5000]
+        assert good.call(programs.check, "rebels") is None
+        good.call(programs.free, refs)
+        far.call(programs.destroy, "rebels")
+        assert [manager.process.poll() for manager in cluster.managers] == [None, None]

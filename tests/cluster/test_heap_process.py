@@ -11,12 +11,15 @@ import subprocess
 import sys
 import threading
 
+import msgspec
 import numpy as np
 import pytest
 
 import dsm
 import heap_programs as programs
+from dsm import proc
 from dsm.testing.cluster import ManagerProcess
+from dsm.wire import heaps
 
 MIB = 1 << 20
 
@@ -423,3 +426,58 @@ def test_the_heap_of_a_name_is_one_object(node):
             node.heap(name)
     node.heap("one").destroy()
     assert programs.requests_of(node)
+
+
+def test_properties_reach_the_heap(node, monkeypatch, tmp_path):
+    file = tmp_path / "dsm.toml"
+    file.write_text('[heap]\nlazy_manager = "pooled"\nmin_system_alloc = "2M"\npage_size = 8192\n')
+    monkeypatch.setenv("DSM_CONFIG", str(file))
+    monkeypatch.setenv("DSM_HEAP_PAGE_SIZE", "16K")
+    heap = node.heap("properties", max_bytes="8M")
+    heap.alloc(10)
+    options = heap.options
+    assert (options.kind, options.manager, options.max_bytes) == ("lazy", "pooled", 8 * MIB)
+    assert heap.statistics().managed == 2 * MIB
+    assert heap.alloc(10)._region()[0].page_size == 16384
+    # Of a heap that exists only arguments count.
+    monkeypatch.setenv("DSM_HEAP_PAGE_SIZE", "4096")
+    assert node.heap("properties") is heap
+    with pytest.raises(dsm.UsageError, match="page_size is 16384, asked for was 4096"):
+        node.heap("properties", page_size=4096)
+    monkeypatch.setenv("DSM_HEAP_COLOUR", "red")
+    with pytest.raises(dsm.UsageError, match="DSM_HEAP_COLOUR is set, which is no property"):
+        node.heap("properties")
+    heap.destroy()
+
+
+def test_who_was_interrupted_when_it_opened_a_heap_opens_it_again(node):
+    options = node.heap("template", manager="pooled").options
+    asked = heaps.OpenHeap(msgspec.structs.replace(options, name="again"))
+    session = node._connection.session
+    for _ in range(3):
+        opened, received = session.call(asked, heaps.HeapOpened)
+        assert len(received) == 1
+        received.close()
+    # Of a batch that nobody took: it comes back when another cache takes the place of this one.
+    number = opened.heap.number
+    taken, _ = session.call(heaps.HeapTake(number, 3, 32), heaps.HeapTaken)
+    heap = node.heap("again")
+    figures = heap.statistics()
+    assert (figures.in_use, figures.cached) == (0, 0) and len(taken.addresses) == 32
+    block = heap.alloc(100)
+    block.free()
+    heap.check()
+    heap.destroy()
+
+
+def test_eager_memory_that_is_not_there_is_refused(node):
+    available = proc.memory()["MemAvailable"]
+    with pytest.raises(
+        dsm.LimitError, match=r"is eager: .* bytes were to be backed by memory at once, and MemAv"
+    ):
+        node.heap("greedy", kind="eager", min_system_alloc=4 * available, page_size="2M").alloc(2 * available)
+    heap = node.heap("greedy")
+    with pytest.raises(dsm.LimitError, match="is eager"):
+        heap.alloc(2 * available)
+    heap.alloc(100).free()  # there is room for less
+    heap.destroy()

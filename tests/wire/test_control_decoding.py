@@ -5,13 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsm.types import ArrayLayout, Region, RegionOptions, SyncObject
-from dsm.wire import control
+from dsm.types import ArrayLayout, HeapOptions, HeapRecord, Region, RegionOptions, SyncObject
+from dsm.wire import control, heaps, membership
 from dsm.wire.control import Answer, Call, decode_answer, decode_call, encode
 
 DECODERS = {"call": decode_call, "answer": decode_answer}
 LAYOUT = ArrayLayout((4, 4), '"<f8"', "F")
 OPTIONS = RegionOptions(128, "grid", home=3, fill=b"\x00\xff", layout=LAYOUT)
+HEAP = HeapOptions("work", "lazy", "pooled", 1 << 20, 0, 4096, "sequential", False)
+BLOCK = heaps.DebugBlock(1 << 46, 100, 16, "a.py:5", "b.py:7")
 CALLS = [
     control.Attach(12),
     control.CreateRegion(OPTIONS, ready=False),
@@ -24,6 +26,21 @@ CALLS = [
     control.OpenSync("barrier", "b", 3),
     control.ListNodes(),
     control.GetStatistics(),
+    heaps.OpenHeap(HEAP, ("kind",), (1, 2)),
+    heaps.FindHeap("work"),
+    heaps.FindHeap(7, (7,)),
+    heaps.DestroyHeap(7),
+    heaps.HeapTake(7, 3, 32),
+    heaps.HeapGive(7, 2, (1 << 46, 1 << 47)),
+    heaps.HeapAllocate(7, 100, 64, "a.py:5"),
+    heaps.HeapFree(7, 1, 1 << 46, "a.py:5"),
+    heaps.HeapRetire(7, 1, (1 << 46,)),
+    heaps.HeapGrow(7, 1, 1 << 46, 200),
+    heaps.HeapFind(7, 1, 1 << 46),
+    heaps.HeapTrim(7),
+    heaps.HeapFigures(7),
+    heaps.HeapCheck(7),
+    heaps.HeapBlocks(7, 1, 5),
 ]
 ANSWERS = [
     control.Attached(0, 1, 2, 3, 4, "c", True),
@@ -34,6 +51,22 @@ ANSWERS = [
     control.Statistics({"faults": 1}, [0, 1]),
     control.Done(),
     control.Failed(10, "why"),
+    heaps.HeapOpened(HeapRecord(7, HEAP), True),
+    heaps.HeapTaken(3, (1 << 46,), (5,), (6,)),
+    heaps.HeapGiven((1 << 46,), (5,)),
+    heaps.HeapAllocated(1 << 46, 112, True, (5,)),
+    heaps.HeapFreed((BLOCK,)),
+    heaps.HeapGrown(True, 200),
+    heaps.HeapFound(100, 16, "a.py:5"),
+    heaps.HeapCounted((heaps.PoolCount(0, requested=-5),), 1, 4096, (2,)),
+    heaps.HeapChecked("why", (2,)),
+    heaps.HeapListed((BLOCK,), True, (5,)),
+]
+BETWEEN_NODES = [
+    (membership.MetaKind.ASK_HEAP, heaps.AskHeap(heaps.HeapHome(7, (1 << 46,)))),
+    (membership.MetaKind.ASK_HEAP, heaps.AskHeap(heaps.HeapFlush(7))),
+    (membership.MetaKind.HEAP, heaps.HeapTold(heaps.HeapDone())),
+    (membership.MetaKind.HEAP, heaps.HeapTold(heaps.HeapRefused(10, "why"))),
 ]
 
 values = st.recursive(
@@ -52,6 +85,13 @@ def test_call_round_trip(body):
 @pytest.mark.parametrize("body", ANSWERS, ids=lambda body: type(body).__name__)
 def test_answer_round_trip(body):
     assert decode_answer(encode(Answer(9, body))) == Answer(9, body)
+
+
+@pytest.mark.parametrize(("kind", "body"), BETWEEN_NODES, ids=lambda each: type(each).__name__)
+def test_round_trip_between_nodes(kind, body):
+    assert membership.decode(kind, memoryview(membership.encode(body))) == body
+    with pytest.raises(msgspec.MsgspecError):
+        membership.decode(kind, memoryview(membership.encode({"body": {"type": "HeapTake"}})))
 
 
 def refuses_or_decodes(decode, data):

@@ -2,16 +2,25 @@
 
 import struct
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from dsm.errors import InternalError, LimitError, PageLostError, UnknownNameError, UsageError
+from dsm.errors import (
+    FullError,
+    InternalError,
+    LimitError,
+    PageLostError,
+    TooLargeError,
+    UnknownNameError,
+    UsageError,
+)
 from dsm.limits import ADDRESS_ALIGNMENT, ADDRESS_HIGH, ADDRESS_LOW, MAX_NODES
 from dsm.manager.metadata.embedded import EmbeddedStore
 from dsm.manager.metadata.store import MemberRecord, MetadataStore
-from dsm.types import FENCE, ArrayLayout, RegionOptions
+from dsm.types import FENCE, ArrayLayout, HeapOptions, RegionOptions
 
 MEMBERS = (0, 1)
 GRID = RegionOptions(128, "grid", layout=ArrayLayout((4, 4), '"<f8"'))
@@ -52,6 +61,95 @@ class TestMembers:
         ):
             store.add_member("")
         assert store.epoch() == epoch
+
+
+HEAP = HeapOptions("work", "lazy", "pooled", 1 << 20, 0, 4096, "sequential", False)
+
+
+def _extent(nbytes, home=0, heap="work"):
+    return RegionOptions(nbytes, home=home, use="extent", heap=heap)
+
+
+class TestHeaps:
+    def test_a_heap_is_created_once(self, store):
+        heap, created = store.open_heap(HEAP, ())
+        assert created and heap.options == HEAP
+        assert store.open_heap(HEAP, ("kind", "manager")) == (heap, False)
+        assert store.find_heap("work") == store.find_heap(heap.number) == heap
+
+    def test_what_was_not_chosen_need_not_be_the_same(self, store):
+        heap, _ = store.open_heap(HEAP, ())
+        other = HeapOptions("work", "eager", "direct", 1 << 21, 1 << 30, 8192, "release", True)
+        assert store.open_heap(other, ()) == (heap, False)
+        with pytest.raises(
+            UsageError, match='heap "work" exists with other options: page_size is 4096, asked'
+        ):
+            store.open_heap(other, ("page_size",))
+        with pytest.raises(UsageError) as caught:
+            store.open_heap(other, tuple(HEAP.__struct_fields__))
+        fields = ("kind", "manager", "min_system_alloc", "max_bytes", "page_size", "consistency", "debug")
+        assert all(f"{field} is " in str(caught.value) for field in fields)
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("name", ""), ("name", "a\nb"), ("kind", "fast"), ("manager", "malloc"),
+            ("consistency", "bounded"), ("page_size", 5000), ("min_system_alloc", 100),
+            ("max_bytes", 100), ("max_bytes", -1),
+        ],
+    )  # fmt: skip
+    def test_what_is_no_heap(self, store, field, value):
+        with pytest.raises(UsageError):
+            store.open_heap(msgspec.structs.replace(HEAP, **{field: value}), ())
+        with pytest.raises(UnknownNameError):
+            store.find_heap(1)
+
+    def test_regions_count_against_the_bound(self, store):
+        store.open_heap(msgspec.structs.replace(HEAP, max_bytes=100_000), ())
+        store.open_heap(msgspec.structs.replace(HEAP, name="other"), ())
+        with pytest.raises(
+            TooLargeError, match="102400 bytes were asked of heap 'work', whose max_bytes is 100000"
+        ):
+            store.create_region(_extent(100_000), MEMBERS)  # whole pages
+        first, _ = store.create_region(_extent(60_000), MEMBERS)
+        store.create_region(_extent(10_000_000, heap="other"), MEMBERS)
+        store.create_region(RegionOptions(10_000_000), MEMBERS)
+        with pytest.raises(
+            FullError, match="61440 bytes more were asked of heap 'work', which has 61440 of its"
+        ):
+            store.create_region(_extent(60_000, home=1), MEMBERS)
+        store.create_region(RegionOptions(30_000, use="lease", heap="work"), MEMBERS)
+        with pytest.raises(FullError):
+            store.create_region(_extent(30_000), MEMBERS)
+        store.destroy_region(first.region)
+        store.create_region(_extent(60_000), MEMBERS)
+
+    def test_what_is_on_a_dead_node_counts_no_more(self, store):
+        store.open_heap(msgspec.structs.replace(HEAP, max_bytes=100_000), ())
+        store.create_region(_extent(60_000, home=1), MEMBERS)
+        with pytest.raises(FullError):
+            store.create_region(_extent(60_000), MEMBERS)
+        store.remove_member(1)
+        store.create_region(_extent(60_000), (0,))
+
+    def test_a_heap_that_is_destroyed(self, store):
+        heap, _ = store.open_heap(HEAP, ())
+        regions = [store.create_region(_extent(5000), MEMBERS)[0] for _ in range(3)]
+        assert store.destroy_heap(heap.number) == regions
+        for key in (heap.number, "work"):
+            with pytest.raises(UnknownNameError, match="no heap has the name or number"):
+                store.find_heap(key)
+        with pytest.raises(UnknownNameError):
+            store.destroy_heap(heap.number)
+        with pytest.raises(UnknownNameError):
+            store.create_region(_extent(5000), MEMBERS)
+        again, created = store.open_heap(HEAP, ())
+        assert created and again.number > heap.number
+        assert store.find_region(regions[0].region) == regions[0]  # its own end is told apart
+
+    def test_a_region_for_what_is_unknown(self, store):
+        with pytest.raises(UsageError, match='a region for "stack" is unknown'):
+            store.create_region(RegionOptions(10, use="stack"), MEMBERS)
 
 
 class TestRegions:
