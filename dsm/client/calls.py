@@ -31,15 +31,18 @@ class LeaseInfo:
         As they were asked for.
     expires_in, age
         Seconds until it ends, and since it began.
+    mapped
+        Whether it is memory of the server's cluster, mapped by its workers, and not the server's own.
     """
 
-    __slots__ = ("_id", "age", "expires_in", "nbytes")
+    __slots__ = ("_id", "age", "expires_in", "mapped", "nbytes")
 
     def __init__(self, row: wire.Row) -> None:
         self._id = row.id
         self.nbytes = row.nbytes
         self.expires_in = row.remaining_ms / 1000
         self.age = row.age_ms / 1000
+        self.mapped = row.mapped
 
     @property
     def id(self) -> uuid.UUID:

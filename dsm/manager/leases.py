@@ -149,9 +149,9 @@ class Leases:
                 region: Region = record.place
                 home = region.options.home
                 assert isinstance(home, int), "leases are made with the node that took them as home"
-                left = self._remaining_ns(record)
+                left, age = self._remaining_ns(record), (now_ms - record.created_ms) * 1_000_000
                 heap = region.options.heap
-                found.append(leasing.LeaseRow(record.id, record.nbytes, left, home, region.region, heap))
+                found.append(leasing.LeaseRow(record.id, record.nbytes, left, age, home, region.region, heap))
         return found
 
     def _list(self, after: int) -> leasing.LeaseList:

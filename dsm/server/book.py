@@ -272,10 +272,9 @@ class Book:
             record.id, record.nbytes, record.remaining_ms(now_ms), now_ms - record.created_ms, writable
         )
 
-    def rows(self, now_ms: int, skip: int, most: int) -> list[Row]:
+    def rows(self, now_ms: int) -> list[Row]:
         """Return live leases, soonest end first."""
-        records = [record for record in self.table.records() if record.deadline_ms > now_ms]
-        return [self.row(record, now_ms) for record in records[skip : skip + most]]
+        return [self.row(record, now_ms) for record in self.table.records() if record.deadline_ms > now_ms]
 
     def figures(self) -> dict[str, int]:
         """Return what is true of the memory now, in bytes, and what was counted."""

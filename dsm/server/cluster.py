@@ -9,9 +9,9 @@ that opens it like any other.
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -61,7 +61,10 @@ class Cluster:
     def __init__(self, node: Node, service: Service) -> None:
         self._node = node
         self._service = service
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        #: Jobs of the threads, None ends one; and how many there are.  (Not `queue`: a program may have a
+        #: queue.py beside it.)
+        self._jobs: deque[Callable[[], None] | None] = deque()
+        self._count = threading.Semaphore(0)
         self._threads = 0
         #: Leases of others by what was shown for them, oldest first; used by the threads.
         self._open: dict[bytes, Lease] = {}
@@ -72,7 +75,7 @@ class Cluster:
         """End the threads; who waits for one gets no answer."""
         self._stop()
         for _ in range(self._threads):
-            self._jobs.put(None)
+            self._give(None)
 
     # -- leases of others, asked for by clients ----------------------------------------------------------
 
@@ -96,6 +99,28 @@ class Cluster:
         self._put(
             lambda: self._do(connection, op, number, lambda: self._done(lease, op, number, offset, count))
         )
+
+    def list(self, connection: Connection, number: int, skip: int, most: int) -> None:
+        """Answer a client with the leases of this server and those of the cluster."""
+        service = self._service
+
+        def act() -> bytes:
+            rows = service.ask(lambda: service.book.rows(service.now_ms()))
+            rows += [
+                Row(
+                    each.id.bytes,
+                    each.nbytes,
+                    round(each.expires_in * 1000),
+                    round(each.age * 1000),
+                    mapped=True,
+                )
+                for each in self._node.leases()
+            ]
+            rows.sort(key=lambda row: row.remaining_ms)
+            part = b"".join(row.pack() for row in rows[skip : skip + most])
+            return wire.reply(Op.LIST, number, part, len(rows))
+
+        self._put(lambda: self._do(connection, Op.LIST, number, act))
 
     def store(self, connection: Connection, lease: Lease, number: int, offset: int, data: bytearray) -> None:
         """Write into a lease of the cluster, and answer."""
@@ -159,10 +184,18 @@ class Cluster:
         if self._threads < _THREADS:
             self._threads += 1
             threading.Thread(target=self._work, name="dsm-server-cluster", daemon=True).start()
-        self._jobs.put(job)
+        self._give(job)
+
+    def _give(self, job: Callable[[], None] | None) -> None:
+        self._jobs.append(job)
+        self._count.release()
+
+    def _take(self) -> Callable[[], None] | None:
+        self._count.acquire()
+        return self._jobs.popleft()
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while (job := self._take()) is not None:
             job()
 
     # -- leases of this server, wanted by the cluster ----------------------------------------------------

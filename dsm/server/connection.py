@@ -318,6 +318,9 @@ class Connection:
                 return self._begin_set(buffer, position, end, now)
             if op == _GET:
                 self._get(number, offset, count, token, now)
+            elif op == Op.LIST and self._service.cluster is not None:
+                self._waiting = True
+                self._service.cluster.list(self, number, offset, count)
             else:
                 answer = self._service.answer(op, number, offset, count, token, now)
                 self._send([answer], len(answer))

@@ -168,9 +168,6 @@ class Service:
             record = book.table.find(token[:16], token[16:], now)
             row = book.row(record, now, token in book.writable)
             return wire.reply(op, number, row.pack(), holding.nbytes, row.remaining_ms)
-        if op == Op.LIST:
-            rows = book.rows(now, offset, count)
-            return wire.reply(op, number, b"".join(row.pack() for row in rows), len(book.table))
         if op == Op.FIGURES:
             return wire.reply(op, number, wire.pack_figures(self.figures()))
         return wire.reply(op, number, b"", wire.VERSION)

@@ -75,6 +75,7 @@ class Op(IntEnum):
 
 #: Flags of a row.
 WRITABLE: Final = 1
+MAPPED: Final = 2
 #: id, bytes, ms left, ms of age, flags, zero.
 ROW: Final = struct.Struct("<16sQQQII")
 assert ROW.size == 48
@@ -96,10 +97,12 @@ class Row(NamedTuple):
     age_ms: int
     #: Only of INFO: whether the key that asked may write.
     writable: bool = False
+    #: It is memory of the cluster, which its workers can map.
+    mapped: bool = False
 
     def pack(self) -> bytes:
         """Return its 48 bytes."""
-        flags = WRITABLE if self.writable else 0
+        flags = (WRITABLE if self.writable else 0) | (MAPPED if self.mapped else 0)
         return ROW.pack(self.id, self.nbytes, self.remaining_ms, self.age_ms, flags, 0)
 
 
@@ -205,7 +208,7 @@ def rows(payload: bytes) -> list[Row]:
     if len(payload) % ROW.size:
         raise WireError(f"{len(payload)} bytes are no rows of {ROW.size} bytes")
     return [
-        Row(identity, nbytes, remaining, age, bool(flags & WRITABLE))
+        Row(identity, nbytes, remaining, age, bool(flags & WRITABLE), bool(flags & MAPPED))
         for identity, nbytes, remaining, age, flags, _ in ROW.iter_unpack(payload)
     ]
 

@@ -86,6 +86,7 @@ class LeaseRow(msgspec.Struct, frozen=True):
     id: bytes
     nbytes: int
     remaining_ns: int
+    age_ns: int
     #: The node that it was taken on, which keeps its directory.
     node: int
     region: int

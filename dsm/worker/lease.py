@@ -43,8 +43,8 @@ class LeaseInfo:
         As `Lease.id`.
     nbytes
         Its size, as it was asked for.
-    expires_in
-        Seconds that it lasts at least.
+    expires_in, age
+        Seconds that it lasts at least, and since it began to be mapped memory.
     node
         The node that it was taken on: its pages are lost with that one.
     region
@@ -56,6 +56,7 @@ class LeaseInfo:
     id: uuid.UUID
     nbytes: int
     expires_in: float
+    age: float
     node: int
     region: int
     heap: str | None

@@ -64,7 +64,7 @@ def test_a_script_leases_writes_reads_and_releases(server):
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=60)
     lines = done.stdout.splitlines()
     assert lines[0] == "helloworld"
-    assert lines[1].split() == ["id", "size", "ends", "in", "age"]
+    assert lines[1].split() == ["id", "size", "ends", "in", "age", "memory"]
     assert "1 KiB" in lines[2] and ("5.0 m" in lines[2] or "300.0 s" in lines[2])
     assert lines[3].startswith("1 lease; 1 KiB of 64 MiB used")
     assert lines[4] == "status 3"

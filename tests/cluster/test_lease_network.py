@@ -48,6 +48,10 @@ def mine(node, n):
     return kept[-1].get(0, n), kept[-1].expires_in
 
 
+def release_last(node):
+    kept.pop().release()
+
+
 def read_in_this_process(node, token):
     """The process of the server maps what the server has."""
     return node.open_lease(token).get(0, 3)
@@ -223,3 +227,20 @@ def test_leases_end_with_the_process_of_their_server():
                 cluster.workers[1].call(read, token)
             with pytest.raises(dsm.NodeLostError):
                 client.ping()
+
+
+def test_the_list_has_the_leases_of_the_server_and_those_of_the_cluster(client, other):
+    own = client.lease(1000, "50s")
+    given = client.lease(2000, "40s")
+    other.call(read, given.token)
+    other.call(lease, 3000, "30s", b"abc")
+    listed = client.leases()
+    assert [(each.nbytes, each.mapped) for each in listed] == [(3000, True), (2000, True), (1000, False)]
+    assert all(0 <= each.age < 60 for each in listed)
+    assert {own.id, given.id} < {each.id for each in listed}
+    own.release()
+    given.release()
+    assert other.call(mine, 3)[0] == b"abc"
+    assert [each.nbytes for each in client.leases()] == [3000]
+    other.call(release_last)
+    wait_until(lambda: client.leases() == [], what="the list is empty")

@@ -46,6 +46,7 @@ def _as_json(client: LeaseClient) -> str:
             "nbytes": lease.nbytes,
             "expires_in": round(lease.expires_in, 3),
             "age": round(lease.age, 3),
+            "mapped": lease.mapped,
         }
         for lease in client.leases()
     ]
@@ -53,21 +54,22 @@ def _as_json(client: LeaseClient) -> str:
 
 
 def _as_text(client: LeaseClient) -> str:
-    rows = [("id", "size", "ends in", "age")]
+    rows = [("id", "size", "ends in", "age", "memory")]
     rows += [
         (
             str(lease.id),
             show_bytes(lease.nbytes),
             show_milliseconds(lease.expires_in * 1000),
             show_milliseconds(lease.age * 1000),
+            "the cluster's" if lease.mapped else "the server's",
         )
         for lease in client.leases()
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = [
-        f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:>{widths[3]}}"
-        for row in rows
-    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    lines = []
+    for identity, *figures_of, memory in rows:
+        shown = [f"{text:>{width}}" for text, width in zip(figures_of, widths[1:], strict=False)]
+        lines.append("  ".join([f"{identity:<{widths[0]}}", *shown, memory]))
     figures = client.figures()
     used, size = show_bytes(figures["used"]), show_bytes(figures["size"])
     number = len(rows) - 1

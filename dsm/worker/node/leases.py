@@ -123,6 +123,7 @@ class Leases(Part):
                     uuid.UUID(bytes=row.id),
                     row.nbytes,
                     row.remaining_ns / 1e9,
+                    row.age_ns / 1e9,
                     row.node,
                     row.region,
                     row.heap,
