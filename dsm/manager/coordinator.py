@@ -183,8 +183,8 @@ class Coordinator:
             waiting.append(answer)
 
     def _settle(self, number: int) -> None:
-        """Answer who waits for a region, once it is announced and filled."""
-        if number in self._announcing or number in self._creators:
+        """Answer who waits for a region, once it is announced and filled; it may be destroyed already."""
+        if number in self._announcing or number in self._creators or number not in self._unready:
             return
         region = self._store.find_region(number)
         for answer in self._unready.pop(number, ()):

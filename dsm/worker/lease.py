@@ -140,7 +140,7 @@ class Lease:
         """Seconds that it lasts at least; 0.0 when it has ended.
 
         Counts down here from what the coordinator said last.  Only when that has passed it is asked again:
-        another process may have renewed the lease.
+        another process may have renewed the lease.  One that has shortened it is noticed when it ends.
         """
         if not self._held.ended and self._held.remaining_ns <= 0:
             try:
@@ -217,7 +217,7 @@ class Lease:
         UsageError
             They do not lie inside the lease.
         LeaseExpiredError
-            The lease has ended: what was read after its end is not returned.
+            The lease has ended: what was read after the end that was known here is not returned.
         """
         low, high = self._range(offset, n)
         self._check()

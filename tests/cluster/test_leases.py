@@ -291,22 +291,22 @@ def _span_then_release(node):
 # ---- ends ------------------------------------------------------------------------------------------
 
 
-def _everywhere(cluster, duration, fill=True):
-    """Take a lease full of ones and open it in every worker."""
-    token, _ = cluster.workers[0].call(take, 8192, duration)
-    if fill:
-        cluster.workers[0].call(put, b"\1" * 8192)
+def _everywhere(cluster, duration=None):
+    """Take a lease full of ones and open it in every worker; then let it end that long from now."""
+    token, _ = cluster.workers[0].call(take, 8192, LONG_S)
+    cluster.workers[0].call(put, b"\1" * 8192)
     for worker in cluster.workers:
         worker.call(open_it, token)
-    return token
+    if duration is not None:
+        cluster.workers[0].call(renew, duration)
 
 
 ALL_OVER = ["LeaseExpiredError"] * 12
 
 
 def test_it_is_over_for_everybody_when_its_time_is(cluster):
-    _everywhere(cluster, 1.5)
-    latest = time.monotonic() + cluster.workers[0].call(expires_in) + 1.5
+    _everywhere(cluster, 1.0)
+    latest = time.monotonic() + 1.001  # its end was set before
     readers = [worker.start(first_error) for worker in cluster.workers]
     ends = [reader.result() for reader in readers]
     assert all(error == "LeaseExpiredError" and "lease" in text for _, error, text in ends)
@@ -316,8 +316,8 @@ def test_it_is_over_for_everybody_when_its_time_is(cluster):
 
 
 def test_get_returns_nothing_that_was_read_after_the_end(cluster):
-    token, _ = cluster.workers[0].call(take, 8192, 0.8)
-    latest = time.monotonic() + 0.8 + 0.001  # it began before this process heard of it
+    token, _ = cluster.workers[0].call(take, 8192, 3)
+    latest = time.monotonic() + 3.001  # it had begun then
     cluster.workers[0].call(put, b"\1" * 8192)
     for worker in cluster.workers:
         worker.call(open_it, token)
@@ -329,7 +329,7 @@ def test_get_returns_nothing_that_was_read_after_the_end(cluster):
 
 @pytest.mark.parametrize("by", [0, 1, 3])
 def test_who_releases_ends_it_for_all_before_release_returns(cluster, by):
-    _everywhere(cluster, LONG_S)
+    _everywhere(cluster)
     cluster.workers[by].call(release)
     assert [worker.call(how_it_ends) for worker in cluster.workers] == [ALL_OVER] * 4
 
@@ -349,9 +349,10 @@ def test_who_opens_it_too_late_is_told_so(cluster):
 
 def test_renewing_counts_for_everybody(cluster):
     a, *_, d = cluster.workers
-    _everywhere(cluster, 0.7)
+    _everywhere(cluster)
+    d.call(renew, 3)
     assert 0 < a.call(renew, LONG_S) <= LONG_S + 0.001
-    # The others were told of 0.7 s; when these have passed they ask.
+    # The other was told of 3 s; when these have passed it asks.
     assert d.call(_expires_in_once_that_has_passed) > 100
     assert d.call(get, 0, 2) == b"\1\1"
     assert d.call(renew, 0.01) <= 0.011
@@ -379,12 +380,15 @@ def over_now(node):
 @pytest.mark.parametrize("how", ["time", "here", "elsewhere", "renewed"])
 def test_callbacks_are_called_once_and_the_memory_is_gone_then(cluster, how):
     a, *_, d = cluster.workers
-    _everywhere(cluster, 0.6 if how in ("time", "renewed") else LONG_S)
+    _everywhere(cluster)
     for _ in range(3):
         d.call(call_when_over)
     if how == "renewed":
-        a.call(renew, 1.2)
-    elif how != "time":
+        for duration in (3, 3.5):
+            a.call(renew, duration)
+    elif how == "time":
+        a.call(renew, 0.2)
+    else:
         (d if how == "here" else a).call(release)
     found = []
     support.wait_until(lambda: found.extend(d.call(over)) or len(found) == 3)
@@ -406,22 +410,25 @@ def _stop(process):
 @pytest.mark.parametrize("stopped", [1, 3], ids=["same node", "other node"])
 def test_a_stopped_worker_delays_no_end(fresh, stopped):
     others = [worker for rank, worker in enumerate(fresh.workers) if rank != stopped]
-    _everywhere(fresh, 0.8)
+    _everywhere(fresh)
     for worker in fresh.workers:
         worker.call(_also, "lease")
     _stop(fresh.workers[stopped].process)
+    others[0].call(renew, 0.5)
     for worker in others:
         _, error, _ = worker.call(first_error)
         assert error == "LeaseExpiredError"
     # Others go on: a lease of their own, its time, its release.
-    token, _ = others[0].call(take, 4096, 0.3, "second")
+    token, _ = others[0].call(take, 4096, LONG_S, "second")
     others[1].call(open_it, token, "second")
+    others[1].call(renew, 0.3, "second")
     support.wait_until(lambda: others[1].call(expires_in, "second") == 0.0)
     third, _ = others[0].call(take, 4096, LONG_S, "third")
     others[2].call(open_it, third, "third")
     others[0].call(release, "third")
     assert others[2].call(how_it_ends, "third") == ALL_OVER
     fresh.workers[stopped].process.send_signal(signal.SIGCONT)
+    assert fresh.workers[stopped].call(first_error)[1] == "LeaseExpiredError"
     assert fresh.workers[stopped].call(how_it_ends) == ALL_OVER
 
 
@@ -432,24 +439,25 @@ def _also(node, name):
 
 
 def test_releasing_what_a_stopped_worker_has_mapped_takes_a_second_at_most(fresh):
-    _everywhere(fresh, LONG_S)
+    _everywhere(fresh)
     _stop(fresh.workers[3].process)
     fresh.workers[0].call(release, timeout=20)
     for worker in fresh.workers[:3]:
         assert worker.call(how_it_ends) == ALL_OVER
     fresh.workers[3].process.send_signal(signal.SIGCONT)
-    support.wait_until(lambda: fresh.workers[3].call(over_now))
+    assert fresh.workers[3].call(first_error)[1] == "LeaseExpiredError"
     assert fresh.workers[3].call(how_it_ends) == ALL_OVER
 
 
 def test_a_stopped_manager_delays_the_end_on_its_own_node_only(fresh):
-    _everywhere(fresh, 0.8)
+    _everywhere(fresh)
     _stop(fresh.managers[1].process)
+    fresh.workers[0].call(renew, 0.5)
     for worker in fresh.workers[:2]:
         assert worker.call(first_error)[1] == "LeaseExpiredError"
     fresh.managers[1].process.send_signal(signal.SIGCONT)
     for worker in fresh.workers[2:]:
-        support.wait_until(lambda worker=worker: worker.call(over_now))
+        assert worker.call(first_error)[1] == "LeaseExpiredError"
         assert worker.call(how_it_ends) == ALL_OVER
 
 

@@ -8,8 +8,9 @@ from dsm.errors import LimitError, Status
 from dsm.manager.coordinator import Coordinator, LocalNode
 from dsm.manager.metadata.embedded import EmbeddedStore
 from dsm.types import RegionOptions
-from dsm.wire import control
+from dsm.wire import control, leasing
 from dsm.wire import membership as meta
+from dsm.wire.membership import MetaKind
 
 
 class Link:
@@ -61,6 +62,7 @@ def local():
     local.add_region = lambda region: None
     local.drop_region = lambda number, done: done()
     local.members_changed = lambda: None
+    local.after = lambda seconds, callback: None
     return local
 
 
@@ -117,3 +119,33 @@ def test_a_joining_node_keeps_nobody_waiting(coordinator, members):
     coordinator.acknowledged(1, members.links[1].sent[-1][1])
     assert created[0].created
     assert joiner.sent == members.links[1].sent, "it is told like the others"
+
+
+def _lease(number=1):
+    return leasing.CreateLease(bytes([number]) * 16, 5000, 1000, bytes(32), bytes(32))
+
+
+def test_a_lease_whose_worker_dies_while_it_is_announced_ends(coordinator, members):
+    answers = ask(coordinator, _lease())
+    kept = []
+    coordinator.ask(1, meta.Ask(7, _lease(2)), kept.append)
+    gone = ask(coordinator, meta.WorkerGone(0))
+    for _, request, _ in list(members.links[1].sent):
+        coordinator.acknowledged(1, request)
+    assert [type(each) for each in answers + kept + gone] == [
+        control.Failed,
+        leasing.LeaseOpened,
+        meta.Finished,
+    ]
+    drops = [region for kind, _, region in members.links[1].sent if kind == MetaKind.REGION_DROP]
+    assert drops == [1] and [row.region for row in coordinator.leases.rows()] == [2]
+
+
+def test_the_region_of_a_lease_is_opened_and_destroyed_by_its_key_alone(coordinator, members):
+    ask(coordinator, _lease())
+    coordinator.acknowledged(1, members.links[1].sent[0][1])
+    for body in (control.OpenRegion(1), control.DestroyRegion(1)):
+        assert ask(coordinator, body)[0].status == Status.NOT_PERMITTED
+    own = control.CreateRegion(RegionOptions(nbytes=1, use="lease"))
+    assert ask(coordinator, own)[0].status == Status.USAGE
+    assert len(coordinator.leases) == 1
