@@ -25,6 +25,8 @@ def dsm(*arguments):
 
 
 def take(node, nbytes, duration, heap):
+    if heap is not None:
+        node.heap(heap)
     lease = node.lease(nbytes, duration, heap=heap)
     return str(lease.id), lease.key.hex(), lease.read_key.hex()
 
