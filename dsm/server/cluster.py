@@ -171,7 +171,9 @@ class Cluster:
         with self._mutex:
             lease = self._open.get(token)
         if lease is None or lease.expires_in == 0:
-            lease = self._node.open_lease(token[:ID_BYTES], token[ID_BYTES:])
+            demands = self._node._demands  # of this process: another server may have it, this one has not
+            others = demands is not None and len(demands) > 1
+            lease = self._node._open_lease(token[:ID_BYTES], token[ID_BYTES:], others)
             with self._mutex:
                 self._open.pop(token, None)
                 self._open[token] = lease

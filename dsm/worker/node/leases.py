@@ -109,8 +109,11 @@ class Leases(Part):
             A lease server that may have it does not answer.
         """
         identity, given = identity_of(what, key)
-        own = self._demands is not None and len(self._demands) > 0
-        return self._mapped(leasing.OpenLease(identity, given, own), identity, given, None, None)
+        return self._open_lease(identity, given, self._demands is not None and len(self._demands) > 0)
+
+    def _open_lease(self, identity: bytes, key: bytes, own: bool) -> Lease:
+        """Open a lease; `own`: the lease servers of this process are asked, too."""
+        return self._mapped(leasing.OpenLease(identity, key, own), identity, key, None, None)
 
     def leases(self) -> list[LeaseInfo]:
         """Return the mapped leases of the cluster, in the order in which they were taken."""
