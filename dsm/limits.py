@@ -107,9 +107,10 @@ MAX_UNANSWERED = 1024
 #: Connections, or requests of one worker, that are taken in a row before others get their turn.
 FAIR_SHARE = 32
 
-#: Of a lease server: connections, bytes that one request may bring, rows of one list, bytes of an error's
-#: text.
+#: Of a lease server: connections; and leases, which cost about 1 KiB each beside their memory.
 MAX_LEASE_CONNECTIONS = 1024
+MAX_SERVER_LEASES = 256 * 1024
+#: Of its messages: bytes that one request may bring, rows of one list, bytes of an error's text.
 MAX_LEASE_TRANSFER_BYTES = 1 << 40
 MAX_LEASE_ROWS = 1024
 MAX_LEASE_ERROR_BYTES = 1024

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dsm.errors import WireError
+from dsm.limits import MAX_LEASE_ROWS
 from dsm.memory.token import ID_BYTES, parse_token
 from dsm.wire import leases as wire
 from dsm.wire.leases import KEYS
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import uuid
 
 #: Rows of one question for the list of leases.
-ROWS_AT_ONCE = 256
+ROWS_AT_ONCE = MAX_LEASE_ROWS
 #: Bytes that an answer with rows, and one with figures, may have.
 ROWS_BYTES = ROWS_AT_ONCE * wire.ROW.size
 FIGURES_BYTES = 1024

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 
 from dsm.errors import FullError, NotPermittedError, TooLargeError, UnknownLeaseError
-from dsm.limits import OS_PAGE_BYTES
+from dsm.limits import MAX_SERVER_LEASES, OS_PAGE_BYTES
 from dsm.memory.leases import LeaseRecord, LeaseTable, show_id
 from dsm.memory.pool import Pool
 from dsm.units import show_bytes
@@ -115,6 +115,12 @@ class Book:
                 f"a lease of {nbytes} bytes was asked for, and this server can lease at most "
                 f"{self.largest} at "
                 f"once; ask for less, or start it with a larger --size than {show_bytes(self.size)}"
+            )
+        if len(self.table) >= MAX_SERVER_LEASES:
+            raise FullError(
+                f"this server has {len(self.table)} leases, and takes no more; wait for leases to end, "
+                "or put "
+                "what is small into one lease"
             )
         address = self.pool.allocate(nbytes, OS_PAGE_BYTES if nbytes >= OS_PAGE_BYTES else 16)
         if address is None:

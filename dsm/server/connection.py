@@ -109,7 +109,13 @@ class Connection:
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self.close(error.strerror or str(error))
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        """The socket is of no use any more."""
+        if isinstance(error, DSMError):  # not the socket: the node, and the memory with it
+            raise error
+        self.close(error.strerror or str(error))
 
     def resume(self) -> None:
         """Handle again the request that waited, and what is behind it."""
@@ -128,7 +134,7 @@ class Connection:
             try:
                 self._send([answer], len(answer))
             except OSError as error:
-                self.close(error.strerror or str(error))
+                self._failed(error)
         self.take_turn()
 
     def take_turn(self) -> None:
@@ -139,7 +145,7 @@ class Connection:
             self._again()
             self._watch()
         except OSError as error:
-            self.close(error.strerror or str(error))
+            self._failed(error)
 
     @property
     def sends_ended(self) -> bool:
@@ -177,6 +183,9 @@ class Connection:
     def _receive(self) -> None:
         if self._left:
             self._receive_payload()
+            return
+        if len(self._rest) >= REQUEST_BYTES and self._handshake is None:
+            self._again()  # what is here comes first
             return
         buffer = self._service.buffer
         rest = self._rest

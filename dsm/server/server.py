@@ -5,11 +5,14 @@ Owns where it listens, its memory and its thread; the work is done by `dsm.serve
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import ipaddress
+import os
 import socket
 import threading
+import weakref
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -116,6 +119,8 @@ class Server:
                 target=self._run, args=(self._service,), name="dsm-server", daemon=True
             )
             self._thread.start()
+            atexit.register(self.close)  # before the node, which was there first
+            _running.add(self)
         return self
 
     def _run(self, service: Service) -> None:
@@ -137,12 +142,20 @@ class Server:
             thread, self._thread = self._thread, None
             if thread is None or self._service is None or self._memory is None:
                 return
+            atexit.unregister(self.close)
+            _running.discard(self)
             self._service.stop()
             thread.join()
             if self._service.cluster is not None:
                 self._service.cluster.close()
             self._memory.close()
             self._service = self._memory = None
+
+    def _after_fork(self) -> None:
+        self._mutex = threading.Lock()
+        if self._service is not None:
+            self._service.abandon()
+        self._thread = self._service = self._memory = None
 
     @property
     def error(self) -> BaseException | None:
@@ -195,6 +208,19 @@ class Server:
     def __repr__(self) -> str:
         state = "not started" if self._thread is None else "running"
         return f"<dsm.Server at {self.address}: {self._nbytes} bytes, {state}>"
+
+
+_running: weakref.WeakSet[Server] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """In a child: servers are the parent's, and their sockets must not stay open here."""
+    for server in list(_running):
+        server._after_fork()
+    _running.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _checked(secret: str | bytes | None) -> bytes | None:

@@ -76,7 +76,9 @@ class Service:
         self._secret = secret
         self._listeners = {listener.fileno(): listener for listener in listeners}
         self._epoll = select.epoll()
+        #: What wakes the loop; -1 when it has ended.
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._waking = threading.Lock()
         self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         self._connections: dict[int, Connection] = {}
         #: Those that have not proven themselves, oldest first, and until when.
@@ -188,8 +190,9 @@ class Service:
     def call(self, function: Callable[[], None]) -> None:
         """Let the loop's thread call a function soon."""
         self._calls.append(function)
-        with contextlib.suppress(OSError):  # closed meanwhile
-            os.eventfd_write(self._wake, 1)
+        with self._waking:
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
 
     def ask(self, function: Callable[[], T]) -> T:
         """Return what a function returns, or raise what it raises, in the loop's thread.
@@ -419,10 +422,23 @@ class Service:
             connection.close("")
         for listener in self._listeners.values():
             listener.close()
+        self._release()
+
+    def abandon(self) -> None:
+        """In a child of fork: the connections are the parent's."""
+        for connection in self._connections.values():
+            connection.sock.close()
+        for listener in self._listeners.values():
+            listener.close()
+        self._waking = threading.Lock()
+        self._release()
+
+    def _release(self) -> None:
         self._epoll.close()
-        os.close(self._wake)
+        with self._waking:
+            os.close(self._wake)
+            self._wake = -1
         os.close(self._spare)
-        self.buffer.release()
 
 
 class WaitsForRoom(Waits):

@@ -1,6 +1,8 @@
 """A lease server and its clients: leases, bytes, keys, errors, limits of time and room."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 
 import dsm
+from dsm.server import book
 from dsm.wire.leases import FIGURES
 from leasing import idle
 from support import wait_until
@@ -156,7 +159,7 @@ def test_a_list_shows_the_soonest_end_first_and_no_keys(client):
 
 
 def test_a_long_list_comes_whole(client):
-    leases = [client.lease(16, 60) for _ in range(600)]
+    leases = [client.lease(16, 60) for _ in range(2100)]
     assert {each.id for each in client.leases()} == {lease.id for lease in leases}
     for lease in leases:
         lease.release()
@@ -296,6 +299,42 @@ def test_a_server_says_its_figures_in_process(server, client):
 def test_a_server_that_cannot_be_is_refused(options, words):
     with pytest.raises(dsm.UsageError, match=words):
         dsm.Server(**options)
+
+
+def test_a_child_of_fork_does_not_keep_the_servers_sockets(node):
+    server = dsm.Server(size="1M", node=node).start()
+    client = dsm.connect(server.address)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(writer)
+        os.read(reader, 1)  # until the parent has looked
+        os._exit(0)
+    os.close(reader)
+    server.close()
+    try:
+        with pytest.raises(dsm.NodeLostError, match="no lease server answers"):
+            client.ping()
+    finally:
+        os.close(writer)
+        os.waitpid(child, 0)
+        client.close()
+
+
+def test_a_program_that_ends_without_closing_its_server_says_nothing():
+    program = "import dsm; s = dsm.Server(size='1M').start(); c = dsm.connect(s.address); c.lease(100, 60)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_server_has_a_bound_of_leases(node, monkeypatch):
+    monkeypatch.setattr(book, "MAX_SERVER_LEASES", 3)
+    with dsm.Server(size="1M", node=node) as server, dsm.connect(server.address) as client:
+        leases = [client.lease(10, 60) for _ in range(3)]
+        with pytest.raises(dsm.FullError, match="takes no more"):
+            client.lease(10, 60)
+        leases[0].release()
+        client.lease(10, 60)
 
 
 def test_an_address_that_is_taken_is_named(server, node):

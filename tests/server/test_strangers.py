@@ -177,6 +177,15 @@ def test_a_client_that_has_said_all_gets_its_answers(server, lease):
         assert raw.is_closed()
 
 
+def test_a_client_that_has_said_all_gets_small_answers_too(server, lease):
+    with Raw(server.address) as raw:
+        requests = [wire.request(Op.GET, number, token=_token(lease), count=4096) for number in range(1000)]
+        raw.sock.sendall(b"".join(requests))
+        raw.sock.shutdown(socket.SHUT_WR)
+        assert [raw.reply()[1] for _ in range(1000)] == list(range(1000))
+        assert raw.is_closed()
+
+
 @pytest.mark.parametrize("count", [60_000, 1 << 20])
 def test_who_does_not_read_is_not_read_from_and_costs_no_memory(server, client, lease, count):
     with Raw(server.address, timeout=0.5) as raw:
