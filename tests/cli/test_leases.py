@@ -10,6 +10,7 @@ import time
 import pytest
 
 import support
+from dsm import ClosedError, NodeLostError, connect
 from leasing import served
 
 DSM = [sys.executable, "-m", "dsm"]
@@ -233,10 +234,16 @@ def test_serve_refuses_what_cannot_be(words, status, said):
     assert said in done.stderr and done.stderr.startswith("dsm serve: ")
 
 
-def test_serve_ends_with_its_node():
-    with served() as (process, said):
+@pytest.mark.parametrize("count", [4096, 1 << 20])
+def test_serve_ends_with_its_node_and_never_answers_with_what_it_has_not(count):
+    with served() as (process, said), connect(said["address"], timeout=20) as client:
+        lease = client.lease(count, 60)
+        lease.set(b"x" * count)
         manager = next(pid for pid in support.managers())
         os.kill(manager, signal.SIGKILL)
+        with pytest.raises((NodeLostError, ClosedError)):
+            while True:
+                assert lease.get() == b"x" * count
         assert process.wait(20) == 1
         assert "ended" in process.stderr.read()
         assert said["node"].startswith("private:@dsm-")
