@@ -52,10 +52,11 @@ def manager():
         node_lost=lambda node: said.append(("pages", node)),
     )
     manager.sync = types.SimpleNamespace(epoch=0, node_gone=lambda node: said.append(("sync", node)))
+    manager.heaps = types.SimpleNamespace(node_lost=lambda node: said.append(("heaps", node)))
     return manager
 
 
-LOST = [("pages", 2), ("sync", 2)]
+LOST = [("pages", 2), ("sync", 2), ("heaps", 2)]
 
 
 def test_the_coordinator_says_it_first(manager):
