@@ -126,6 +126,11 @@ class Coordinator:
             region = store.find_region(body.key)
             if self._creators.get(region.region) != (node, worker):
                 refuse_region(region.options)
+            if worker >= 0 and region.options.use == "extent" and region.options.heap is not None:
+                raise UsageError(
+                    f"region {region.region} is memory of heap {region.options.heap!r}, with blocks of "
+                    "others in it; free a block with heap.free(), or end them all with heap.destroy()"
+                )
             self._destroy(region.region, lambda: answer(meta.Finished()))
         elif isinstance(body, leasing.Question):
             self.leases.ask((node, worker), body, answer)

@@ -10,6 +10,7 @@ it leaves.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from collections import OrderedDict, deque
@@ -42,6 +43,8 @@ QUARANTINE_BLOCKS = 256
 QUARANTINE_BYTES = 16 * 1024 * 1024
 #: Blocks that may have left it without having been looked at: their workers may have died.
 MAX_RETIRING = 1024
+#: Blocks that were freed twice of which the log says so.
+_SAID = 5
 #: Where nobody knows.
 _SOMEWHERE = "an unknown place"
 #: Blocks of one answer.
@@ -101,8 +104,9 @@ class Cache:
         """Close the file; the worker's copy stays."""
         os.close(self.fd)
         self.ring = Ring(memoryview(bytes(8 * RING_WORDS)).cast("Q"))
-        self.words.release()
-        self._map.close()
+        with contextlib.suppress(BufferError):  # somebody still looks at it: it goes with the last who does
+            self.words.release()
+            self._map.close()
 
 
 class NodePool:
@@ -252,11 +256,10 @@ class NodePool:
         if self.closed:
             return []
         refused = self._pool.give(addresses)
+        for address in refused[: max(0, _SAID - self.refused)]:  # the figure counts them all
+            said = self._pool.explain(address)
+            logger.warning("heap %r: %#x was freed: %s", self.heap.options.name, address, said)
         self.refused += len(refused)
-        for address in refused[:4]:
-            logger.warning(
-                "heap %r: %#x was freed: %s", self.heap.options.name, address, self._pool.explain(address)
-            )
         self._shrink(1)
         return refused
 
