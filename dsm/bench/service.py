@@ -110,7 +110,7 @@ def serving(size: str = "512M") -> Iterator[str]:
         assert server.stdout is not None
         import msgspec
 
-        yield str(msgspec.json.decode(server.stdout.readline())["listen"])
+        yield str(msgspec.json.decode(server.stdout.readline())["address"])
     finally:
         server.terminate()
         server.wait(_START_S)

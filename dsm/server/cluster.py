@@ -105,20 +105,14 @@ class Cluster:
         service = self._service
 
         def act() -> bytes:
-            rows = service.ask(lambda: service.book.rows(service.now_ms()))
-            rows += [
-                Row(
-                    each.id.bytes,
-                    each.nbytes,
-                    round(each.expires_in * 1000),
-                    round(each.age * 1000),
-                    mapped=True,
-                )
-                for each in self._node.leases()
-            ]
-            rows.sort(key=lambda row: row.remaining_ms)
-            part = b"".join(row.pack() for row in rows[skip : skip + most])
-            return wire.reply(Op.LIST, number, part, len(rows))
+            # By id: one that becomes the cluster's just now is in both.
+            rows = {row.id: row for row in service.ask(lambda: service.book.rows(service.now_ms()))}
+            for each in self._node.leases():
+                left, age = round(each.expires_in * 1000), round(each.age * 1000)
+                rows[each.id.bytes] = Row(each.id.bytes, each.nbytes, left, age, mapped=True)
+            listed = sorted(rows.values(), key=lambda row: row.remaining_ms)
+            part = b"".join(row.pack() for row in listed[skip : skip + most])
+            return wire.reply(Op.LIST, number, part, len(listed))
 
         self._put(lambda: self._do(connection, Op.LIST, number, act))
 

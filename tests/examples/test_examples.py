@@ -22,7 +22,7 @@ NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 EVERYTHING = os.environ.get("DSM_MATRIX", "") not in ("", "0")
 
 #: What an example needs besides dsm.
-NEEDS = {"terrain": "matplotlib", "kmeans": "sklearn"}
+NEEDS = {"terrain": "matplotlib", "kmeans": "sklearn", "lease_cache": "sklearn"}
 #: Models that a program without data races cannot tell apart.
 MODELS = ("sequential", "release")
 #: What every example is run over: nodes, workers beyond one for each node, and the model.
@@ -38,6 +38,7 @@ OPTIONS = {
     },
     "jacobi": {"--size": (3, 200), "--sweeps": (0, 9)},
     "kmeans": {"--points": (3, 1001), "--clusters": (1, 3), "--rounds": (2,), "--page-size": (4096, 65536)},
+    "lease_cache": {"--seconds": (0.3, 1.0), "--rows": (90, 1000)},
     "matmul": {"--size": (1, 333), "--page-size": (4096, 2097152), "--no-prefetch": (False, True)},
     "pool": {"--size": (1, 75), "--rows": (1, 20), "--workers": (1, 3)},
     "queue": {"--items": (1, 60), "--slots": (1, 5)},
@@ -195,6 +196,18 @@ def test_kmeans_without_scikit_learn_says_what_to_install(tmp_path):
     assert "pip install scikit-learn" in said
 
 
+def test_the_cache_is_used_in_every_way_and_runs_out(tmp_path):
+    pytest.importorskip("sklearn")
+    said = launch(4, 2, EXAMPLES / "lease_cache.py", "--seconds", 5, "--check", cwd=tmp_path)
+    assert [f"rank {rank}: 8 of 8 tiles came from the cache, 2 mapped" in said for rank in range(4)] == [
+        True
+    ] * 4
+    assert "dsm get: the same bytes" in said
+    looks = [int(number) for number in re.findall(r"^ *(\d+) leases .* s$", said, re.MULTILINE)]
+    assert looks[0] == 8 and looks == sorted(looks, reverse=True)
+    assert "0 bytes in use" in said
+
+
 def test_terrain_writes_a_picture(tmp_path):
     pytest.importorskip("matplotlib")
     said = launch(3, 2, EXAMPLES / "terrain.py", "--size", 64, "--sweeps", 1, cwd=tmp_path)
@@ -218,6 +231,7 @@ SPOILED = {
     "dashboard": "spread, n = it.spread, []; it.spread = lambda p: (n or p.fill(7), n.append(1), spread(p))",
     "jacobi": "it.alone = lambda size, sweeps: np.ones((size, size))",
     "kmeans": "it.alone = lambda data, k, n: (data[:k] + 1, None, n)",
+    "lease_cache": "get = it.Cache.get; it.Cache.get = lambda self, n: (get(self, n)[0] + 1, True)",
     "matmul": "matmul = np.matmul; np.matmul = lambda a, b, out: matmul(a, b + 1, out=out)",
     "pool": "it.np.bincount = lambda *a, **k: bincount(*a, **k) + (os.getpid() != mine)",
     "sort": "it.np.concatenate = lambda parts: concatenate(parts[::-1])[::-1] + 1",
