@@ -149,7 +149,7 @@ class Leases:
                 region: Region = record.place
                 home = region.options.home
                 assert isinstance(home, int), "leases are made with the node that took them as home"
-                left, age = self._remaining_ns(record), (now_ms - record.created_ms) * 1_000_000
+                left, age = self._remaining_ns(record), (self._begin_ms() - record.created_ms) * _MS
                 heap = region.options.heap
                 found.append(leasing.LeaseRow(record.id, record.nbytes, left, age, home, region.region, heap))
         return found

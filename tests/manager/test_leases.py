@@ -143,6 +143,13 @@ def test_it_lasts_as_long_as_was_asked_at_least_and_a_millisecond_more_at_most(w
         world.open(1)
 
 
+def test_a_lease_is_never_younger_than_nothing(world):
+    world.create(1)
+    assert [row.age_ns for row in world.leases.rows()] == [0]  # it began at the next millisecond
+    world.now_ns += 700_000_000
+    assert [row.age_ns for row in world.leases.rows()] == [700_000_000]
+
+
 def test_the_reaper_needs_no_request(world):
     for number in range(1, 6):
         world.create(number, duration_ms=100 * number)
