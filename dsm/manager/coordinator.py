@@ -343,13 +343,13 @@ class Coordinator:
         if link is self._joining:
             self._next_joiner()
         self._members.epoch = self._store.epoch()
+        self.leases.workers_gone(lambda each: each[0] == node)
         for request, (nodes, then) in list(self._awaiting.items()):
             nodes.discard(node)
             if not nodes and self._awaiting.pop(request, None) is not None:
                 then()
         self._workers_lost(lambda each: each[0] == node)
         self._ranks_lost(lambda holder: holder[0] == node)
-        self.leases.workers_gone(lambda each: each[0] == node)
         self._announce_members()
 
     def _next_joiner(self) -> None:

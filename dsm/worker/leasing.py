@@ -163,6 +163,7 @@ def adopt(
         with node.pin(region):
             fill(region.buffer)
         node.check()
+        regions.leave(number)  # who opens it in this process maps it anew, as a lease
         session.call(control.RegionReady(number), control.Done)
     except BaseException as error:
         with contextlib.suppress(UsageError, ClosedError):  # it ran out meanwhile
@@ -173,4 +174,5 @@ def adopt(
             raise LeaseExpiredError(over) from None
         raise
     finally:
-        regions.leave(number)
+        if region is regions.get(number):
+            regions.leave(number)

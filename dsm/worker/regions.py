@@ -300,8 +300,8 @@ class RegionTable:
         """
 
         def mapped(opened: leasing.LeaseOpened, received: Descriptors) -> None:
-            _leases[opened.region.region] = lease
             self._arrived(opened, received)
+            _leases[opened.region.region] = lease
             region = self._open.get(opened.region.region)
             if region is not None and (opened.writable or isinstance(region._opening, control.OpenRegion)):
                 region._opening = opening
@@ -348,6 +348,7 @@ class RegionTable:
                     )
                 return
             _names[described.region] = described.options.name
+            _leases.pop(described.region, None)  # of another cluster, whose numbers were the same
             try:
                 map_region(described, received)
             except BaseException:

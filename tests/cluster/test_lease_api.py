@@ -20,7 +20,9 @@ import dsm
 import support
 import threads
 from dsm import proc
+from dsm.types import RegionOptions
 from dsm.units import MAX_DURATION_MS
+from dsm.wire import control, leasing
 
 LONG_S = 300
 
@@ -337,6 +339,61 @@ def test_a_closed_node_is_closed(address, monkeypatch):
         again = node.open_lease(token)
         again.release()
         assert called == []
+
+
+def test_another_cluster_counts_its_regions_anew(monkeypatch):
+    """Region 1 of the first cluster was a lease; that of the second is none, and is not called one."""
+    monkeypatch.delenv("DSM_NODE", raising=False)
+    with dsm.attach() as node:
+        lease = node.lease(100, LONG_S)
+        lease.release()
+    monkeypatch.delenv("DSM_NODE")
+    with dsm.attach() as node:
+        array = node.array("first", 10)
+        node.destroy("first")
+        with pytest.raises(dsm.ClosedError, match="region 'first'") as raised:
+            array.sum()
+        assert type(raised.value) is dsm.ClosedError
+
+
+NONSENSE = [
+    leasing.CreateLease(b"", 1, 1, bytes(32), bytes(32)),
+    leasing.CreateLease(b"x" * 16, 1, 1, bytes(31), bytes(32)),
+    leasing.CreateLease(b"x" * 16, 1, 1, bytes(32), bytes(1000)),
+    leasing.CreateLease(b"x" * 16, -1, 1, bytes(32), bytes(32)),
+    leasing.CreateLease(b"x" * 16, 2**63 - 1, 1, bytes(32), bytes(32)),
+    leasing.CreateLease(b"x" * 16, 2**64 - 1, 1, bytes(32), bytes(32)),
+    leasing.CreateLease(b"x" * 16, 1, -(2**63), bytes(32), bytes(32)),
+    leasing.CreateLease(b"x" * 16, 1, 2**64 - 1, bytes(32), bytes(32)),
+    leasing.CreateLease(b"x" * 16, 1, 1, bytes(32), bytes(32), heap=""),
+    leasing.CreateLease(b"x" * 16, 1, 1, bytes(32), bytes(32), heap="\n" * 5000),
+    leasing.OpenLease(b"", b""),
+    leasing.OpenLease(bytes(60_000), bytes(60_000)),
+    leasing.RenewLease(b"x" * 16, b"", 0),
+    leasing.RenewLease(b"x" * 16, b"", 2**64 - 1),
+    leasing.AskLease(b"", bytes(100_000)),
+    leasing.ReleaseLease(b"x" * 17, b""),
+    leasing.AwaitDemand(),
+    control.RegionReady(2**63),
+    control.CreateRegion(RegionOptions(1, use="lease")),
+    control.CreateRegion(RegionOptions(1, use="nothing")),
+]
+
+
+@pytest.mark.parametrize("request_", NONSENSE, ids=lambda request_: type(request_).__name__)
+def test_nonsense_is_refused_and_disturbs_nobody(node, lease, request_):
+    with pytest.raises(dsm.DSMError) as raised:
+        node._connection.session.call(request_, object)
+    assert not isinstance(raised.value, (dsm.InternalError, dsm.PeerError))
+    lease.set(b"undisturbed")
+    assert [info.id for info in node.leases()] == [lease.id]
+
+
+def test_numbers_that_mean_nothing_change_nothing(node, lease):
+    call = node._connection.session.call
+    call(leasing.DemandDone(2**62, -1, "x" * 50_000), control.Done)
+    assert len(call(leasing.ListLeases(-(2**63)), leasing.LeaseList)[0].rows) == 1
+    assert call(leasing.ListLeases(2**64 - 1), leasing.LeaseList)[0].rows == []
 
 
 def test_many_leases_one_after_the_other_leave_nothing_behind(node):

@@ -132,6 +132,20 @@ def release(node, identity):
     node.open_lease(identity, WRITE).release()
 
 
+def release_and_use(node, identity):
+    """Return what uses of its memory raise once it is released."""
+    lease = node.open_lease(identity, WRITE)
+    array = lease.array()
+    node.open_lease(identity, WRITE).release()
+    raised = []
+    for use in (array.sum, lease.get):
+        try:
+            use()
+        except dsm.DSMError as error:
+            raised.append(type(error).__name__)
+    return raised
+
+
 def listed(node):
     return [info.id.bytes for info in node.leases()]
 
@@ -254,6 +268,16 @@ def test_a_lease_that_runs_out_while_it_is_filled_is_expired(cluster):
         opener.result()
     with pytest.raises(dsm.LeaseExpiredError):
         cluster.workers[1].call(open_and_read, identity)
+
+
+def test_a_server_opens_its_own_leases_as_leases(cluster):
+    """What the server mapped to fill it is not what its own threads map to use it."""
+    for number in range(20):
+        identity = b"own" + bytes([number]) * 13
+        cluster.workers[1].call(add, identity)
+        assert cluster.workers[1].call(open_write_read, identity, b"own")[0] == b"own"
+        assert cluster.workers[0].call(open_and_read, identity)[0][:4] == b"own\3"
+        assert cluster.workers[1].call(release_and_use, identity) == ["LeaseExpiredError"] * 2
 
 
 def test_servers_of_one_process_open_each_others_leases(cluster):

@@ -141,6 +141,15 @@ def test_a_lease_whose_worker_dies_while_it_is_announced_ends(coordinator, membe
     assert drops == [1] and [row.region for row in coordinator.leases.rows()] == [2]
 
 
+def test_a_lease_whose_node_dies_while_it_is_announced_ends(coordinator, members):
+    members.decided = 2
+    kept = []
+    coordinator.ask(1, meta.Ask(7, _lease()), kept.append)
+    coordinator.node_gone(1, members.links.pop(1))
+    assert [type(each) for each in kept] == [control.Failed]
+    assert coordinator.leases.used == 0 == len(coordinator.leases)
+
+
 def test_the_region_of_a_lease_is_opened_and_destroyed_by_its_key_alone(coordinator, members):
     ask(coordinator, _lease())
     coordinator.acknowledged(1, members.links[1].sent[0][1])
