@@ -132,6 +132,21 @@ def release(node, identity):
     node.open_lease(identity, WRITE).release()
 
 
+def open_while_filling(node, identity):
+    """Open a lease of this process's server while it is filled for somebody else; read it afterwards."""
+    opened = []
+    waiting = node._connection.session._waiting
+    before = set(waiting)
+    opener = threading.Thread(target=lambda: opened.append(node.open_lease(identity, WRITE)))
+    opener.start()
+    support.wait_until(lambda: set(waiting) - before)
+    node.leases()  # asked behind it and answered: the coordinator knows that it is wanted
+    servers[0].go_on.set()
+    opener.join(20)
+    support.wait_until(lambda: identity not in servers[0].table)
+    return opened[0].get()
+
+
 def release_and_use(node, identity):
     """Return what uses of its memory raise once it is released."""
     lease = node.open_lease(identity, WRITE)
@@ -278,6 +293,17 @@ def test_a_server_opens_its_own_leases_as_leases(cluster):
         assert cluster.workers[1].call(open_write_read, identity, b"own")[0] == b"own"
         assert cluster.workers[0].call(open_and_read, identity)[0][:4] == b"own\3"
         assert cluster.workers[1].call(release_and_use, identity) == ["LeaseExpiredError"] * 2
+
+
+def test_a_server_that_opens_a_lease_while_it_fills_it_keeps_it(cluster):
+    identity = b"while it fills" + bytes(2)
+    cluster.workers[1].call(add, identity)
+    cluster.workers[1].call(hold)
+    other = cluster.workers[0].start(open_and_read, identity)
+    support.wait_until(lambda: cluster.workers[1].call(is_filling))
+    assert cluster.workers[1].call(open_while_filling, identity) == CONTENTS
+    assert other.result()[0] == CONTENTS
+    cluster.workers[1].call(release, identity)
 
 
 def test_servers_of_one_process_open_each_others_leases(cluster):
