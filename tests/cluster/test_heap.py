@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 
 import pytest
 
@@ -11,6 +12,7 @@ from dsm.errors import DSMError, InternalError, UnknownNameError
 from dsm.memory.cache import WORDS
 from dsm.memory.classes import CLASSES
 from dsm.testing import Cluster
+from dsm.testing.cluster import ManagerProcess, Worker
 from dsm.types import RegionOptions
 from dsm.wire import heaps
 from support import wait_until
@@ -505,3 +507,70 @@ def test_a_worker_that_talks_nonsense_is_refused():
         good.call(programs.free, refs)
         far.call(programs.destroy, "rebels")
         assert [manager.process.poll() for manager in cluster.managers] == [None, None]
+
+
+def _destroy_as_an_array(node, name):
+    heap = node.heap(name, manager="pooled")
+    array = heap.array(100)
+    said = [_error(node.destroy, array), _error(heap.alloc(10)._region()[0].destroy)]
+    array[:] = 1
+    heap.free(array)
+    return said
+
+
+def test_memory_of_a_heap_is_not_destroyed_as_an_array(workers):
+    for said in workers[2].call(_destroy_as_an_array, "whole"):
+        assert (
+            said.startswith("UsageError") and "is memory of heap 'whole', with blocks of others in it" in said
+        )
+    assert workers[0].call(programs.check, "whole") is None
+
+
+def _eager_release(node):
+    heap = node.heap("eager release", kind="eager", consistency="release", min_system_alloc="1M")
+    block = heap.alloc(10_000)
+    block.array()[:] = 3
+    node.release()
+    return block.ref()
+
+
+def test_eager_memory_under_release_consistency(workers):
+    ref = workers[2].call(_eager_release)
+    assert workers[0].call(_release_far, ref, 4) == 3
+    assert workers[2].call(programs.figures, "eager release").in_use == 0
+
+
+def test_a_node_that_is_stopped_is_named():
+    with Cluster(nodes=2) as cluster:
+        first, second = cluster.workers
+        refs = first.call(programs.allocate, "stopped", [100], 1, POOLED)
+        second.call(programs.allocate, "stopped", [100])
+        cluster.managers[1].process.send_signal(signal.SIGSTOP)
+        figures = first.call(programs.figures, "stopped")
+        assert (figures.silent, figures.in_use) == ((1,), 1)
+        first.call(programs.free, refs)
+        cluster.managers[1].process.send_signal(signal.SIGCONT)
+        wait_until(lambda: first.call(programs.figures, "stopped").silent == ())
+        assert first.call(programs.figures, "stopped").in_use == 1
+
+
+def test_a_node_that_joins_later_has_the_heaps():
+    secret = "0" * 64
+    managers, workers = [], []
+    try:
+        managers.append(ManagerProcess(secret, ["--listen", "127.0.0.1:0", "--ranks", "2"], None))
+        workers.append(Worker(managers[0].socket, 0, 2, None))
+        workers[0]._result(60)
+        refs = workers[0].call(programs.allocate, "joined", [100, MIB], 5, POOLED)
+        options = ["--listen", "127.0.0.1:0", "--ranks", "2", "--join", managers[0].listen]
+        managers.append(ManagerProcess(secret, options, None))
+        workers.append(Worker(managers[1].socket, 1, 2, None))
+        workers[1]._result(60)
+        assert workers[1].call(programs.read, refs)[0] == b"\5" * 100
+        workers[1].call(programs.free, refs)
+        assert workers[0].call(programs.figures, "joined").in_use == 0
+    finally:
+        for worker in workers:
+            worker._end()
+        for manager in reversed(managers):
+            manager.end()
