@@ -1,112 +1,31 @@
-"""The pool of one heap on this node, and what its workers keep of it.
+"""The pool of one heap on this node.
 
-Owns a `dsm.memory.pool.Pool` over extents, the requests that wait until it has grown, the memory files of the
-workers' caches, and in debug mode who allocated each block.  It asks for extents through functions that it
-is given, and knows neither sessions nor links.
-
-What is freed in debug mode stays in a quarantine for a while: who writes there all the same is found when
-it leaves.
+Owns a `dsm.memory.pool.Pool` over extents, and the requests that wait until it has grown.  It asks for
+extents through functions that it is given, and knows neither sessions nor links.  What a worker keeps is in
+`dsm.manager.workercache`, what is known of each block in debug mode in `dsm.manager.quarantine`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import mmap
-import os
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable
 
-from dsm.errors import (
-    ClosedError,
-    DSMError,
-    HeapCorruptionError,
-    InternalError,
-    LimitError,
-    Status,
-    UsageError,
-    error_for,
-)
+from dsm.errors import ClosedError, DSMError, InternalError, LimitError, Status, UsageError, error_for
 from dsm.log import logger
-from dsm.memory.cache import CACHE_BYTES, FILLED, WORDS, WorkerCache, contents, counters
+from dsm.manager.quarantine import Quarantine
+from dsm.manager.workercache import Cache
 from dsm.memory.classes import CLASSES, span_bytes
 from dsm.memory.guards import front_bytes, guarded_bytes
 from dsm.memory.pool import Pool
-from dsm.memory.rings import RING_WORDS, Ring
 from dsm.types import HeapRecord, Region, RegionOptions
 from dsm.wire import control, heaps
 from dsm.wire import membership as meta
 
-#: Bytes of the memory file of a worker's cache, with its ring.
-FILE_BYTES = CACHE_BYTES + 8 * RING_WORDS
-#: Blocks, and bytes of them, that stay in quarantine after they were freed in debug mode.
-QUARANTINE_BLOCKS = 256
-QUARANTINE_BYTES = 16 * 1024 * 1024
-#: Blocks that may have left it without having been looked at: their workers may have died.
-MAX_RETIRING = 1024
 #: Blocks that were freed twice of which the log says so.
 _SAID = 5
-#: Where nobody knows.
-_SOMEWHERE = "an unknown place"
-#: Blocks of one answer.
-_LISTED = 64
 
 #: ``then(None)`` when the pool has grown, or with the reason why it has not.
 Grown = Callable[[DSMError | None], None]
-
-
-class Cache:
-    """The memory file of one worker's cache, and what was sent to and fro."""
-
-    def __init__(self) -> None:
-        self.fd = os.memfd_create("dsm-cache", os.MFD_CLOEXEC)
-        try:
-            os.ftruncate(self.fd, FILE_BYTES)
-            self._map = mmap.mmap(self.fd, FILE_BYTES)
-        except BaseException:
-            os.close(self.fd)
-            raise
-        self.words = memoryview(self._map).cast("Q")
-        WorkerCache(self.words[:WORDS])
-        self.ring = Ring(self.words[WORDS:])
-        #: Batches that it was sent and has not noted yet, by number, and how many there were; and the
-        #: number of the last that came from it.
-        self.sent: dict[int, tuple[int, ...]] = {}
-        self.batches = 0
-        self.received = 0
-        #: Extents that it knows.
-        self.told: set[int] = set()
-
-    def send(self, addresses: tuple[int, ...]) -> int:
-        """Note that a batch is sent to it, and return its number."""
-        filled = self.words[FILLED]
-        self.sent = {number: batch for number, batch in self.sent.items() if number > filled}
-        self.batches += 1
-        self.sent[self.batches] = addresses
-        return self.batches
-
-    def held(self) -> list[int]:
-        """Return the objects that it keeps; none when it is damaged."""
-        try:
-            return contents(self.words[:WORDS], self.sent, self.received)
-        except UsageError as error:
-            logger.warning("%s", error)
-            return []
-
-    def away(self) -> dict[int, list[int]]:
-        """Take out what is on its way home, by node."""
-        try:
-            return self.ring.take()
-        except UsageError as error:
-            logger.warning("%s", error)
-            return {}
-
-    def close(self) -> None:
-        """Close the file; the worker's copy stays."""
-        os.close(self.fd)
-        self.ring = Ring(memoryview(bytes(8 * RING_WORDS)).cast("Q"))
-        with contextlib.suppress(BufferError):  # somebody still looks at it: it goes with the last who does
-            self.words.release()
-            self._map.close()
 
 
 class NodePool:
@@ -162,11 +81,8 @@ class NodePool:
         #: Counters of workers that are gone: allocations, frees, bytes asked for, bytes of those freed.
         self._gone = [0, 0, 0, 0]
         self.refused = self.lost = 0
-        #: Of debug mode, by address: blocks that are live, that were freed, and that are being looked at.
-        self._live: dict[int, heaps.DebugBlock] = {}
-        self._quarantine: OrderedDict[int, heaps.DebugBlock] = OrderedDict()
-        self._retiring: OrderedDict[int, heaps.DebugBlock] = OrderedDict()
-        self._quarantined = 0
+        #: Of debug mode.
+        self._blocks = Quarantine(heap.options.name)
 
     # -- workers -----------------------------------------------------------------------------------------
 
@@ -201,7 +117,7 @@ class NodePool:
         if cache is None:
             return {}
         away = cache.away()
-        for index, value in enumerate(counters(cache.words[:WORDS])):
+        for index, value in enumerate(cache.counted()):
             self._gone[index] += value
         self.give_home(cache.held())
         cache.close()
@@ -216,9 +132,10 @@ class NodePool:
         if not 0 <= size_class < CLASSES or not 0 < count <= 1024:
             raise UsageError(f"{count} objects of class {size_class}: there are {CLASSES} classes")
 
+        cache = self.caches.get(worker)
+
         def again(error: DSMError | None) -> None:
-            cache = self.caches.get(worker)
-            if error is not None or cache is None:
+            if error is not None or cache is None or self.caches.get(worker) is not cache:
                 fail(error)
                 return
             addresses = tuple(self._pool.take(size_class, count))
@@ -274,8 +191,10 @@ class NodePool:
         whole = guarded_bytes(nbytes, align) if debug else nbytes
         self._pool.extent_for(whole, align)  # refuses what is no alignment
 
+        cache = self.caches.get(worker)
+
         def again(error: DSMError | None) -> None:
-            if error is not None or worker not in self.caches:
+            if error is not None or cache is None or self.caches.get(worker) is not cache:
                 fail(error)
                 return
             address = self._pool.allocate(whole, align)
@@ -286,7 +205,7 @@ class NodePool:
             fresh = self._touch(address)
             if debug:
                 address, usable = address + front_bytes(align), nbytes
-                self._live[address] = heaps.DebugBlock(address, nbytes, align, asked.place or _SOMEWHERE)
+                self._blocks.allocated(address, nbytes, align, asked.place)
             then(heaps.HeapAllocated(address, usable, fresh, *self.news(worker)))
 
         again(None)
@@ -316,47 +235,19 @@ class NodePool:
             self._pool.free(address)
             self._shrink(1)
             return heaps.HeapFreed()
-        block = self._live.pop(address, None)
-        if block is None:
-            raise self._no_block(address, place)
-        self._quarantine[address] = heaps.DebugBlock(
-            address, block.nbytes, block.align, block.place, place or _SOMEWHERE
-        )
-        self._quarantined += block.nbytes
-        leaving = []
-        while len(self._quarantine) > QUARANTINE_BLOCKS or self._quarantined > QUARANTINE_BYTES:
-            _, oldest = self._quarantine.popitem(last=False)
-            self._quarantined -= oldest.nbytes
-            self._retiring[oldest.address] = oldest
-            leaving.append(oldest)
-            if len(leaving) == _LISTED:
-                break
-        while len(self._retiring) > MAX_RETIRING:
-            self._release(self._retiring.popitem(last=False)[1])
+        leaving, forgotten = self._blocks.freed(address, place)
+        for block in forgotten:
+            self._release(block)
         return heaps.HeapFreed(tuple(leaving))
 
     def _release(self, block: heaps.DebugBlock) -> None:
         """The memory of a freed block can be used again."""
         self._pool.free(block.address - front_bytes(block.align))
 
-    def _no_block(self, address: int, place: str) -> DSMError:
-        earlier = self._quarantine.get(address) or self._retiring.get(address)
-        if earlier is not None:
-            return HeapCorruptionError(
-                f"double free: the block of {earlier.nbytes} bytes at {address:#x} of heap "
-                f"{self.heap.options.name!r}, allocated at {earlier.place}, was freed at {earlier.freed} "
-                f"and again at {place}; free it once"
-            )
-        return UsageError(
-            f"{address:#x} is no block of heap {self.heap.options.name!r}: {self._pool.explain(address)}"
-        )
-
     def retire(self, addresses: Iterable[int]) -> None:
         """Freed blocks were looked at."""
-        for address in addresses:
-            block = self._retiring.pop(address, None)
-            if block is not None:
-                self._release(block)
+        for block in self._blocks.retire(addresses):
+            self._release(block)
         self._shrink(1)
 
     def grow_block(self, address: int, nbytes: int) -> heaps.HeapGrown:
@@ -371,9 +262,7 @@ class NodePool:
     def find(self, address: int, place: str = "") -> heaps.HeapFound:
         """Say what block begins at an address."""
         if self.heap.options.debug:
-            block = self._live.get(address)
-            if block is None:
-                raise self._no_block(address, place or _SOMEWHERE)
+            block = self._blocks.find(address, place)
             return heaps.HeapFound(block.nbytes, block.align, block.place)
         return heaps.HeapFound(self._pool.usable_size(address))
 
@@ -488,7 +377,7 @@ class NodePool:
         cached = cached_bytes = 0
         counted = list(self._gone)
         for cache in self.caches.values():
-            for index, value in enumerate(counters(cache.words[:WORDS])):
+            for index, value in enumerate(cache.counted()):
                 counted[index] += value
             for address in cache.held():
                 try:
@@ -496,7 +385,7 @@ class NodePool:
                 except UsageError:  # it moves while we look
                     continue
                 cached += 1
-        resting = [*self._quarantine.values(), *self._retiring.values()]
+        resting = self._blocks.resting()
         cached += len(resting)
         cached_bytes += sum(
             self._pool.usable_size(block.address - front_bytes(block.align)) for block in resting
@@ -539,20 +428,15 @@ class NodePool:
                     self._pool.usable_size(address)
                 except UsageError as error:
                     return f"node {self._node}: the cache of worker {worker} has what it must not: {error}"
-        kept = self._live.keys() | self._quarantine.keys() | self._retiring.keys()
-        if self.heap.options.debug and len(kept) != self._pool.figures().live:
-            return f"node {self._node}: {self._pool.figures().live} blocks are out and {len(kept)} are known"
+        out = self._pool.figures().live
+        if self.heap.options.debug and len(self._blocks) != out:
+            return f"node {self._node}: {out} blocks are out and {len(self._blocks)} are known"
         return ""
 
     def list_blocks(self, after: int) -> heaps.HeapListed:
         """Return blocks of debug mode, live or in quarantine, by address."""
-        kept = self._quarantine | self._live
-        addresses = sorted(address for address in kept if address > after)
-        return heaps.HeapListed(
-            tuple(kept[address] for address in addresses[:_LISTED]),
-            more=len(addresses) > _LISTED,
-            extents=tuple(self._extents),
-        )
+        blocks, more = self._blocks.listed(after)
+        return heaps.HeapListed(blocks, more, tuple(self._extents))
 
 
 def _possible(count: int) -> int:

@@ -26,7 +26,8 @@ def place() -> str:
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("dsm."):
         frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"[-heaps.MAX_PLACE :]
+    name = frame.f_code.co_filename.encode(errors="replace").decode()
+    return f"{name}:{frame.f_lineno}"[-heaps.MAX_PLACE :]
 
 
 def allocate(heap: Heap, nbytes: int, align: int, zero: bool) -> Block:

@@ -116,7 +116,8 @@ class Model(RuleBasedStateMachine):
         if dies == 1:  # before it has noted them
             self.die(worker)
             return
-        assert self.caches[worker].fill(cls, taken.addresses, taken.number) == []
+        over = self.caches[worker].fill(cls, taken.addresses, taken.number)
+        assert self.pool.come_home(over) == []
         address = self.caches[worker].take(cls, SIZES[cls])
         self.live[address] = SIZES[cls]
 
@@ -158,7 +159,8 @@ class Model(RuleBasedStateMachine):
             assert answer.value.usable >= nbytes
             self.live[answer.value.address] = answer.value.usable + 1  # of no class
         else:
-            assert isinstance(answer.error, FullError) and nbytes > MIB // 2
+            assert isinstance(answer.error, FullError)
+            assert self.pool.count().managed + nbytes + 4096 > self.coordinator.bound
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())
