@@ -171,11 +171,13 @@ class Connection:
         """Whether a SET is on its way into a lease's memory."""
         return self._into is not None and self._into[0] is holding
 
-    def cut_off(self, holding: Holding) -> bool:
-        """A lease has ended: receive nothing more into it; return whether it is being sent."""
-        if self._into is not None and self._into[0] is holding:
-            self._into = None
-            self._failure = _ran_out(holding)
+    def drop(self, holding: Holding) -> None:
+        """A lease has ended: receive nothing more into it."""
+        self._into = None
+        self._failure = _ran_out(holding)
+
+    def sends(self, holding: Holding) -> bool:
+        """Whether memory of a lease is being sent."""
         return any(each is holding for _, each in self._queue)
 
     # -- in ----------------------------------------------------------------------------------------------
@@ -433,6 +435,8 @@ class Connection:
         elif self._gathered is not None:
             self._gathered[1][:here] = buffer[first : first + here]
         self._left -= here
+        if self._left and self._into is not None:
+            self._service.receiving.add(self)
         if not self._left:
             self._complete(buffer[position] if failure is not None else _SET)
         return REQUEST_BYTES + here
@@ -469,6 +473,7 @@ class Connection:
             self._watch()
             return
         into, self._into = self._into, None
+        service.receiving.discard(self)
         failure, self._failure = self._failure, None
         if failure is None and into is not None:
             now = service.now_ms()

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from dsm.errors import ClosedError, DSMError, LimitError, UsageError
+from dsm.limits import OS_PAGE_BYTES
 from dsm.log import logger
 from dsm.server.cluster import Cluster
 from dsm.server.memory import Memory
@@ -43,7 +44,8 @@ class Server:
         ``HOST:PORT``; port 0 takes a free one (see `address`).  Without a host: all addresses when there
         is a secret, else those of the loopback.
     size
-        Bytes to lease, or text as in ``"2G"``.  The system backs only what has been written.
+        Bytes to lease, or text as in ``"2G"``; whole pages are taken.  The system backs only what has been
+        written.
     secret
         What clients must know, at least 16 bytes.  Without one only this machine's users are served: `listen`
         must be an address of the loopback.
@@ -71,7 +73,7 @@ class Server:
         node: Node | None = None,
     ) -> None:
         self._listen = parse_address(listen, "listen")
-        self._nbytes = bytes_of(size)
+        self._nbytes = -(-bytes_of(size) // OS_PAGE_BYTES) * OS_PAGE_BYTES
         if not self._nbytes:
             raise UsageError("size is 0; a server needs memory to lease")
         self._secret = _checked(secret)

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from dsm.server.cluster import Cluster
 
 T = TypeVar("T")
+#: What cleaning a lease costs at least, in bytes of the same time.
+_CLEAN_LEAST_BYTES = 16 * 1024
 #: Bytes that are received at once.
 _BUFFER_BYTES = 512 * 1024
 #: The longest sleep: so late it is noticed that the node has ended.
@@ -83,6 +85,8 @@ class Service:
         self._connections: dict[int, Connection] = {}
         #: Those that have not proven themselves, oldest first, and until when.
         self._half_open: OrderedDict[Connection, float] = OrderedDict()
+        #: Connections in the middle of a SET into a lease.
+        self.receiving: set[Connection] = set()
         #: Connections with requests that are here and had no turn.
         self._later: deque[Connection] = deque()
         #: Connections that wait for memory to be cleaned.
@@ -139,6 +143,7 @@ class Service:
         del self._connections[connection.fd]
         self._half_open.pop(connection, None)
         self._lingering.pop(connection, None)
+        self.receiving.discard(connection)
 
     def answer(self, op: int, number: int, offset: int, count: int, token: bytes, now: int) -> bytes:
         """Return the reply to a request that moves no bytes of leases.
@@ -223,7 +228,7 @@ class Service:
 
     def receives_into(self, holding: Holding, cut: bool) -> bool:
         """Whether a SET is on its way into a lease; `cut`: not any more."""
-        receiving = [each for each in self._connections.values() if each.receives_into(holding)]
+        receiving = [each for each in self.receiving if each.receives_into(holding)]
         if cut:
             for connection in receiving:
                 connection.close("its lease was wanted by the cluster in the middle of a SET")
@@ -342,19 +347,22 @@ class Service:
                 continue
             if len(self._half_open) >= MAX_HALF_OPEN:
                 next(iter(self._half_open)).close("a newer one took its place before it had proven itself")
-            self._begin(sock, f"{address[0]}:{address[1]}")
+            try:
+                _tune(sock)
+            except OSError:  # it is gone again
+                sock.close()
+                continue
+            self.begin(sock, f"{address[0]}:{address[1]}")
 
-    def _begin(self, sock: socket.socket, name: str) -> None:
+    def begin(self, sock: socket.socket, name: str) -> Connection:
+        """Take a client in."""
         sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in _KEEPALIVE:
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
         connection = Connection(self, sock, name, Handshake(self._secret, os.urandom(NONCE_BYTES)))
         self._connections[connection.fd] = connection
         self._half_open[connection] = time.monotonic() + HANDSHAKE_TIMEOUT_S
         self._due = 0.0
         self._epoll.register(connection.fd, select.EPOLLIN)
+        return connection
 
     def _turn_away(self, sock: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -376,8 +384,13 @@ class Service:
 
     def _ended(self, holding: Holding) -> None:
         """A lease has ended: nothing goes on into its memory, and what is sent from it must move on."""
-        for connection in list(self._connections.values()):
-            if connection.cut_off(holding):
+        for connection in [each for each in self.receiving if each.receives_into(holding)]:
+            self.receiving.discard(connection)
+            connection.drop(holding)
+        if not holding.transfers:
+            return
+        for connection in self._connections.values():
+            if connection.sends(holding):
                 if not self._lingering:
                     self._linger_due = time.monotonic() + LEASE_LINGER_S
                 self._lingering[connection] = connection.moved
@@ -404,7 +417,7 @@ class Service:
             if part:
                 give_back = holding.high - holding.low > GIVE_BACK_BYTES
                 memory.zero(holding.address - memory.address + low, part, give_back)
-            budget -= max(part, 4096)
+            budget -= max(part, _CLEAN_LEAST_BYTES)
             if low + part >= holding.high:
                 self._clean_at = 0
                 book.cleaned(holding)
@@ -450,6 +463,13 @@ class WaitsForRoom(Waits):
 
     def begin(self, connection: Connection) -> None:
         self._waiting.append(connection)
+
+
+def _tune(sock: socket.socket) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEPALIVE:
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _uuid4(random: bytes) -> bytes:

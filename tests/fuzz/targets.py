@@ -6,17 +6,21 @@ handled them, or refused them with the error it names.  Anything else is an exce
 
 from __future__ import annotations
 
+import contextlib
+import select
+import socket
 import struct
 from collections.abc import Callable, Iterator
 
 import msgspec
 
 from dsm.coherence.messages import Kind
-from dsm.errors import AuthenticationError, WireError
+from dsm.errors import AuthenticationError, LimitError, Status, WireError
 from dsm.limits import MAX_METADATA_BYTES
 from dsm.manager import border
+from dsm.server.service import Service
 from dsm.types import ArrayLayout, Region, RegionOptions, SyncObject
-from dsm.wire import control
+from dsm.wire import control, lease_handshake, leases
 from dsm.wire import header as headers
 from dsm.wire import membership as meta
 from dsm.wire.framing import MESSAGE, SINK, FrameReader
@@ -25,6 +29,8 @@ from dsm.wire.header import HEADER_BYTES, LENGTH_LIMITS, Family
 
 SECRET = b"a secret that the fuzzer does not know"
 CLUSTER = bytes(range(1, 17))
+#: Id, write key and read key of a lease.
+LEASE = bytes(range(16)), bytes(range(16, 32)), bytes(range(32, 48))
 
 
 def header(data: bytes) -> None:
@@ -154,8 +160,92 @@ def metadata(data: bytes) -> None:
         assert meta.decode(kind, memoryview(meta.encode(body))) == body
 
 
+def lease_stranger(data: bytes) -> None:
+    """Whoever does not know the secret of a lease server gets through to neither side."""
+    for engine in (lease_handshake.Client(SECRET, b"c" * 32), lease_handshake.Server(SECRET, b"s" * 32)):
+        if isinstance(engine, lease_handshake.Client):
+            engine.start()
+        try:
+            for low in range(0, len(data), 50):
+                engine.feed(data[low : low + 50])
+                assert len(engine._received) < 100
+        except (AuthenticationError, LimitError, WireError) as error:
+            assert str(error) and len(engine.refusal) in (0, 40)
+        assert not engine.done
+
+
+class _Memory:
+    """What a lease server leases, without a node."""
+
+    address = 1 << 21
+    nbytes = 1 << 16
+    lost = False
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(self.nbytes))
+
+    def zero(self, offset: int, nbytes: int, give_back: bool) -> None:
+        self.view[offset : offset + nbytes] = bytes(nbytes)
+
+
+def lease_client(data: bytes) -> None:
+    """A client of a lease server says anything, in pieces: it hears replies, and the books stay right.
+
+    It may use a lease of 1000 bytes, with id and keys of `LEASE`; the one beside it is not its own.
+    """
+    if not data:
+        return
+    step, stream = 1 + data[0] * 8, data[1:]
+    service = Service([], _Memory(), None)
+    mine, theirs = socket.socketpair()
+    try:
+        now = service.now_ms()
+        lease = service.book.lease(now, 1000, 10**9, *LEASE)
+        other = service.book.lease(now, 1000, 10**9, *(bytes(reversed(each)) for each in LEASE))
+        start = other.address - service.memory.address
+        service.memory.view[start : start + 1000] = b"o" * 1000
+        mine.setblocking(False)
+        connection = service.begin(theirs, "fuzzer")
+        connection._handshake = None
+        service.admit(connection)
+        heard = b""
+        for low in range(0, len(stream), step):
+            mine.send(stream[low : low + step])
+            connection.ready(select.EPOLLIN)
+            service._on_time()
+            heard += _drain(mine)
+            if connection.closed:
+                break
+        _check_replies(heard + _drain(mine))
+        service.book.check()
+        assert lease.high <= lease.nbytes and not other.high
+        assert bytes(service.memory.view[start : start + 1000]) == b"o" * 1000
+    finally:
+        mine.close()
+        service.close()
+
+
+def _drain(sock: socket.socket) -> bytes:
+    heard = b""
+    with contextlib.suppress(BlockingIOError, ConnectionResetError):
+        while part := sock.recv(1 << 16):
+            heard += part
+    return heard
+
+
+def _check_replies(heard: bytes) -> None:
+    while heard:
+        _, status, zero, _, payload, a, b = leases.REPLY.unpack_from(heard)
+        body = heard[leases.REPLY_BYTES : leases.REPLY_BYTES + payload]
+        assert len(body) == payload and not zero
+        if status:
+            assert (a, b) == (0, 0) and body.decode()
+            assert Status(status) != Status.INTERNAL
+        heard = heard[leases.REPLY_BYTES + payload :]
+
+
 TARGETS: list[Callable[[bytes], None]] = [
-    header, framing, stranger, middleman, local, metadata,
+    header, framing, stranger, middleman, local, metadata, lease_stranger, lease_client,
 ]  # fmt: skip
 
 
@@ -206,5 +296,28 @@ def seeds() -> Iterator[bytes]:
     proof = client.feed(challenge)
     yield b"\2" + hello + proof
     yield b"\2" + challenge + server.feed(proof)
+    lease_engine, lease_server = (
+        lease_handshake.Client(SECRET, b"d" * 32),
+        lease_handshake.Server(SECRET, b"t" * 32),
+    )
+    hello = lease_engine.start()
+    challenge = lease_server.feed(hello)
+    proof = lease_engine.feed(challenge)
+    yield b"\6" + hello + proof
+    yield b"\6" + challenge + lease_server.feed(proof)
+    writer, reader = LEASE[0] + LEASE[1], LEASE[0] + LEASE[2]
+    stream = b""
+    for op, token, offset, count, payload in (
+        (1, bytes(32), 60_000, 100, b""), (2, writer, 5, 10, b""), (3, writer, 990, 10, bytes(10)),
+        (2, reader, 0, leases.TO_THE_END, b""), (3, reader, 0, 3, b"abc"), (4, writer, 10**6, 0, b""),
+        (6, reader, 0, 0, b""), (7, bytes(32), 0, 10, b""), (8, bytes(32), 0, 0, b""),
+        (9, bytes(32), 0, 0, b""), (5, writer, 0, 0, b""),
+    ):  # fmt: skip
+        packed = (
+            leases.request(op, 7, payload=len(payload), offset=offset, count=count, token=token) + payload
+        )
+        stream += packed
+        yield b"\7\x20" + packed
+    yield b"\7\x07" + stream
     yield b"\3"
     yield b"\3" + bytes([0, 5, 1, 2, 7, 9])

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -180,6 +181,29 @@ def test_a_reply_that_answers_nothing_ends_the_connection(lie):
             assert client._connection.get(bytes(32), 0, 10) == bytes(10)  # what came behind it is not read
         except dsm.WireError:
             assert client._connection._sock is None
+
+
+def test_a_call_that_is_interrupted_leaves_nothing_for_the_next():
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(number, frame):
+        raise Interrupted
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with Liar(_silent, _serve) as liar, dsm.connect(liar.address, timeout=20) as client:
+            main = threading.main_thread().ident
+            waker = threading.Thread(
+                target=lambda: (wait_until(lambda: liar.heard, 10), signal.pthread_kill(main, signal.SIGUSR1))
+            )
+            waker.start()
+            with pytest.raises(Interrupted):
+                client._connection.get(bytes(32), 0, 10)
+            waker.join(10)
+            assert client._connection.get(bytes(32), 0, 7) == bytes(7)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_close_ends_a_wait_of_another_thread():

@@ -337,6 +337,39 @@ def test_a_server_has_a_bound_of_leases(node, monkeypatch):
         client.lease(10, 60)
 
 
+def test_a_server_of_any_size_leases_all_of_it(node):
+    for size, leased in ((1, 4096), (5000, 8192), (3 << 20, 3 << 20)):
+        with dsm.Server(size=size, node=node) as server, dsm.connect(server.address) as client:
+            assert server.size == client.figures()["size"] == leased
+            with client.lease(leased, 60) as lease:
+                lease.set(b"x", leased - 1)
+                assert client.figures()["free"] == 0
+
+
+def test_more_than_the_machine_has_is_refused(node):
+    with pytest.raises(dsm.LimitError, match="whose machine has"):
+        dsm.Server(size="1T", node=node).start()
+
+
+def test_what_has_run_out_is_refused_though_nobody_has_looked_yet(node, monkeypatch):
+    monkeypatch.setattr(book.Book, "due", lambda self, now: [])
+    with dsm.Server(size="1M", node=node) as server, dsm.connect(server.address) as client:
+        lease = client.lease(100, "100ms")
+        lease.set(b"x")
+        lease.get()
+
+        def has_ended():
+            try:
+                lease.get(0, 1)
+            except dsm.LeaseExpiredError:
+                return True
+            return False
+
+        wait_until(has_ended, 5)
+        with pytest.raises(dsm.LeaseExpiredError):
+            lease.set(b"x")
+
+
 def test_an_address_that_is_taken_is_named(server, node):
     with pytest.raises(dsm.LimitError, match=f"cannot listen on {server.address}"):
         dsm.Server(server.address, "1M", node=node).start()
