@@ -13,6 +13,9 @@ from dsm.errors import UsageError
 _SIZES = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _DURATIONS_MS = {"ms": 1, "s": 1000, "": 1000, "m": 60_000, "h": 3_600_000}
 _NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z]*)\s*")
+#: Characters of a size or duration, and bytes of a size, beyond which nobody means it.
+_MAX_TEXT = 40
+_MAX_BYTES = 2**63 - 1
 #: No duration is longer (30 years), so that no arithmetic with times ends.
 MAX_DURATION_MS = 10**12
 
@@ -33,14 +36,16 @@ def bytes_of(size: int | str, what: str = "size") -> int:
         It is neither, negative, or no whole number of bytes.
     """
     if isinstance(size, str):
-        match = _NUMBER.fullmatch(size)
+        match = _NUMBER.fullmatch(size[:_MAX_TEXT])
         unit = match[2].upper() if match else "?"
         unit = unit if unit == "B" else unit.removesuffix("IB").removesuffix("B")
-        if match is None or unit not in _SIZES:
-            raise UsageError(f"{what} is {size!r}; write bytes, or a number with K, M, G or T, as in 64K")
+        if match is None or unit not in _SIZES or len(size) > _MAX_TEXT:
+            raise UsageError(
+                f"{what} is {_shown(size)}; write bytes, or a number with K, M, G or T, as in 64K"
+            )
         value = float(match[1]) * _SIZES[unit] if "." in match[1] else int(match[1]) * _SIZES[unit]
-        if value != int(value):
-            raise UsageError(f"{what} is {size!r}, which is no whole number of bytes")
+        if value != int(value) or value > _MAX_BYTES:
+            raise UsageError(f"{what} is {size!r}, which is no whole number of bytes up to {_MAX_BYTES}")
         return int(value)
     if isinstance(size, bool) or not hasattr(size, "__index__"):
         raise UsageError(f"{what} is {size!r}; pass bytes as an integer, or text as in '64K'")
@@ -65,9 +70,9 @@ def milliseconds_of(duration: float | str, what: str = "duration") -> int:
         It is neither, not positive, or longer than `MAX_DURATION_MS`.
     """
     if isinstance(duration, str):
-        match = _NUMBER.fullmatch(duration)
-        if match is None or match[2] not in _DURATIONS_MS:
-            raise UsageError(f"{what} is {duration!r}; write a number with ms, s, m or h, as in 60s")
+        match = _NUMBER.fullmatch(duration[:_MAX_TEXT])
+        if match is None or match[2] not in _DURATIONS_MS or len(duration) > _MAX_TEXT:
+            raise UsageError(f"{what} is {_shown(duration)}; write a number with ms, s, m or h, as in 60s")
         value = float(match[1]) * _DURATIONS_MS[match[2]]
     else:
         try:
@@ -79,6 +84,10 @@ def milliseconds_of(duration: float | str, what: str = "duration") -> int:
             f"{what} is {duration!r}; pass seconds above 0, or text as in '60s', at most {MAX_DURATION_MS} ms"
         )
     return max(1, round(value))
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}…")
 
 
 def show_bytes(size: float) -> str:

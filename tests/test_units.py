@@ -27,7 +27,27 @@ def test_sizes(text, size):
     assert bytes_of(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "K", "-1", "1X", "1KK", "0.3B", "1e3", -1, 1.5, None, True, "nan"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "K",
+        "-1",
+        "1X",
+        "1KK",
+        "0.3B",
+        "1e3",
+        "9" * 5000,
+        "9" * 39,
+        "9" * 30 + ".5",
+        "8388608T",
+        -1,
+        1.5,
+        None,
+        True,
+        "nan",
+    ],
+)
 def test_what_is_no_size(text):
     with pytest.raises(UsageError, match="size"):
         bytes_of(text)

@@ -32,5 +32,9 @@ def parse_token(token: str) -> tuple[bytes, bytes]:
     except (binascii.Error, ValueError):
         found = b"", b""
     if not dot or len(found[0]) != ID_BYTES or len(found[1]) != KEY_BYTES:
-        raise UsageError(f"{token!r} is no token of a lease; pass what `dsm lease` printed, or Lease.token")
+        # It may be nearly one, with most of a key in it: messages are no place for that.
+        shown = (
+            f"a text of {len(token)} characters" if isinstance(token, str) else f"a {type(token).__name__}"
+        )
+        raise UsageError(f"{shown} is no token of a lease; pass what `dsm lease` printed, or Lease.token")
     return found

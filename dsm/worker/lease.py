@@ -477,8 +477,9 @@ def identity_of(what: Any, key: Any) -> tuple[bytes, bytes]:
         try:
             identity = uuid.UUID(what).bytes
         except (ValueError, TypeError, AttributeError):
+            given = what.partition(".")[0] if isinstance(what, str) else what  # behind the dot may be a key
             raise UsageError(
-                f"{layouts.shown(what)} is no id of a lease; pass Lease.id, or a token alone"
+                f"{layouts.shown(given)} is no id of a lease; pass Lease.id, or a token alone"
             ) from None
     if isinstance(key, str):
         try:

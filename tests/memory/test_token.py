@@ -31,3 +31,10 @@ def test_a_token_is_read_back_also_with_the_dashes_of_a_uuid():
 def test_what_is_no_token(text):
     with pytest.raises(UsageError, match="token"):
         parse_token(text)
+
+
+def test_a_token_that_lacks_a_digit_is_not_shown():
+    token = token_of(bytes(16), bytes(range(16)))
+    with pytest.raises(UsageError) as raised:
+        parse_token(token[:-1])
+    assert token[33:40] not in str(raised.value)
