@@ -36,10 +36,10 @@ def allocate(heap: Heap, nbytes: int, align: int, zero: bool) -> Block:
     given = heap._call(
         heaps.HeapAllocate(number, nbytes, align, place()),
         heaps.HeapAllocated,
-        arrived=heap._allocated,
+        arrived=heap._cache.arrived,
         undo=lambda answer: heaps.HeapFree(number, heap._home, answer.address),
     )
-    heap._news(given.extents, given.gone)
+    heap._cache.news(given.extents, given.gone)
     address = given.address
     whole = _memory(heap, address, nbytes, align)
     start = guards.front_bytes(align)

@@ -6,14 +6,12 @@ A large one is asked of the pool, a block of the direct manager is a region of i
 to this worker's cache, or home.
 
 Threads may share a heap: the cache has a lock of its own, claiming a block for `free` is one step of a
-dict, and a lock (`_slow`) keeps apart those who talk to the manager.
+dict, and a lock keeps apart those who talk to the manager.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import threading
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -30,25 +28,19 @@ from dsm.errors import (
     UsageError,
 )
 from dsm.limits import ADDRESS_ALIGNMENT, MAX_REGION_BYTES
-from dsm.memory.cache import CACHE_BYTES, WORDS
-from dsm.memory.classes import BATCHES, CAPACITIES, MAX_BATCH, MAX_SMALL_BYTES, SIZES, STEP_BYTES, class_of
-from dsm.memory.rings import RING_WORDS, Ring
+from dsm.memory.classes import MAX_SMALL_BYTES, class_of
 from dsm.types import HEAP_MANAGERS, HeapOptions, HeapRecord, RegionOptions
 from dsm.units import bytes_of
 from dsm.wire import control, heaps
 from dsm.worker import guarded, layouts
 from dsm.worker.block import NO_CLASS, Block, BlockRef, RegionBlock, WholeBlock
+from dsm.worker.heapcache import BY_STEP, HeapCache
 from dsm.worker.heapstatistics import HeapStatistics, statistics_of
 from dsm.worker.regions import Region
 from dsm.worker.session import Descriptors
 
 if TYPE_CHECKING:
     from dsm.worker.node import Node
-
-#: Blocks of other nodes that are sent home together.
-HOME_BATCH = 32
-#: Class of a block by steps of 16 bytes, as `class_of` says.
-_BY_STEP = bytes(class_of(step * STEP_BYTES) for step in range(MAX_SMALL_BYTES // STEP_BYTES + 1))
 
 
 def _nothing(cache: object, nbytes: int, zero: bool) -> int:
@@ -79,25 +71,8 @@ class Heap:
 
     def _attach(self, received: Descriptors) -> None:
         """Take over the cache that came with the heap."""
-        (fd,) = received.take(1)
-        try:
-            self._cache = caches.Cache(
-                fd, CACHE_BYTES + 8 * RING_WORDS, _BY_STEP, CAPACITIES, BATCHES, MAX_BATCH
-            )
-        finally:
-            os.close(fd)
-        self._ring = Ring(self._cache.words[WORDS:])
+        self._cache = HeapCache(self, received)
         self._handle = self._cache.handle
-        #: Held while this heap talks to the manager about its caches; reentrant for the sake of signal
-        #: handlers.
-        self._slow = threading.RLock()
-        #: Batches that came, extents to be mapped, and such as are gone.
-        self._batches: list[tuple[int, heaps.HeapTaken]] = []
-        self._unmapped: set[int] = set()
-        self._gone: set[int] = set()
-        self._batch_number = 0
-        #: A batch that left the cache and has not arrived yet.
-        self._leaving: heaps.HeapGive | None = None
         fast = self.options.manager == "pooled" and not self.options.debug
         self._take: Any = caches.lib.dsm_cache_take if fast else _nothing
         self._put: Any = caches.lib.dsm_cache_put
@@ -165,7 +140,7 @@ class Heap:
             except (TypeError, OverflowError):  # what is wrong is told below
                 address = 0
             if address:
-                block = self._live[address] = Block(self, address, nbytes, _BY_STEP[(nbytes + 15) >> 4])
+                block = self._live[address] = Block(self, address, nbytes, BY_STEP[(nbytes + 15) >> 4])
                 return block
         return self._alloc(nbytes, align, zero, manager)
 
@@ -190,7 +165,7 @@ class Heap:
             if address and self._live.pop(address, None) is what:
                 what._address = 0
                 if not self._put(self._handle, address, what._nbytes, what._class):
-                    self._put_slowly(address, what._nbytes, what._class)
+                    self._cache.put(address, what._nbytes, what._class)
                 return
         self._free(what)
 
@@ -267,11 +242,7 @@ class Heap:
     def trim(self) -> None:
         """Give memory that nobody uses back to the system now: what is empty as a whole, on all nodes."""
         self._check_open()
-        with self._slow:
-            self._send_home()
-            for cls in range(len(SIZES)):
-                while self._give_batch(cls):
-                    pass
+        self._cache.give_all()
         self._call(heaps.HeapTrim(self._record.number), control.Done)
 
     def destroy(self) -> None:
@@ -312,7 +283,7 @@ class Heap:
             return self._alloc_region(nbytes)
         if nbytes <= MAX_SMALL_BYTES and align <= MAX_SMALL_BYTES:
             cls = class_of(nbytes, align)
-            address = self._take_slowly(cls, nbytes, zero)
+            address = self._cache.take(cls, nbytes, zero)
             block = self._live[address] = Block(self, address, nbytes, cls)
             return block
         return self._alloc_whole(nbytes, align, zero)
@@ -325,75 +296,21 @@ class Heap:
                 "would not fit if it were empty; ask for less, or make a heap with a larger max_bytes"
             )
 
-    def _take_slowly(self, cls: int, nbytes: int, zero: bool) -> int:
-        """Take an object from the cache, and get a batch before if there is none."""
-        take = caches.lib.dsm_cache_take_of
-        address = take(self._handle, cls, nbytes, zero)
-        while not address:
-            with self._slow:
-                self._keep_batches()
-                address = take(self._handle, cls, nbytes, zero)
-                if address:
-                    break
-                self._call(
-                    heaps.HeapTake(self._record.number, cls, BATCHES[cls]),
-                    heaps.HeapTaken,
-                    arrived=lambda taken, _: self._batches.append((cls, taken)),
-                )
-                self._keep_batches()
-            address = take(self._handle, cls, nbytes, zero)
-        return int(address)
-
-    def _keep_batches(self) -> None:
-        """Put what came from the manager into the cache, once its memory is mapped."""
-        while self._batches:
-            cls, taken = self._batches.pop(0)
-            try:
-                self._news(taken.extents, taken.gone)
-            except BaseException:
-                self._batches.insert(0, (cls, taken))
-                raise
-            over = self._cache.fill(cls, taken.addresses, taken.number)
-            for address in over:
-                self._put_away(self._home, address)
-
-    def _news(self, extents: tuple[int, ...], gone: tuple[int, ...]) -> None:
-        """Map extents that are new, and close those that are gone."""
-        self._unmapped.update(extents)
-        if not self._unmapped and not gone:
-            return
-        regions = self._node._regions
-        with self._slow:
-            while self._unmapped:
-                number = min(self._unmapped)
-                try:
-                    if regions.get(number) is None:
-                        regions.open(number)
-                except (ClosedError, UnknownNameError):  # it went away again meanwhile
-                    pass
-                self._unmapped.discard(number)
-            for number in gone:
-                regions.drop(number)
-
     def _alloc_whole(self, nbytes: int, align: int, zero: bool) -> Block:
         number = self._record.number
         given = self._call(
             heaps.HeapAllocate(number, nbytes, align),
             heaps.HeapAllocated,
-            arrived=self._allocated,
+            arrived=self._cache.arrived,
             undo=lambda answer: heaps.HeapFree(number, self._home, answer.address),
         )
-        self._news(given.extents, given.gone)
+        self._cache.news(given.extents, given.gone)
         if zero and not given.fresh:
             caches.zero(given.address, nbytes)
         self._cache.count(1, 0, nbytes, 0)
         block = WholeBlock(self, given.address, nbytes, NO_CLASS, given.usable, self._home)
         self._live[given.address] = block
         return block
-
-    def _allocated(self, given: heaps.HeapAllocated, _: Descriptors) -> None:
-        """Extents are told once, also to who was interrupted and does not look at the answer."""
-        self._unmapped.update(given.extents)
 
     def _alloc_region(self, nbytes: int) -> Block:
         block = RegionBlock(self, 0, nbytes, NO_CLASS)
@@ -403,7 +320,7 @@ class Heap:
 
     def _make_region(self, block: RegionBlock) -> None:
         """Make the region of a block, at its first use."""
-        with self._slow:
+        with self._cache.slow:
             block._check()
             if block._own is not None:
                 return
@@ -423,45 +340,6 @@ class Heap:
             self._live[region.address] = block
 
     # -- inside: free ------------------------------------------------------------------------------------
-
-    def _put_slowly(self, address: int, nbytes: int, cls: int) -> None:
-        """Put an object into a cache that is full: a batch goes to the pool before."""
-        while not self._put(self._handle, address, nbytes, cls):
-            with self._slow:
-                self._give_batch(cls)
-
-    def _give_batch(self, cls: int) -> bool:
-        """Send a batch of a class to the pool, after one that was interrupted; False when there is none."""
-        if self._leaving is None:
-            number = self._batch_number + 1
-            addresses = self._cache.surplus(cls, number)
-            if not addresses:
-                return False
-            self._batch_number = number
-            self._leaving = heaps.HeapGive(self._record.number, number, addresses)
-        given = self._call(self._leaving, heaps.HeapGiven)
-        self._cache.sent(self._leaving.number)
-        self._leaving = None
-        self._news((), given.gone)
-        return True
-
-    def _put_away(self, node: int, address: int) -> None:
-        """Send a block home, with others: it is of another node, or there is no room for it here."""
-        self._release_before(node)
-        with self._slow:
-            while not self._ring.put(node, address):
-                self._send_home()
-            if len(self._ring) >= HOME_BATCH:
-                self._send_home()
-
-    def _release_before(self, node: int) -> None:
-        """What was written here into a block of another node must not come after its next owner's bytes."""
-        if node != self._home and self.options.consistency == "release":
-            self._node.release()
-
-    def _send_home(self) -> None:
-        if len(self._ring):
-            self._call(heaps.HeapGive(self._record.number), heaps.HeapGiven)
 
     def _free(self, what: object) -> None:
         """Free what is no live small block of this node."""
@@ -496,16 +374,16 @@ class Heap:
             self._free_at(block._home, address, block._nbytes)
         else:
             self._cache.count(0, 1, 0, block._nbytes)
-            self._put_away(block._home, address)
+            self._cache.put_away(block._home, address)
 
     def _free_at(self, node: int, address: int, nbytes: int) -> None:
         """Free a block at once, at the pool that it is of."""
-        self._release_before(node)
+        self._cache.release_before(node)
         self._call(heaps.HeapFree(self._record.number, node, address), heaps.HeapFreed)
         self._cache.count(0, 1, 0, nbytes)
 
     def _free_region(self, block: RegionBlock) -> None:
-        with self._slow:
+        with self._cache.slow:
             if block._freed:
                 raise UsageError(
                     f"double free: the block of {block._nbytes} bytes of heap {self.name!r} was freed by "
@@ -662,51 +540,3 @@ def _open_heap(cluster: str, number: int) -> Heap:
             "this one with the DSM_NODE of the process that sent it"
         )
     return node._heaps.find(number)
-
-
-class HeapTable:
-    """The heaps that this process has open, by number."""
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-        self._open: dict[int, Heap] = {}
-        self._mutex = threading.RLock()
-
-    def open(self, options: HeapOptions, given: tuple[str, ...]) -> Heap:
-        """Create a heap, or open the one of that name."""
-        with self._mutex:  # what it says of its caches is so until the answer
-            return self._ask(heaps.OpenHeap(options, given, tuple(self._open)))
-
-    def find(self, number: int) -> Heap:
-        """Return a heap that exists."""
-        found = self._open.get(number)
-        if found is not None:
-            return found
-        with self._mutex:
-            return self._ask(heaps.FindHeap(number, tuple(self._open)))
-
-    def _ask(self, body: Any) -> Heap:
-        opened, received = self._node._connection.session.call(body, heaps.HeapOpened)
-        number = opened.heap.number
-        heap = self._open.get(number)
-        if heap is None:
-            heap = self._open[number] = Heap(self._node, opened, received)
-        return heap
-
-    def forget(self, heap: Heap) -> None:
-        """A heap was destroyed."""
-        self._open.pop(heap._record.number, None)
-
-    def renew(self) -> None:
-        """In a child of fork, attached anew: open every heap again."""
-        self._mutex = threading.RLock()
-        for number, heap in list(self._open.items()):
-            try:
-                heap._renew(*self._node._connection.session.call(heaps.FindHeap(number), heaps.HeapOpened))
-            except (ClosedError, UsageError):  # destroyed meanwhile
-                heap._close()
-
-    def clear(self) -> None:
-        """The node is closed."""
-        for heap in list(self._open.values()):
-            heap._close()

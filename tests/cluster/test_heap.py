@@ -479,14 +479,14 @@ def _rebel(node, name):
     given = node._connection.session.call(heaps.HeapGive(number, 1 << 40, (16, 0, huge)), heaps.HeapGiven)[0]
     assert set(given.refused) == {16, 0, huge}
     heap.alloc(100).free()
-    heap._ring.put(63, 4096)
-    heap._ring.put(far, 4096)
-    heap._ring.put(home, 4096)
+    heap._cache._ring.put(63, 4096)
+    heap._cache._ring.put(far, 4096)
+    heap._cache._ring.put(home, 4096)
     heap.statistics()
-    heap._cache.words[0] = huge
-    heap._cache.words[WORDS] = 77
+    heap._cache._cache.words[0] = huge
+    heap._cache._cache.words[WORDS] = 77
     for at in range(CLASSES, CLASSES + 4):
-        heap._cache.words[at] = huge
+        heap._cache._cache.words[at] = huge
     heap.statistics()
     return said
 

@@ -13,7 +13,7 @@ from dsm.errors import DSMError, LimitError
 from dsm.wire import control
 from dsm.worker import calls, lacking, ranges
 from dsm.worker.connection import Connection
-from dsm.worker.heap import HeapTable
+from dsm.worker.heaptable import HeapTable
 from dsm.worker.leasebook import LeaseBook
 from dsm.worker.leasing import Demands
 from dsm.worker.node.arrays import Arrays

@@ -17,7 +17,7 @@ from dsm.worker.synchronization.objects import ObjectTable
 from dsm.worker.synchronization.owners import HeldLocks
 
 if TYPE_CHECKING:
-    from dsm.worker.heap import HeapTable
+    from dsm.worker.heaptable import HeapTable
 
 
 class Part:
