@@ -110,8 +110,7 @@ class Demands:
         for worker in [worker for worker in self._servers if gone(worker)]:
             del self._servers[worker]
             for number, (asked, key) in list(self._open.items()):
-                if asked == worker:
-                    del self._open[number]
+                if asked == worker and self._open.pop(number, None) is not None:
                     self._not_there(worker, key)
 
     # -- searches ----------------------------------------------------------------------------------------

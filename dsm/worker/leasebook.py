@@ -76,8 +76,9 @@ class LeaseBook:
         with self._mutex:
             if self._listening:
                 return
+            arguments = (self._session,)
+            threading.Thread(target=self._listen, args=arguments, name="dsm-leases", daemon=True).start()
             self._listening = True
-        threading.Thread(target=self._listen, args=(self._session,), name="dsm-leases", daemon=True).start()
 
     def held(self, number: int) -> Held | None:
         """Return the lease that a region is."""
@@ -96,9 +97,11 @@ class LeaseBook:
             if held is not None:
                 held.ended = True
                 callbacks, held.callbacks = held.callbacks, []
-        self._regions.drop(number)
-        for each in callbacks:
-            self._call(each)
+        try:
+            self._regions.drop(number)
+        finally:
+            for each in callbacks:
+                self._call(each)
 
     def on_end(self, held: Held, callback: Callable[[Any], object], lease: Any) -> None:
         """Call ``callback(lease)`` when the lease has ended, perhaps now."""
@@ -118,7 +121,10 @@ class LeaseBook:
             except DSMError:  # this process has left its node, or lost it
                 return
             for number in told.regions:
-                self.ended(number)
+                try:
+                    self.ended(number)
+                except Exception:  # no memory for a map: the memory is gone all the same
+                    logger.exception("lease in region %d has ended, but could not be closed here", number)
 
     def _call(self, callback: _Callback) -> None:
         with self._mutex:
