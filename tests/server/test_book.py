@@ -188,6 +188,14 @@ class Modelled(RuleBasedStateMachine):
         self.book.cleaned(holding)
 
     @invariant()
+    def what_is_remembered_may_be_used(self):
+        for remembered in (self.book.readable, self.book.writable):
+            for token, holding in remembered.items():
+                about = self.model[token[:16]]
+                assert about and about["holding"] is holding and not about["moving"]
+                assert token[16:] in about["keys"][: 1 if remembered is self.book.writable else 2]
+
+    @invariant()
     def figures_are_true(self):
         self.book.check()
         figures = self.book.figures()
