@@ -348,6 +348,8 @@ class HeapDesk:
             self._local(pool, asked.body, tell)
         elif isinstance(asked.body, (heaps.HeapTrim, heaps.HeapFigures, heaps.HeapCheck, heaps.HeapFlush)):
             tell(heaps.HeapDone())  # no worker here has ever opened it
+        elif isinstance(asked.body, heaps.HeapBlocks):
+            tell(heaps.HeapListed((), more=False))
         else:
             tell(heaps.HeapRefused(Status.CLOSED, str(closed(asked.body.heap))))
 

@@ -177,6 +177,16 @@ def test_what_other_workers_of_other_nodes_do():
         first.call(programs.destroy, "far")
 
 
+def test_a_node_that_never_opened_the_heap_has_no_blocks():
+    with Cluster(nodes=2) as cluster:
+        first, second = cluster.workers
+        (ref,) = first.call(programs.allocate, "one", [100], 1, DEBUG)
+        assert first.call(programs.check, "one") is None
+        first.call(programs.free, [ref])
+        assert first.call(programs.figures, "one").in_use == 0
+        assert second.call(programs.check, "one") is None
+
+
 def test_what_was_freed_is_watched_from_far():
     with Cluster(nodes=2) as cluster:
         first, second = cluster.workers
