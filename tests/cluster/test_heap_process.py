@@ -20,6 +20,8 @@ import heap_programs as programs
 from dsm import proc
 from dsm.testing.cluster import ManagerProcess
 from dsm.wire import heaps
+from dsm.worker.regions import map_region
+from dsm.worker.session import Descriptors
 
 MIB = 1 << 20
 
@@ -276,6 +278,16 @@ def test_threads_share_a_heap(pooled):
     figures = pooled.statistics()
     assert (figures.in_use, figures.used, figures.refused_frees) == (0, 0, 0)
     assert figures.allocations == figures.frees == 6000
+
+
+def test_a_region_that_is_destroyed_while_it_is_opened(node):
+    """Its memory is taken back at once, also when its descriptors are on their way: extents come and go."""
+    region = node.region("short", 8192)
+    described = region._described
+    region.destroy()
+    emptied = [os.memfd_create("emptied") for _ in range(3)]
+    with pytest.raises(dsm.ClosedError, match="was destroyed while it was opened"):
+        map_region(described, Descriptors(emptied))
 
 
 def test_two_threads_cannot_free_one_block(pooled):
