@@ -138,6 +138,15 @@ class Block(msgspec.Struct, eq=False):
     def _usable(self) -> int:
         return SIZES[self._class]
 
+    def _is(self, ref: BlockRef) -> bool:
+        """Whether a reference is to this block, as far as one can see; then its size is what that says."""
+        if (self._class, isinstance(self, RegionBlock)) != (ref.size_class, ref.direct):
+            return False
+        self._nbytes = ref.nbytes
+        if isinstance(self, WholeBlock):
+            self._size = ref.usable
+        return True
+
     def _region(self) -> tuple[Region, int]:
         """Return the region in which it lies, and where."""
         return self._heap._region_of(self._place())

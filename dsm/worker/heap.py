@@ -162,11 +162,15 @@ class Heap:
         """
         if type(what) is Block:
             address = what._address
-            if address and self._live.pop(address, None) is what:
-                what._address = 0
-                if not self._put(self._handle, address, what._nbytes, what._class):
-                    self._cache.put(address, what._nbytes, what._class)
-                return
+            if address:
+                found = self._live.pop(address, None)
+                if found is what:
+                    what._address = 0
+                    if not self._put(self._handle, address, what._nbytes, what._class):
+                        self._cache.put(address, what._nbytes, what._class)
+                    return
+                if found is not None:  # another process freed `what`, and its memory is a new block
+                    self._live.setdefault(address, found)
         self._free(what)
 
     def usable_size(self, block: Block) -> int:
@@ -463,7 +467,7 @@ class Heap:
         """Return the block of a reference as this process sees it."""
         self._check_open()
         block = self._live.get(ref.address)
-        if block is not None:
+        if block is not None and block._is(ref):
             return block
         regions = self._node._regions
         region = regions.get(ref.region) or regions.open(ref.region)
@@ -474,7 +478,18 @@ class Heap:
         else:
             assert isinstance(ref.node, int)
             block = WholeBlock(self, ref.address, ref.nbytes, ref.size_class, ref.usable, ref.node)
-        return self._live.setdefault(ref.address, block)
+        return self._adopted(ref, block)
+
+    def _adopted(self, ref: BlockRef, block: Block) -> Block:
+        """Note a handle, unless another thread has noted one of the same block meanwhile.
+
+        One of an earlier block gives way: another process has freed that, and its memory is a new block.
+        """
+        found = self._live.setdefault(ref.address, block)
+        if found._is(ref):
+            return found
+        self._live[ref.address] = block
+        return block
 
     def _region_of(self, address: int) -> tuple[Region, int]:
         """Return the region in which a block lies, and where."""

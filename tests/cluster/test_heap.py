@@ -8,7 +8,7 @@ import signal
 import pytest
 
 import heap_programs as programs
-from dsm.errors import DSMError, InternalError, UnknownNameError
+from dsm.errors import DSMError, InternalError, UnknownNameError, UsageError
 from dsm.memory.cache import WORDS
 from dsm.memory.classes import CLASSES
 from dsm.testing import Cluster
@@ -241,6 +241,72 @@ def test_a_large_block_that_another_process_freed_is_told(workers):
     workers[0].call(programs.free, refs)
     kind, said = workers[2].call(programs.free_again, refs)
     assert kind == "UsageError" and "is no block" in said
+
+
+def _allocate_at(node, name, size, address):
+    """Return a reference to a block at an address, which is free there."""
+    heap = node.heap(name)
+    blocks = []
+    while not blocks or blocks[-1].address != address:
+        assert len(blocks) < 10_000
+        blocks.append(heap.alloc(size))
+    for block in blocks[:-1]:
+        block.free()
+    return blocks[-1].ref()
+
+
+def _kept(node, name, size):
+    node.kept = node.heap(name).alloc(size)
+    return node.kept.ref()
+
+
+def _opened(node, ref):
+    block = ref.block()
+    return block.nbytes, block.usable_size, block.array().size, block is node.kept
+
+
+@pytest.mark.parametrize(
+    ("sizes", "same"), [((100, 112), True), ((100, 97), True), ((300_000, 16_384), False)]
+)
+def test_a_handle_of_a_block_that_another_process_freed_gives_way_to_the_next_block(workers, sizes, same):
+    name = f"wandering {sizes}"
+    before, after = sizes
+    first, second = workers[:2]
+    held = first.call(programs.allocate, name, [100_000], None, {**POOLED, "min_system_alloc": "1M"})
+    old = first.call(_kept, name, before)
+    second.call(programs.free, [old])
+    second.call(programs.trim, name)
+    new = second.call(_allocate_at, name, after, old.address)
+    nbytes, usable, items, reused = first.call(_opened, new)
+    assert (nbytes, items) == (after, after) and after <= usable < after + 16
+    assert reused == same
+    first.call(programs.free, [new, *held])
+    figures = first.call(programs.figures, name)
+    assert (figures.in_use, figures.allocated) == (0, 0)
+    first.call(programs.destroy, name)
+
+
+def _free_the_old_one(node, name, old):
+    heap = node.heap(name)
+    block = heap.alloc(100)
+    while block.address != old.address:
+        block = heap.alloc(100)
+    with pytest.raises(UsageError, match="double free"):
+        node.kept.free()
+    block.array()[:] = 5
+    block.free()
+    return block.freed
+
+
+def test_a_handle_of_a_block_that_another_process_freed_does_not_harm_the_next_block(workers):
+    first, second = workers[:2]
+    first.call(programs.allocate, "harmless", [], None, POOLED)
+    old = first.call(_kept, "harmless", 100)
+    second.call(programs.free, [old])
+    second.call(programs.trim, "harmless")
+    assert first.call(_free_the_old_one, "harmless", old)
+    assert first.call(programs.check, "harmless") is None
+    first.call(programs.destroy, "harmless")
 
 
 def test_a_small_block_that_two_processes_free_is_counted(workers):
