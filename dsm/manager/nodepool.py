@@ -14,7 +14,7 @@ from dsm.errors import ClosedError, DSMError, InternalError, LimitError, Status,
 from dsm.log import logger
 from dsm.manager.quarantine import Quarantine
 from dsm.manager.workercache import Cache
-from dsm.memory.classes import CLASSES, span_bytes
+from dsm.memory.classes import CLASSES, SIZES, span_bytes
 from dsm.memory.guards import front_bytes, guarded_bytes
 from dsm.memory.pool import Pool
 from dsm.types import HeapRecord, Region, RegionOptions
@@ -133,14 +133,19 @@ class NodePool:
             raise UsageError(f"{count} objects of class {size_class}: there are {CLASSES} classes")
 
         cache = self.caches.get(worker)
+        # What an extent must hold: a span, or one object when the heap may not grow by so much.
+        needed = [SIZES[size_class], span_bytes(size_class)]
 
         def again(error: DSMError | None) -> None:
+            if isinstance(error, LimitError) and len(needed) > 1:
+                needed.pop()
+                error = None
             if error is not None or cache is None or self.caches.get(worker) is not cache:
                 fail(error)
                 return
             addresses = tuple(self._pool.take(size_class, count))
             if not addresses:
-                self._grow(self._pool.extent_for(span_bytes(size_class)), again)
+                self._grow(self._pool.extent_for(needed[-1]), again)
                 return
             for address in addresses:
                 self._touch(address)

@@ -194,6 +194,20 @@ def test_a_bound_holds_over_all_nodes(workers):
     assert workers[0].call(programs.check, "bound") is None
 
 
+@pytest.mark.parametrize("pages", [1, 2, 5, 16])
+@pytest.mark.parametrize("manager", ["pooled", "direct"])
+def test_a_small_heap_holds_what_its_bound_allows(workers, manager, pages):
+    """Not only what has room beside others of its class."""
+    name, bound = f"small {manager} {pages}", pages * 4096
+    options = {"manager": manager, "max_bytes": bound}
+    for size in (1, 100, bound // 2, bound - 1, bound):
+        refs = workers[0].call(programs.allocate, name, [size], 1, options)
+        assert workers[0].call(programs.figures, name).managed <= bound
+        workers[0].call(programs.free, refs)
+        workers[0].call(programs.trim, name)
+    workers[0].call(programs.destroy, name)
+
+
 def test_a_bound_of_direct_blocks(workers):
     options = {"manager": "direct", "max_bytes": "64K"}
     refs = workers[0].call(programs.allocate, "direct-bound", [30_000, 20_000], 1, options)
