@@ -187,6 +187,12 @@ def counters(words: memoryview) -> tuple[int, int, int, int]:
     return words[ALLOCATIONS], words[FREES], words[ASKED], words[GIVEN]
 
 
+def outbox(words: memoryview) -> tuple[int, tuple[int, ...]]:
+    """Return the number of the last batch that was moved to the outbox, and what of it has not been sent."""
+    number, count = words[LEAVING] >> 16, words[LEAVING] & 0xFFFF
+    return number, tuple(words[OUTBOX : OUTBOX + count])
+
+
 def contents(
     words: memoryview, sent: Mapping[int, Iterable[int]] | None = None, received: int = 0
 ) -> list[int]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from dsm._native import caches
 from dsm.errors import ClosedError, InternalError, UnknownNameError
-from dsm.memory.cache import CACHE_BYTES, WORDS
+from dsm.memory.cache import CACHE_BYTES, WORDS, outbox
 from dsm.memory.classes import BATCHES, CAPACITIES, MAX_BATCH, MAX_SMALL_BYTES, SIZES, STEP_BYTES, class_of
 from dsm.memory.rings import RING_WORDS, Ring
 from dsm.wire import heaps
@@ -119,16 +119,18 @@ class HeapCache:
 
     def give_batch(self, cls: int) -> bool:
         """Send a batch of a class to the pool, after one that was interrupted; False when there is none."""
-        if self._leaving is None:
-            number = self._batch_number + 1
-            addresses = self._cache.surplus(cls, number)
+        leaving = self._leaving
+        if leaving is None:
+            self._cache.surplus(cls, self._batch_number + 1)
+            number, addresses = outbox(self._cache.words)  # of who was interrupted right here, too
             if not addresses:
                 return False
-            self._batch_number = number
-            self._leaving = heaps.HeapGive(self._heap._record.number, number, addresses)
-        given = self._heap._call(self._leaving, heaps.HeapGiven)
-        self._cache.sent(self._leaving.number)
-        self._leaving = None
+            self._batch_number = max(number, self._batch_number)
+            leaving = self._leaving = heaps.HeapGive(self._heap._record.number, number, addresses)
+        given = self._heap._call(leaving, heaps.HeapGiven)
+        if self._leaving is leaving:  # a signal handler may have sent it meanwhile, and others
+            self._cache.sent(leaving.number)
+            self._leaving = None
         self.news((), given.gone)
         return True
 

@@ -290,6 +290,56 @@ def test_a_region_that_is_destroyed_while_it_is_opened(node):
         map_region(described, Descriptors(emptied))
 
 
+def test_who_was_interrupted_when_a_batch_left_frees_on(pooled):
+    blocks = [pooled.alloc(100) for _ in range(300)]
+    cache = pooled._cache._cache
+    surplus = cache.surplus
+
+    def interrupted(cls, number):
+        surplus(cls, number)
+        raise KeyboardInterrupt
+
+    cache.surplus = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        for block in blocks:
+            block.free()
+    cache.surplus = surplus
+    for block in blocks:
+        if not block.freed:
+            block.free()
+    figures = pooled.statistics()
+    assert figures.in_use == 1  # which was being freed then
+    assert (figures.refused_frees, figures.frees) == (0, 299)
+
+
+@pytest.mark.parametrize("at", ["surplus", "sent"])
+def test_a_signal_handler_frees_while_a_batch_leaves(pooled, at):
+    blocks = [pooled.alloc(100) for _ in range(300)]
+    more = [pooled.alloc(100) for _ in range(300)]
+    cache = pooled._cache._cache
+    step = getattr(cache, at)
+
+    def interrupted(*arguments):
+        setattr(cache, at, step)
+        if at == "surplus":
+            found = step(*arguments)
+        for block in more:
+            block.free()
+        return found if at == "surplus" else step(*arguments)
+
+    setattr(cache, at, interrupted)
+    for block in blocks:
+        block.free()
+    figures = pooled.statistics()
+    assert (figures.in_use, figures.refused_frees) == (0, 0)
+    again = [pooled.alloc(100) for _ in range(600)]
+    assert len({block.address for block in again}) == 600
+    for block in again:
+        block.free()
+    pooled.trim()
+    assert pooled.statistics().managed == 0
+
+
 def test_two_threads_cannot_free_one_block(pooled):
     for size in (100, 300_000):
         won = []
