@@ -89,6 +89,11 @@ def heap_options(
     kind = chosen.get("kind", values["kind"])
     manager = chosen.get("manager", values[f"{kind}_manager"])
     values |= chosen
+    if 0 < values["max_bytes"] < values["page_size"]:
+        raise UsageError(
+            f"max_bytes is {values['max_bytes']}, and page_size {values['page_size']}: the heap could not have "
+            "a single page; raise max_bytes, or lower page_size"
+        )
     options = HeapOptions(
         name=name,
         kind=kind,
@@ -122,7 +127,7 @@ def _from_file(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
             contents = tomllib.load(file)
     except OSError as error:
         raise UsageError(f"DSM_CONFIG is {path!r}, which cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of numbers without end
         raise UsageError(f"DSM_CONFIG is {path!r}, which is no TOML: {error}") from None
     table = contents.get("heap", {})
     if not isinstance(table, dict):

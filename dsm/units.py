@@ -6,6 +6,7 @@ Owns the translation to bytes and milliseconds, and back.  Pure.
 from __future__ import annotations
 
 import math
+import operator
 import re
 
 from dsm.errors import UsageError
@@ -47,11 +48,17 @@ def bytes_of(size: int | str, what: str = "size") -> int:
         if value != int(value) or value > _MAX_BYTES:
             raise UsageError(f"{what} is {size!r}, which is no whole number of bytes up to {_MAX_BYTES}")
         return int(value)
-    if isinstance(size, bool) or not hasattr(size, "__index__"):
-        raise UsageError(f"{what} is {size!r}; pass bytes as an integer, or text as in '64K'")
-    if size.__index__() < 0:
-        raise UsageError(f"{what} is {size!r}; it cannot be negative")
-    return size.__index__()
+    try:
+        if isinstance(size, bool):
+            raise TypeError
+        value = operator.index(size)
+    except TypeError:  # also of an array of several numbers
+        raise UsageError(
+            f"{what} is {repr(size)[:_MAX_TEXT]}; pass bytes as an integer, or text as in '64K'"
+        ) from None
+    if value < 0:
+        raise UsageError(f"{what} is {value}; it cannot be negative")
+    return value
 
 
 def milliseconds_of(duration: float | str, what: str = "duration") -> int:

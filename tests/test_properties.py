@@ -107,6 +107,42 @@ def test_what_is_refused_names_where_it_stands(tmp_path, key, value, said):
         )
 
 
+@pytest.mark.parametrize(
+    "contents",
+    [
+        b"[heap]\nkind = 'eager'\n\xff",
+        b"a = " + b"[" * 100_000,
+        b"[heap]\nmax_bytes = " + b"9" * 5000,
+        b"[heap]\nkind = 'eager'\nkind = 'lazy'",
+        b"\0" * 100,
+    ],
+)
+def test_a_file_that_is_no_toml(tmp_path, contents):
+    (tmp_path / "dsm.toml").write_bytes(contents)
+    with pytest.raises(UsageError, match=r"DSM_CONFIG is '.*dsm\.toml', which is no TOML: "):
+        heap_options("h", {}, {"DSM_CONFIG": str(tmp_path / "dsm.toml")})
+
+
+def test_a_file_that_is_a_directory(tmp_path):
+    with pytest.raises(UsageError, match=r"DSM_CONFIG is '.*', which cannot be read: Is a directory"):
+        heap_options("h", {}, {"DSM_CONFIG": str(tmp_path)})
+
+
+@pytest.mark.parametrize("text", ["1.5", "true", "[1, 2]", "{a = 1}", "nan", "1979-05-27", "9" * 30, "''"])
+@pytest.mark.parametrize("key", ["kind", "min_system_alloc", "max_bytes", "page_size", "consistency"])
+def test_values_of_other_types_name_the_file_and_the_key(tmp_path, key, text):
+    environ = _file(tmp_path, f"[heap]\n{key} = {text}\n")
+    with pytest.raises(UsageError) as caught:
+        heap_options("h", {}, environ)
+    assert f"{key} in [heap] of {environ['DSM_CONFIG']} is " in str(caught.value)
+
+
+def test_a_bound_below_one_page_is_refused():
+    with pytest.raises(UsageError, match="max_bytes is 8192, and page_size 16384: the heap could not have"):
+        heap_options("h", {"max_bytes": 8192}, {"DSM_HEAP_PAGE_SIZE": "16K"})
+    assert heap_options("h", {"max_bytes": 16384, "page_size": 16384}, {})[0].max_bytes == 16384
+
+
 def test_nothing_is_read_and_ignored(tmp_path):
     with pytest.raises(
         UsageError, match="DSM_HEAP_SIZE is set, which is no property; there are DSM_HEAP_KIND"

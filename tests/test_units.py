@@ -1,5 +1,6 @@
 """Sizes and durations as people write them."""
 
+import numpy as np
 import pytest
 
 from dsm.errors import UsageError
@@ -46,6 +47,9 @@ def test_sizes(text, size):
         None,
         True,
         "nan",
+        b"12",
+        np.array([1, 2]),
+        np.array(1.5),
     ],
 )
 def test_what_is_no_size(text):
