@@ -91,8 +91,8 @@ def heap_options(
     values |= chosen
     if 0 < values["max_bytes"] < values["page_size"]:
         raise UsageError(
-            f"max_bytes is {values['max_bytes']}, and page_size {values['page_size']}: the heap could not have "
-            "a single page; raise max_bytes, or lower page_size"
+            f"max_bytes is {values['max_bytes']}, and page_size {values['page_size']}: the heap could not "
+            "have a single page; raise max_bytes, or lower page_size"
         )
     options = HeapOptions(
         name=name,
