@@ -103,18 +103,22 @@ int dsm_cache_put(struct dsm_cache *cache, uint64_t address, uint64_t nbytes, ui
   return kept;
 }
 
-/* Returns how many found room: those from there on are to be given back. */
+/* Returns how many found room: those from there on are to be given back.  A batch that was put here before is not
+ * put here again: its caller may have been interrupted. */
 uint32_t dsm_cache_fill(struct dsm_cache *cache, uint32_t cls, const uint64_t *addresses, uint32_t n, uint64_t number) {
   if (cls >= cache->classes) return 0;
   lock(cache);
+  _Atomic uint64_t *filled = &cache->words[cache->classes + FILLED];
+  if (number <= load_relaxed(filled)) {
+    unlock(cache);
+    return n;
+  }
   uint64_t top = load_relaxed(&cache->words[cls]);
   uint64_t room = cache->limit[cls] + cache->batch[cls] - top;
   if (n > room) n = (uint32_t)room;
   for (uint32_t at = 0; at < n; at++) store_relaxed(&cache->words[top + 1 + at], addresses[at]);
   store_release(&cache->words[cls], top + n);
-  if (number > load_relaxed(&cache->words[cache->classes + FILLED])) {
-    store_release(&cache->words[cache->classes + FILLED], number);
-  }
+  store_release(filled, number);
   unlock(cache);
   return n;
 }
@@ -141,7 +145,10 @@ uint32_t dsm_cache_surplus(struct dsm_cache *cache, uint32_t cls, uint64_t numbe
 }
 
 void dsm_cache_sent(struct dsm_cache *cache, uint64_t number) {
-  store_release(&cache->words[cache->classes + LEAVING], number << 16);
+  lock(cache);
+  _Atomic uint64_t *leaving = &cache->words[cache->classes + LEAVING];
+  if (load_relaxed(leaving) >> 16 == number) store_release(leaving, number << 16); /* else a later one has left */
+  unlock(cache);
 }
 
 /* Blocks that do not go through the stacks. */

@@ -115,7 +115,7 @@ uint64_t dsm_cache_take(struct dsm_cache *cache, uint64_t nbytes, int zero);
 uint64_t dsm_cache_take_of(struct dsm_cache *cache, uint32_t cls, uint64_t nbytes, int zero);
 /* 1; 0: there is no room, or no such class. */
 int dsm_cache_put(struct dsm_cache *cache, uint64_t address, uint64_t nbytes, uint32_t cls);
-/* Put a batch from the manager on a stack; returns how many found room. */
+/* Put a batch from the manager on a stack, once; returns how many found room.  Numbers ascend. */
 uint32_t dsm_cache_fill(struct dsm_cache *cache, uint32_t cls, const uint64_t *addresses, uint32_t n, uint64_t number);
 /* Move a batch to the outbox, and to `addresses`; 0: none, or the one before it is still there. */
 uint32_t dsm_cache_surplus(struct dsm_cache *cache, uint32_t cls, uint64_t number, uint64_t *addresses);

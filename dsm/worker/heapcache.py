@@ -83,13 +83,11 @@ class HeapCache:
     def _keep_batches(self) -> None:
         """Put what came from the manager into the cache, once its memory is mapped."""
         while self._batches:
-            cls, taken = self._batches.pop(0)
-            try:
-                self.news(taken.extents, taken.gone)
-            except BaseException:
-                self._batches.insert(0, (cls, taken))
-                raise
-            over = self._cache.fill(cls, taken.addresses, taken.number)
+            first = cls, taken = self._batches[0]
+            self.news(taken.extents, taken.gone)
+            over = self._cache.fill(cls, taken.addresses, taken.number)  # nothing happens the second time
+            if self._batches and self._batches[0] is first:
+                del self._batches[0]
             for address in over:
                 self.put_away(self._heap._home, address)
 

@@ -64,13 +64,16 @@ def test_it_is_the_same_as_in_python(cache, seed):
 
 
 def test_the_class_of_every_size(cache):
-    for nbytes in [
-        *range(300),
-        *(size + more for size in SIZES[8:-1] for more in (-1, 0, 1)),
-        MAX_SMALL_BYTES,
-    ]:
+    for number, nbytes in enumerate(
+        [
+            *range(300),
+            *(size + more for size in SIZES[8:-1] for more in (-1, 0, 1)),
+            MAX_SMALL_BYTES,
+        ],
+        1,
+    ):
         cls = class_of(nbytes)
-        cache.fill(cls, [16], 1)
+        cache.fill(cls, [16], number)
         assert lib.dsm_cache_take(cache.handle, nbytes, 0) == 16
     for nbytes in (MAX_SMALL_BYTES + 1, 1 << 40, (1 << 64) - 1):
         assert lib.dsm_cache_take(cache.handle, nbytes, 0) == 0
@@ -124,3 +127,23 @@ def test_threads_never_get_one_object_twice(cache):
     assert sorted(contents(cache.words)) == [64 * (at + 1) for at in range(32)]
     allocations, frees, asked, given = counters(cache.words)
     assert (allocations, asked) == (frees, given)
+
+
+def test_a_batch_is_put_on_its_stack_once(cache):
+    assert cache.fill(5, [16, 32], 1) == []
+    assert cache.fill(5, [16, 32], 1) == []  # its caller was interrupted, and does it again
+    assert contents(cache.words) == [16, 32]
+    assert cache.fill(5, [48], 2) == []
+    assert sorted(contents(cache.words)) == [16, 32, 48]
+
+
+def test_what_has_arrived_is_not_mistaken_for_what_left_later(cache):
+    cache.fill(5, [16, 32], 1)
+    assert len(cache.surplus(5, 1)) == 2
+    cache.sent(1)
+    cache.fill(5, [48], 2)
+    assert cache.surplus(5, 2) == (48,)
+    cache.sent(1)
+    assert contents(cache.words, received=1) == [48]
+    cache.sent(2)
+    assert contents(cache.words, received=1) == []
