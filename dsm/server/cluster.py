@@ -28,12 +28,13 @@ from dsm.errors import (
 from dsm.limits import LEASE_LINGER_S, MAX_FOREIGN_LEASES, MAX_FOREIGN_TRANSFER_BYTES
 from dsm.log import logger
 from dsm.memory.leases import show_id
-from dsm.server.book import unknown_lease
+from dsm.server.book import MovingError, unknown_lease
 from dsm.wire import leases as wire
 from dsm.wire.leases import ID_BYTES, Op, Row
 from dsm.worker.leasing import Demand, adopt, serve_demands
 
 if TYPE_CHECKING:
+    from dsm.memory.leases import LeaseRecord
     from dsm.server.book import Holding
     from dsm.server.connection import Connection
     from dsm.server.service import Service
@@ -69,6 +70,8 @@ class Cluster:
         #: Leases of others by what was shown for them, oldest first; used by the threads.
         self._open: dict[bytes, Lease] = {}
         self._mutex = threading.Lock()
+        #: Held while a lease of this server begins to move, or has moved.
+        self._moves = threading.Condition()
         self._stop = serve_demands(node, self._demanded)
 
     def close(self) -> None:
@@ -198,10 +201,10 @@ class Cluster:
 
     def _demanded(self, demand: Demand) -> bool:
         """Give a lease to the cluster; False: it is none of this server's."""
-        service, book = self._service, self._service.book
-        if not service.ask(lambda: book.has(demand.id)):
+        service = self._service
+        record = self._begin_move(demand)
+        if record is None:
             return False
-        record = service.ask(lambda: book.begin_move(demand.id + demand.key, service.now_ms()))
         holding: Holding = record.place
         moved = False
         try:
@@ -221,8 +224,24 @@ class Cluster:
             adopt(self._node, record.id, record.write_digest, record.read_digest, record.nbytes, left, fill)
             moved = True
         finally:
-            service.ask(lambda: service.end_move(holding, moved))
+            with self._moves:
+                self._moves.notify_all()  # heard when the move has ended, or the loop
+                service.ask(lambda: service.end_move(holding, moved))
         return True
+
+    def _begin_move(self, demand: Demand) -> LeaseRecord | None:
+        """Let a lease stand still; None: it is none of this server's.
+
+        One that moves already, for who has its other key, is waited for: it is the cluster's then, or stays.
+        """
+        service, book = self._service, self._service.book
+        with self._moves:
+            while service.ask(lambda: book.has(demand.id)):
+                try:
+                    return service.ask(lambda: book.begin_move(demand.id + demand.key, service.now_ms()))
+                except MovingError:
+                    self._moves.wait()
+        return None
 
     def _wait_for_sets(self, holding: Holding) -> None:
         """Wait until nothing is on its way into a lease; who does not go on is cut off."""

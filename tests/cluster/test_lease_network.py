@@ -52,6 +52,17 @@ def release_last(node):
     kept.pop().release()
 
 
+def open_many(node, tokens):
+    """Open leases one after the other; return what went wrong."""
+    wrong = []
+    for token in tokens:
+        try:
+            node.open_lease(token)
+        except dsm.DSMError as error:
+            wrong.append(repr(error))
+    return wrong
+
+
 def read_in_this_process(node, token):
     """The process of the server maps what the server has."""
     return node.open_lease(token).get(0, 3)
@@ -62,8 +73,8 @@ def read_in_this_process(node, token):
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Rank 0 on node 0 serves, rank 1 is on node 1."""
-    with Cluster(nodes=2, workers=1) as cluster:
+    """Rank 0 serves; rank 1 and 2 are on other nodes."""
+    with Cluster(nodes=3, workers=1) as cluster:
         cluster.address = cluster.workers[0].call(serve)
         yield cluster
 
@@ -169,6 +180,21 @@ def test_nothing_is_lost_while_a_lease_becomes_the_clusters(client, other):
     for i in range(4):
         assert other.call(read, taken.token, i << 20, 8000)[0] == counts[i].to_bytes(8, "little") * 1000
     taken.release()
+
+
+def test_workers_that_open_one_lease_with_different_keys_both_get_it(cluster, client, other):
+    taken = [client.lease("64K", "60s") for _ in range(20)]
+    with Raw(cluster.address) as slow:  # it makes the first move last
+        token = bytes.fromhex(taken[0].token.replace(".", ""))
+        slow.send(Op.SET, token=token, payload=65536, count=65536)
+        slow.sock.sendall(b"x" * 1000)
+        wait_until(lambda: taken[0].get(999, 1) == b"x", 5)
+        writer = cluster.workers[1].start(open_many, [each.token for each in taken])
+        reader = cluster.workers[2].start(open_many, [each.read_token for each in taken])
+        assert writer.result(60) == reader.result(60) == []
+    assert all(each.mapped for each in client.leases())
+    for each in taken:
+        each.release()
 
 
 def test_a_set_that_does_not_go_on_does_not_keep_the_cluster_waiting(cluster, client, other):
