@@ -138,7 +138,7 @@ def test_values_of_other_types_name_the_file_and_the_key(tmp_path, key, text):
 
 
 def test_a_bound_below_one_page_is_refused():
-    with pytest.raises(UsageError, match="max_bytes is 8192, and page_size 16384: the heap could not have"):
+    with pytest.raises(UsageError, match="max_bytes is 8192, and page_size 16384: the heap could not"):
         heap_options("h", {"max_bytes": 8192}, {"DSM_HEAP_PAGE_SIZE": "16K"})
     assert heap_options("h", {"max_bytes": 16384, "page_size": 16384}, {})[0].max_bytes == 16384
 
