@@ -109,7 +109,12 @@ class Block(msgspec.Struct, eq=False):
                 "allocate more, or ask for fewer items"
             )
         region, offset = self._region()
-        return np.ndarray(sizes, found, buffer=np.asarray(region), offset=offset)
+        try:
+            return np.ndarray(sizes, found, buffer=np.asarray(region), offset=offset)
+        except ValueError as error:
+            raise UsageError(
+                f"numpy has no array of shape {layouts.shown(sizes)} and dtype {found}: {error}"
+            ) from None
 
     def free(self) -> None:
         """Give the block back; see `Heap.free`."""

@@ -217,7 +217,12 @@ class Heap:
             As in `alloc`.
         """
         sizes, found = layouts.check_shape(shape), layouts.check_dtype(dtype)
-        return self.alloc(math.prod(sizes) * found.itemsize, 16, zero).array(sizes, found)
+        block = self.alloc(math.prod(sizes) * found.itemsize, 16, zero)
+        try:
+            return block.array(sizes, found)
+        except BaseException:
+            self.free(block)
+            raise
 
     # -- the heap as a whole -----------------------------------------------------------------------------
 
@@ -411,6 +416,11 @@ class Heap:
         address = array.__array_interface__["data"][0]
         block = self._live.get(address)
         if block is not None:
+            if block._nbytes - array.nbytes >= max(1, array.itemsize):
+                raise UsageError(
+                    f"the array of shape {array.shape} at {address:#x} is a part of {block!r}; pass what "
+                    "array() returned, or the block"
+                )
             self.free(block)
             return
         found = _native.region_find(address)

@@ -229,6 +229,21 @@ def test_arrays(heap):
         heap.array(10, "O")
     with pytest.raises(dsm.UsageError, match="negative"):
         heap.array(-1)
+    with pytest.raises(dsm.UsageError, match="numpy has no array of shape"):
+        heap.array((0, 1 << 62))
+    with pytest.raises(dsm.UsageError, match="numpy has no array of shape"):
+        heap.array((1,) * 60, ("f8", (1,) * 10))
+    assert heap.statistics().in_use == 0
+
+
+def test_a_part_of_an_array_frees_nothing(heap):
+    array = heap.array((10, 10))
+    array[:] = 3
+    for part in (array[:5], array[0], array[::2], array[:, :1], array[1:]):
+        with pytest.raises(dsm.UsageError):
+            heap.free(part)
+    assert (array == 3).all()
+    heap.free(array.reshape(5, 20).view("i8"))
     assert heap.statistics().in_use == 0
 
 
