@@ -31,6 +31,8 @@ _DATA, _CONFIRM, _DIFF = int(Kind.DATA), int(Kind.CONFIRM), int(Kind.DIFF)
 
 #: A waiter that is no worker's.
 NOBODY = 0xFFFF << SLOT_BITS
+#: Between two parts of memory that is freed.
+FREE_PAUSE_NS = 1_000_000
 
 
 class _Payload:
@@ -185,10 +187,9 @@ class Coherence:
         self.perform()
         return Status.OK
 
-    def claim(self, region: int) -> None:
-        """Make all pages of a region this node's, as far as it keeps their directory; nobody waits for it."""
-        pages = self.frames[region].region.pages
-        self.engine.prefetch(region, 0, pages, True, NOBODY, time.monotonic_ns())
+    def claim(self, region: int, page: int, count: int) -> None:
+        """Make pages this node's, as far as it keeps their directory; nobody waits for it."""
+        self.engine.prefetch(region, page, count, True, NOBODY, time.monotonic_ns())
         self.perform()
 
     def rehome(self, region: int, page: int, count: int, waiter: int) -> Status:
@@ -354,6 +355,9 @@ class Coherence:
             deadline = engine.deadline
         if self._reclaim or self._dying:
             self._give_back()
+            if any(frames.freeing for frames in self._dying):  # in the next round: others come in between
+                soon = now + FREE_PAUSE_NS
+                return soon if deadline is None else min(deadline, soon)
         return deadline
 
     def poll_applied(self) -> None:

@@ -12,6 +12,7 @@ import ctypes
 import mmap
 import os
 import re
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +25,14 @@ from dsm.types import Region
 
 #: Discarded frames are returned to the system once so many bytes of them have gathered.
 RECLAIM_BYTES = 64 * 1024 * 1024
+#: Bytes of a region that is destroyed that are freed at a time: others wait that long.
+FREE_BYTES = 16 * 1024 * 1024
 
 _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_libc.munlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _INVALID_RUN = re.compile(rb"\x00+")
 
 
@@ -59,6 +63,9 @@ class Frames:
         #: One page more of the pattern than a page, so that any phase of it can be cut out.
         self._pattern = fill * (self.page_size // len(fill) + 2) if fill else b""
         self._discarded = 0
+        #: While it is closed: up to where memory has been freed, and whether there is more to be freed.
+        self._freed = 0
+        self.freeing = False
 
     def view(self, page: int, count: int) -> memoryview:
         """Return the frames of these pages, writable."""
@@ -136,22 +143,55 @@ class Frames:
                     if low >= high:
                         break
                     stop = min(high, os.lseek(self.frames_fd, low, os.SEEK_HOLE))
-                mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
-                if _libc.fallocate(self.frames_fd, mode, low, stop - low):
-                    error = ctypes.get_errno()
-                    raise OSError(error, f"punching a hole: {os.strerror(error)}")
+                self._punch(low, stop)
                 if self._target is not None:
                     self._target.punched(low, stop)
                 low = stop
 
     def close(self) -> bool:
-        """Free the memory, to which workers have lost access before; False while somebody refers to it."""
-        try:
-            self._view.release()
-            self._map.close()
-        except BufferError:
+        """Free the memory, to which workers have lost access before.
+
+        False while somebody refers to it; and while there is more of it than the others of this node are to
+        wait for: then `freeing` says so.
+        """
+        if not self._map.closed:
+            if self._free_part(self._forget):
+                return False
+            try:
+                self._view.release()
+                self._map.close()
+            except BufferError:
+                return False
+            os.ftruncate(self.frames_fd, self.region.size - 1)  # who has yet to map it sees that it is gone
+            self._freed = 0
+        if self._free_part(self._punch):
             return False
         os.ftruncate(self.frames_fd, 0)
         os.close(self.frames_fd)
         os.close(self.wanted_fd)
         return True
+
+    def _free_part(self, free: Callable[[int, int], None]) -> bool:
+        """Do `free(low, high)` with the next part that has memory, if there is more than a part."""
+        low, end = self._freed, self.region.size
+        if end - low > FREE_BYTES and not self.allocates_ahead:
+            try:
+                low = os.lseek(self.frames_fd, low, os.SEEK_DATA)
+            except OSError:  # there is no more
+                low = end
+        self.freeing = end - low > FREE_BYTES
+        self._freed = low + FREE_BYTES if self.freeing else end
+        if self.freeing:
+            free(low, self._freed)
+        return self.freeing
+
+    def _forget(self, low: int, high: int) -> None:
+        """Take frames out of this process's page table: closing the map does it with all at once."""
+        _libc.munlock(self.address + low, high - low)
+        self._map.madvise(mmap.MADV_DONTNEED, low, high - low)
+
+    def _punch(self, low: int, high: int) -> None:
+        mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
+        if _libc.fallocate(self.frames_fd, mode, low, high - low):
+            error = ctypes.get_errno()
+            raise OSError(error, f"punching a hole: {os.strerror(error)}")

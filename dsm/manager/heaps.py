@@ -32,6 +32,8 @@ from dsm.wire.membership import MetaKind
 if TYPE_CHECKING:
     from dsm.manager.manager import Manager
 
+#: Bytes of eager memory that are got at a time: others wait that long.
+BACK_BYTES = 512 * 1024
 #: Called with a node's answer; None: it is lost, or has not answered in time.
 Told = Callable[[heaps.NodeAnswer | None], None]
 T = TypeVar("T")
@@ -149,8 +151,11 @@ class HeapDesk:
         pool.prepare(ready)
 
     def _make(self, heap: HeapRecord) -> NodePool:
-        def added(region: Region) -> int:
-            return self.back(region) if heap.options.kind == "eager" else 0
+        def added(region: Region, then: Callable[[int], None]) -> None:
+            if heap.options.kind == "eager":
+                self.back(region, then)
+            else:
+                then(0)
 
         def relieve(then: Callable[[], None]) -> None:
             self._ask_all(heaps.HeapTrim(heap.number), lambda answers, silent: then())
@@ -371,38 +376,59 @@ class HeapDesk:
         if pool is not None:
             pool.close()
 
-    def block_created(self, region: Region) -> None:
+    def block_created(self, region: Region, then: Callable[[], None]) -> None:
         """A worker of this node has made a block with its own region: that of an eager heap is backed."""
         pool = next((p for p in self._pools.values() if p.heap.options.name == region.options.heap), None)
-        if pool is not None and pool.heap.options.kind == "eager":
-            pool.locked_blocks[region.region] = self.back(region)
+        if pool is None or pool.heap.options.kind != "eager":
+            then()
+            return
+
+        def backed(locked: int) -> None:
+            pool.locked_blocks[region.region] = locked
+            then()
+
+        self.back(region, backed)
 
     # -- eager memory ------------------------------------------------------------------------------------
 
-    def back(self, region: Region) -> int:
-        """Get memory for all of a region now, make its pages this node's, and lock it if permitted.
+    def back(self, region: Region, then: Callable[[int], None]) -> None:
+        """Get memory for all of a region, make its pages this node's, and lock it if permitted.
 
-        Returns the bytes that are locked.
+        It comes in parts, between which this node serves others; ``then(bytes that are locked)``.
         """
         coherence = self._manager.coherence
-        frames = coherence.frames.get(region.region)
-        if frames is None:
-            return 0
-        try:
-            os.posix_fallocate(frames.frames_fd, 0, region.size)
-        except OSError as error:  # it comes page by page, then
-            logger.warning(
-                "region %d of heap %r is not backed: %s", region.region, region.options.heap, error
-            )
-            return 0
-        frames.allocates_ahead = True
-        coherence.claim(region.region)
-        if _libc.mlock(frames.address, region.size):
-            logger.info(
-                "region %d is not locked in memory: %s", region.region, os.strerror(ctypes.get_errno())
-            )
-            return 0
-        return region.size
+        done = locked = 0
+
+        def part() -> None:
+            nonlocal done, locked
+            frames = coherence.frames.get(region.region)
+            if frames is None:  # destroyed meanwhile
+                then(0)
+                return
+            size = min(BACK_BYTES, region.size - done)
+            try:
+                os.posix_fallocate(frames.frames_fd, done, size)
+            except OSError as error:  # it comes page by page, then
+                logger.warning(
+                    "region %d of heap %r is not backed: %s", region.region, region.options.heap, error
+                )
+                then(0)
+                return
+            frames.allocates_ahead = True
+            first, end = done // frames.page_size, (done + size) // frames.page_size
+            if first < end:
+                coherence.claim(region.region, first, end - first)
+            if locked == done and not _libc.mlock(frames.address + done, size):
+                locked += size
+            done += size
+            if done < region.size:
+                self._manager.loop.after(0, part)
+                return
+            if locked < done:
+                logger.info("region %d: %d of %d bytes are locked in memory", region.region, locked, done)
+            then(locked)
+
+        part()
 
 
 def _checked(answers: dict[int, heaps.NodeAnswer], silent: tuple[int, ...]) -> heaps.HeapChecked:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from dsm.errors import ClosedError, DSMError, InternalError, LimitError, Status, UsageError, error_for
 from dsm.log import logger
@@ -40,8 +41,8 @@ class NodePool:
     ask
         Asks the coordinator: ``ask(question, then)``.
     added
-        Called with every new extent, before it is used; what it returns is how much of it is locked in
-        memory.
+        Called with every new extent, before it is used: ``added(region, then)``; ``then(bytes of it that are
+        locked in memory)``.
     room
         Called with the bytes of an extent before it is asked for; raises `LimitError` when it cannot be.
     relieve
@@ -53,7 +54,7 @@ class NodePool:
         heap: HeapRecord,
         node: int,
         ask: Callable[[meta.Question, Callable[[meta.Reply], None]], None],
-        added: Callable[[Region], int],
+        added: Callable[[Region, Callable[[int], None]], None],
         room: Callable[[int], None],
         relieve: Callable[[Callable[[], None]], None],
     ) -> None:
@@ -309,14 +310,7 @@ class NodePool:
                 self._ask(control.DestroyRegion(reply.region.region), lambda _: None)
             return
         if isinstance(reply, meta.Found):
-            region = reply.region
-            self.locked[region.region] = self._added(region)
-            self._extents[region.region] = self._used_to[region.region] = region.address
-            self._ends[region.region] = region.address + region.options.nbytes
-            self._pool.add_extent(region.address, region.options.nbytes)
-            waiting, self._waiting = self._waiting, deque()
-            for _, then in waiting:  # those for whom it does not suffice wait again
-                then(None)
+            self._added(reply.region, partial(self._extent_added, reply.region))
             return
         assert isinstance(reply, control.Failed)
         needed, then = self._waiting[0]
@@ -336,6 +330,17 @@ class NodePool:
         if self._waiting:
             self._ask_extent(max(self._waiting[0][0], self.heap.options.min_system_alloc))
         then(error_for(reply.status, reply.message))
+
+    def _extent_added(self, region: Region, locked: int) -> None:
+        if self.closed:
+            return
+        self.locked[region.region] = locked
+        self._extents[region.region] = self._used_to[region.region] = region.address
+        self._ends[region.region] = region.address + region.options.nbytes
+        self._pool.add_extent(region.address, region.options.nbytes)
+        waiting, self._waiting = self._waiting, deque()
+        for _, then in waiting:  # those for whom it does not suffice wait again
+            then(None)
 
     def _shrink(self, keep: int, then: Callable[[], None] = lambda: None) -> None:
         """Give empty extents back but for so many; `then()` when they are gone."""

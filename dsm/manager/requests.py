@@ -135,10 +135,15 @@ class Requests:
             self.refused(session, number, reply)
             return
         region: Region = reply.region
+
+        def give() -> None:
+            if not self.give_region(session, number, region, control.Opened(region, reply.created)):
+                session.fail(number, Status.CLOSED, f"region {region.region} was destroyed meanwhile")
+
         if reply.created and region.options.use == "block":
-            self._manager.heaps.block_created(region)
-        if not self.give_region(session, number, region, control.Opened(region, reply.created)):
-            session.fail(number, Status.CLOSED, f"region {region.region} was destroyed meanwhile")
+            self._manager.heaps.block_created(region, give)
+        else:
+            give()
 
     def give_region(self, session: Session, number: int, region: Region, body: control.Reply) -> bool:
         """Answer with `body` and what the worker needs to map the region; False when it is gone."""

@@ -434,7 +434,7 @@ def map_region(described: types.Region, received: Descriptors) -> None:
         if error.errno == errno.ENOMEM:
             needed = 2 * (described.size + described.pages)
             raise LimitError(f"{where}, cannot be mapped: {lacking.memory(needed)}") from None
-        if os.fstat(frames).st_size == 0:  # the manager has given its memory back meanwhile
+        if os.fstat(frames).st_size < described.size:  # the manager is giving its memory back
             raise ClosedError(f"{where}, was destroyed while it was opened; try again") from None
         raise InternalError(f"{where}, cannot be mapped: {error}") from error
     finally:
