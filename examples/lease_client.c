@@ -33,7 +33,7 @@
 
 enum { OP_LEASE = 1, OP_GET, OP_SET, OP_RENEW, OP_RELEASE, OP_INFO, OP_LIST, OP_FIGURES, OP_PING };
 enum { HELLO = 1, CHALLENGE, PROOF, WELCOME, REFUSE };
-enum { VERSION = 1, GREETING = 40, REQUEST = 64, REPLY = 32, MAX_ERROR = 1024 };
+enum { VERSION = 1, GREETING = 40, REQUEST = 64, REPLY = 32, MAX_ERROR = 1024, MAX_GET = 1 << 30 };
 
 struct reply {
   uint8_t op, status;
@@ -272,7 +272,7 @@ static struct reply ask(int op, const uint8_t *token, uint64_t offset, uint64_t 
   send_all(data, size);
   receive_all(header, REPLY);
   struct reply reply = read_reply(header);
-  uint64_t most = reply.status ? MAX_ERROR : op == OP_GET ? count : 4096;
+  uint64_t most = reply.status ? MAX_ERROR : op != OP_GET ? 4096 : count < MAX_GET ? count : MAX_GET;
   if (reply.op != op || reply.number != number || reply.zero || reply.payload > most) die("this is no answer");
   *answer = malloc(reply.payload + 1);
   if (!*answer) die("no memory");
@@ -323,6 +323,7 @@ static void check_request_and_reply(void) {
   uint8_t token[32];
   bytes_of("id", token);
   bytes_of("key", token + 16);
+  same("payload", strlen(value("payload")) / 2 <= MAX_BYTES - REQUEST);
   size_t size = bytes_of("payload", made + REQUEST);
   request(made, (int)number_of("op"), (uint32_t)number_of("number"), size, number_of("offset"), number_of("count"), token);
   check_bytes("request", made, REQUEST + size);

@@ -15,10 +15,13 @@ from multiprocessing.synchronize import Barrier
 from dsm.bench import measure
 from dsm.bench.row import Row, combine
 from dsm.bench.service import serving
+from dsm.errors import NodeLostError
 
 _FEW, _MANY = 4, 64
 _SMALL = 4096
 _SECONDS = 2.0
+#: How long clients may take to start, and to tell.
+_PATIENCE_S = 30.0
 _CONTEXT = multiprocessing.get_context("fork")
 
 
@@ -55,7 +58,9 @@ def _crowd(address: str, size: int) -> list[tuple[int, float]]:
         process.start()
         there.close()
         pipes.append((here, process))
-    found = [here.recv() for here, _ in pipes]
+    found = [here.recv() for here, _ in pipes if here.poll(_PATIENCE_S)]
+    if len(found) < size:
+        raise NodeLostError(f"{size - len(found)} of {size} clients of the benchmark ended too early")
     for _, process in pipes:
         process.join(10)
     return found
@@ -67,7 +72,7 @@ def _ask(address: str, start: Barrier, tell: multiprocessing.connection.Connecti
     clock = time.perf_counter
     with dsm.connect(address) as client, client.lease(_SMALL, 60) as lease:
         lease.set(bytes(_SMALL))
-        start.wait()
+        start.wait(_PATIENCE_S)
         samples = []
         began = now = clock()
         while now - began < _SECONDS:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from dsm.errors import UsageError
 from dsm.wire.address import DEFAULT_PORT, parse_address
-from dsm.wire.secret import MAX_SECRET_BYTES, MIN_SECRET_BYTES, load_secret
+from dsm.wire.secret import checked_secret, load_secret
 
 Secret = str | bytes | Literal[False] | None
 
@@ -37,13 +37,7 @@ def server_secret(secret: Secret) -> bytes | None:
         if os.environ.get("DSM_SECRET") or os.environ.get("DSM_SECRET_FILE"):
             return load_secret(os.environ)
         return None
-    value = secret.encode() if isinstance(secret, str) else bytes(secret)
-    if not MIN_SECRET_BYTES <= len(value) <= MAX_SECRET_BYTES:
-        raise UsageError(
-            f"the secret has {len(value)} bytes; those of servers have {MIN_SECRET_BYTES} to "
-            f"{MAX_SECRET_BYTES}"
-        )
-    return value
+    return checked_secret(secret, "secret=")
 
 
 def checked_timeout(timeout: float | None) -> float | None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dsm.errors import WireError
+from dsm.errors import UsageError, WireError
+from dsm.wire import address
 from dsm.wire.address import show_address
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Split ``host:port`` (``[::1]:port`` for IPv6)."""
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
+    """Return host and port of a node, both of which its address has."""
+    try:
+        host, port = address.parse_address(text, default_port=None)
+    except UsageError:
+        host, port = "", 0
+    if not host:
         raise WireError(f"{text!r} is not HOST:PORT")
-    return host.strip("[]"), int(port)
+    return host, port
 
 
 def announced(listening: str, outward: str) -> str:

@@ -1,6 +1,7 @@
 """Tokens: a lease's id and a capability for it in one piece of text.
 
-Owns the text.  ``<id>.<key>``, both 32 hexadecimal digits: safe in a shell, a URL and a file name.
+Owns the text, and the form of ids.  ``<id>.<key>``, both 32 hexadecimal digits: safe in a shell, a URL and a
+file name.
 """
 
 from __future__ import annotations
@@ -11,6 +12,11 @@ from dsm.errors import UsageError
 
 ID_BYTES = 16
 KEY_BYTES = 16
+
+
+def random_id(random: bytes) -> bytes:
+    """Return 16 random bytes as those of a random UUID (RFC 9562, section 5.4)."""
+    return random[:6] + bytes((random[6] & 0x0F | 0x40, random[7], random[8] & 0x3F | 0x80)) + random[9:]
 
 
 def token_of(identity: bytes, key: bytes) -> str:

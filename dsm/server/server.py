@@ -24,7 +24,7 @@ from dsm.server.memory import Memory
 from dsm.server.service import Service
 from dsm.units import bytes_of
 from dsm.wire.address import parse_address, show_address
-from dsm.wire.secret import MAX_SECRET_BYTES, MIN_SECRET_BYTES
+from dsm.wire.secret import checked_secret
 from dsm.worker.watcher import leave_signals
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Server:
         self._nbytes = -(-bytes_of(size) // OS_PAGE_BYTES) * OS_PAGE_BYTES
         if not self._nbytes:
             raise UsageError("size is 0; a server needs memory to lease")
-        self._secret = _checked(secret)
+        self._secret = None if secret is None else checked_secret(secret, "secret=")
         if self._secret is None and not _is_loopback(self._listen[0]):
             raise UsageError(
                 f"listen is {listen!r}: others can reach that, and there is no secret; pass secret= "
@@ -223,17 +223,6 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
-
-
-def _checked(secret: str | bytes | None) -> bytes | None:
-    if secret is None:
-        return None
-    value = secret.encode() if isinstance(secret, str) else bytes(secret)
-    if not MIN_SECRET_BYTES <= len(value) <= MAX_SECRET_BYTES:
-        raise UsageError(
-            f"the secret has {len(value)} bytes; {MIN_SECRET_BYTES} to {MAX_SECRET_BYTES} are needed"
-        )
-    return value
 
 
 def _is_loopback(host: str) -> bool:

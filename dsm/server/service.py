@@ -30,6 +30,7 @@ from dsm.limits import (
     SPIN_NS,
 )
 from dsm.log import logger
+from dsm.memory.token import random_id
 from dsm.server.book import Book, Holding
 from dsm.server.connection import Connection, Waits
 from dsm.server.memory import GIVE_BACK_BYTES, Memory
@@ -159,7 +160,7 @@ class Service:
         self._due = 0.0
         if op == Op.LEASE:
             keys = os.urandom(48)
-            identity, write_key, read_key = _uuid4(keys[:16]), keys[16:32], keys[32:]
+            identity, write_key, read_key = random_id(keys[:16]), keys[16:32], keys[32:]
             leased = book.lease(now, count, offset, identity, write_key, read_key)
             if leased is None:
                 raise WaitsForRoom(self._waiting)
@@ -470,8 +471,3 @@ def _tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in _KEEPALIVE:
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
-
-
-def _uuid4(random: bytes) -> bytes:
-    """Return 16 random bytes as those of a random UUID (RFC 9562)."""
-    return random[:6] + bytes((random[6] & 0x0F | 0x40, random[7], random[8] & 0x3F | 0x80)) + random[9:]

@@ -1,4 +1,4 @@
-"""Addresses of the lease service as people write them: ``host:7412``, ``:7412``, ``[::1]:7412``, ``host``.
+"""Addresses as people write them: ``host:7412``, ``:7412``, ``[::1]:7412``, ``host``.
 
 Owns the text.  Whether there is such a host is for who connects.
 """
@@ -13,23 +13,27 @@ from dsm.errors import UsageError
 DEFAULT_PORT: Final = 7412
 
 
-def parse_address(text: str, what: str = "address") -> tuple[str, int]:
+def parse_address(
+    text: str, what: str = "address", default_port: int | None = DEFAULT_PORT
+) -> tuple[str, int]:
     """Return host and port; the host may be empty.
 
     Parameters
     ----------
     text
-        ``HOST:PORT``; an IPv6 address goes in brackets when a port follows.  Without a port it is
-        `DEFAULT_PORT`.
+        ``HOST:PORT``; an IPv6 address goes in brackets when a port follows.
     what
         What it is called in the message.
+    default_port
+        The port of an address without one; None: it must have one.
 
     Raises
     ------
     UsageError
         It is no address.
     """
-    host, port = text.strip() if isinstance(text, str) else "?:?", str(DEFAULT_PORT)
+    host = text.strip() if isinstance(text, str) else "?:?"
+    port = "?" if default_port is None else str(default_port)
     if host.startswith("["):
         host, bracket, rest = host[1:].partition("]")
         if bracket and rest.startswith(":"):

@@ -44,10 +44,10 @@ def load_secret(environ: Mapping[str, str]) -> bytes:
     """
     value = environ.get("DSM_SECRET")
     if value:
-        return _checked(os.fsencode(value), "DSM_SECRET")
+        return checked_secret(value, "DSM_SECRET")
     path = environ.get("DSM_SECRET_FILE")
     if path:
-        return _checked(_read(path), path)
+        return checked_secret(_read(path), path)
     raise UsageError(
         "nodes of a cluster need a shared secret, and neither DSM_SECRET nor DSM_SECRET_FILE is set; make "
         f"one with `(umask 077; {_MAKE} > ~/.dsm-secret)`, copy it to every host, "
@@ -72,8 +72,22 @@ def create_secret_file(path: str) -> None:
         file.write(make_secret() + "\n")
 
 
-def _checked(value: bytes, source: str) -> bytes:
-    secret = value.strip()
+def checked_secret(value: str | bytes, source: str) -> bytes:
+    """Return a secret without white space at its ends.
+
+    Parameters
+    ----------
+    value
+        As it was given: the text of a file ends with a new line.
+    source
+        Where it is from, for messages.
+
+    Raises
+    ------
+    UsageError
+        It is too short or too long.
+    """
+    secret = (os.fsencode(value) if isinstance(value, str) else bytes(value)).strip()
     if len(secret) < MIN_SECRET_BYTES:
         raise UsageError(
             f"the secret in {source} has {len(secret)} bytes, at least {MIN_SECRET_BYTES} are needed; "

@@ -6,6 +6,8 @@ shim keeps one bit a page; pins may overlap).
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -14,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dsm import _native
-from dsm.errors import ClosedError, LeaseExpiredError, LimitError, PeerError, Status, UsageError
+from dsm.errors import ClosedError, DSMError, LeaseExpiredError, LimitError, PeerError, Status, UsageError
 from dsm.wire.calls import Op
 from dsm.worker import calls, lacking
 from dsm.worker.pagetable import COLUMNS
@@ -120,7 +122,12 @@ def check_table(pages: PageRange, nodes: int) -> None:
 def prefetch(pages: PageRange, write: bool) -> None:
     """Bring `pages` here and map them."""
     _bring(Op.PREFETCH, pages, write, f"prefetching {_words(pages)}")
-    _native.region_apply(pages.region, pages.page, pages.pages)
+    try:
+        _native.region_apply(*pages)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        raise _closed(pages, f"prefetching {_words(pages)}") from None
 
 
 def rehome(pages: PageRange) -> int:
@@ -144,13 +151,15 @@ def _bring(
     try:
         return calls.ask(op, *pages, int(write), what=what, undo=undo, meaning=meaning)
     except ClosedError:
-        over = lease_over(pages.region)
-        if over is not None:
-            raise over from None
-        raise
+        raise _closed(pages, what) from None
     except PeerError as error:
         error.region, error.peer = name_of(pages.region), peer
         raise
+
+
+def _closed(pages: PageRange, what: str) -> DSMError:
+    """Return the error for a region that is closed here: destroyed, or a lease that is over."""
+    return lease_over(pages.region) or calls.failure(Status.CLOSED, what)
 
 
 def _words(pages: PageRange) -> str:
@@ -180,7 +189,10 @@ class PinTable:
             except OSError as error:
                 self._held.remove(pages)
                 reason = error
-        calls.ask(Op.UNPIN, *pages, int(write), what=f"unpinning {_words(pages)}", brief=True)
+        with contextlib.suppress(ClosedError):
+            calls.ask(Op.UNPIN, *pages, int(write), what=f"unpinning {_words(pages)}", brief=True)
+        if reason.errno == errno.ENOENT:  # closed since it was granted: destroyed, or a lease that is over
+            raise _closed(pages, f"pinning {_words(pages)}") from None
         raise LimitError(
             f"{_words(pages)} cannot be mapped: {reason.strerror}; pin less or raise vm.max_map_count"
         )

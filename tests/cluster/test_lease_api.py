@@ -23,6 +23,7 @@ from dsm import proc
 from dsm.types import RegionOptions
 from dsm.units import MAX_DURATION_MS
 from dsm.wire import control, leasing
+from dsm.worker import ranges
 
 LONG_S = 300
 
@@ -620,3 +621,18 @@ def test_the_interpreter_ends_though_leases_live_and_callbacks_run(last):
     )
     assert done.returncode == 0 and "end" in done.stdout and done.stderr == ""
     assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("how", ["pin", "prefetch"])
+def test_a_lease_that_ends_between_the_answer_to_a_pin_and_the_mapping_is_over(node, monkeypatch, how):
+    lease = node.lease(5000, LONG_S)
+    array, bring = lease.array(), ranges._bring
+
+    def bring_and_end(*arguments):
+        result = bring(*arguments)
+        lease.release()
+        return result
+
+    monkeypatch.setattr(ranges, "_bring", bring_and_end)
+    with pytest.raises(dsm.LeaseExpiredError):
+        node.pin(array).__enter__() if how == "pin" else node.prefetch(array)

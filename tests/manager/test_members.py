@@ -8,7 +8,7 @@ import pytest
 
 from dsm.coherence.messages import Kind
 from dsm.errors import WireError
-from dsm.manager.addresses import announced
+from dsm.manager.addresses import announced, parse_address
 from dsm.manager.link import Traffic
 from dsm.manager.manager import Manager
 from dsm.manager.membership import Membership
@@ -102,3 +102,9 @@ def test_a_node_without_a_number_is_heard_in_metadata_only(family):
     fields = unpack(pack(family, Kind.GET, 0, 0, 1, 0, 1, 1, 1, 0, 0), 0)
     with pytest.raises(WireError, match="not joined"):
         manager._message(types.SimpleNamespace(node=-1), fields, memoryview(b""))
+
+
+@pytest.mark.parametrize("text", ["", "host", ":7000", "h:²", "host:65536", "[::1]", "a b:1"])
+def test_a_node_without_a_whole_address_is_refused(text):
+    with pytest.raises(WireError, match="HOST:PORT"):
+        parse_address(text)

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from dsm.errors import UsageError
-from dsm.wire.secret import MIN_SECRET_BYTES, load_secret, make_secret
+from dsm.wire.secret import MIN_SECRET_BYTES, checked_secret, load_secret, make_secret
 
 GOOD = "0123456789abcdef0123"
 
@@ -84,3 +84,11 @@ def test_a_huge_file_is_refused(secret_file):
     secret_file.write_bytes(b"x" * 100_000)
     with pytest.raises(UsageError, match="longer than"):
         load_secret({"DSM_SECRET_FILE": str(secret_file)})
+
+
+def test_a_secret_that_is_passed_is_that_of_a_file_with_the_same_text():
+    text = "0123456789abcdef" * 2
+    assert checked_secret(text + "\n", "secret=") == checked_secret(text.encode(), "secret=") == text.encode()
+    for wrong in ("short", b" " * 100, "x" * 5000):
+        with pytest.raises(UsageError, match="secret="):
+            checked_secret(wrong, "secret=")

@@ -15,7 +15,7 @@ from dsm import units
 from dsm.errors import TooLargeError, UsageError
 from dsm.limits import MAX_REGION_BYTES
 from dsm.memory.leases import digest, show_id
-from dsm.memory.token import ID_BYTES, KEY_BYTES
+from dsm.memory.token import ID_BYTES, KEY_BYTES, random_id
 from dsm.wire import leasing
 from dsm.worker import layouts
 from dsm.worker.lease import Lease, LeaseInfo, identity_of
@@ -72,9 +72,8 @@ class Leases(Part):
                 f"a lease of {units.show_bytes(size)} is larger than any can be, "
                 f"{units.show_bytes(MAX_REGION_BYTES)}; divide it among several leases"
             )
-        identity, write_key, read_key = (
-            secrets.token_bytes(each) for each in (ID_BYTES, KEY_BYTES, KEY_BYTES)
-        )
+        identity = random_id(secrets.token_bytes(ID_BYTES))
+        write_key, read_key = secrets.token_bytes(KEY_BYTES), secrets.token_bytes(KEY_BYTES)
         request = leasing.CreateLease(
             identity, size, duration_ms, digest(write_key), digest(read_key), _heap_name(heap)
         )
