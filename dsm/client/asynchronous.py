@@ -35,8 +35,15 @@ from dsm.wire.leases import REPLY, REPLY_BYTES, Op
 #: What is received at once when no long reply is due.
 _BUFFER_BYTES = 64 * 1024
 
+#: While bytes wait to be taken the timeout is looked after so many times in its length.
+_LOOKS = 8
+
 #: Payload, a and b of a reply.
 Answer = tuple[bytes, int, int]
+
+
+class _SilentError(ConnectionError):
+    """The server said nothing and took nothing for the timeout."""
 
 
 class _Call:
@@ -65,14 +72,16 @@ class _Protocol(asyncio.BufferedProtocol):
         self._body_filled = 0
         self._calls: deque[_Call] = deque()
         self._number = 0
-        #: Cleared while the socket takes no more.
-        self._writable = asyncio.Event()
-        self._writable.set()
+        #: While the socket takes no more: done when it does again, or never will.
+        self.room: asyncio.Future[None] | None = None
         #: Done when the handshake is.
         self.ready: asyncio.Future[None] = loop.create_future()
         self.lost: Exception | None = None
-        #: When the server last said something.
-        self.heard = time.monotonic()
+        #: When the server last said something, or was last seen to have taken something.
+        self._heard = time.monotonic()
+        #: Bytes that were handed to the transport, and those of them that had left it at the last look.
+        self._handed = 0
+        self._taken = 0
 
     # -- asyncio's side ----------------------------------------------------------------------------------
 
@@ -82,16 +91,19 @@ class _Protocol(asyncio.BufferedProtocol):
         sock = transport.get_extra_info("socket")
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        transport.write(self._handshake.start())
+        self._write(self._handshake.start())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._fail(exc or ConnectionResetError("the server closed the connection"))
 
     def pause_writing(self) -> None:
-        self._writable.clear()
+        if self.room is None:
+            self.room = self._loop.create_future()
 
     def resume_writing(self) -> None:
-        self._writable.set()
+        room, self.room = self.room, None
+        if room is not None:
+            room.set_result(None)
 
     def eof_received(self) -> bool:
         return False
@@ -102,7 +114,7 @@ class _Protocol(asyncio.BufferedProtocol):
         return self._buffer[self._filled :]
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.heard = time.monotonic()
+        self._heard = time.monotonic()
         try:
             if self._head is not None:
                 self._body_filled += nbytes
@@ -121,8 +133,8 @@ class _Protocol(asyncio.BufferedProtocol):
     def _shake_hands(self, handshake: Handshake) -> None:
         out = handshake.feed(bytes(self._buffer[: self._filled]))
         self._filled = 0
-        if out and self._transport is not None:
-            self._transport.write(out)
+        if out:
+            self._write(out)
         if handshake.done:
             self._handshake = None
             self._buffer[: len(handshake.leftover)] = handshake.leftover
@@ -163,13 +175,18 @@ class _Protocol(asyncio.BufferedProtocol):
         else:
             future.set_result((payload, a, b))
 
+    def _write(self, data: Buffer) -> None:
+        assert self._transport is not None
+        self._handed += len(data)
+        self._transport.write(data)
+
     def _fail(self, error: Exception) -> None:
         """The connection is over: whoever waits is told why."""
         if self.lost is None:
             self.lost = error
         if self._transport is not None:
             self._transport.abort()
-        self._writable.set()
+        self.resume_writing()
         waiting: list[asyncio.Future[Any]] = [self.ready, *(call.future for call in self._calls)]
         self._calls.clear()
         for future in waiting:
@@ -179,12 +196,24 @@ class _Protocol(asyncio.BufferedProtocol):
 
     # -- the client's side -------------------------------------------------------------------------------
 
-    async def ask(
+    def heard(self) -> float:
+        """Return when the server last said or took something, as far as can be seen."""
+        if self._transport is not None:
+            taken = self._handed - self._transport.get_write_buffer_size()
+            if taken > self._taken:
+                self._taken = taken
+                self._heard = time.monotonic()
+        return self._heard
+
+    @property
+    def sending(self) -> bool:
+        """Whether bytes wait to be taken."""
+        return self._taken < self._handed
+
+    def ask(
         self, op: Op, token: bytes, offset: int, count: int, data: Buffer, most: int
     ) -> asyncio.Future[Answer]:
-        """Send a request; return the future of its reply."""
-        while not self._writable.is_set():
-            await self._writable.wait()
+        """Send a request, when there is room; return the future of its reply."""
         if self.lost is not None or self._transport is None:
             raise self.lost or ConnectionResetError("the connection was closed")
         number = self._number = (self._number + 1) & 0xFFFFFFFF
@@ -192,11 +221,15 @@ class _Protocol(asyncio.BufferedProtocol):
         self._calls.append(_Call((op, number), most, future))
         header = wire.request(op, number, payload=len(data), offset=offset, count=count, token=token)
         if len(data) > _BUFFER_BYTES:
-            self._transport.write(header)
-            self._transport.write(data)
+            self._write(header)
+            self._write(data)
         else:
-            self._transport.write(header + data)
+            self._write(header + data)
         return future
+
+    def give_up(self) -> None:
+        """The server is silent: end the connection."""
+        self._fail(_SilentError("the server is silent"))
 
     def close(self) -> None:
         """End the connection."""
@@ -337,16 +370,29 @@ class AsyncLeaseClient:
         again = False
         while True:
             protocol = await self._connected()
+            sent = False
             try:
-                return await self._answer(
-                    protocol, await protocol.ask(op, token, offset, count, data, most), op
-                )
+                while (room := protocol.room) is not None:
+                    await self._wait(protocol, room)
+                future = protocol.ask(op, token, offset, count, data, most)
+                sent = True
+                try:
+                    await self._wait(protocol, future)
+                except asyncio.CancelledError:
+                    future.cancel()  # its reply is dropped when it comes
+                    raise
+                return future.result()
+            except _SilentError:
+                raise WaitTimeoutError(
+                    f"the lease server at {self.address} did not answer {op.name} within {self._timeout} s; "
+                    "it may have done it all the same"
+                ) from None
             except OSError as error:
                 if isinstance(error, DSMError):
                     raise
                 if self._closed:
                     raise ClosedError("this lease client was closed while it waited for the server") from None
-                if op in REPEATABLE and not again:
+                if (op in REPEATABLE or not sent) and not again:
                     again = True
                     continue
                 raise NodeLostError(
@@ -354,28 +400,19 @@ class AsyncLeaseClient:
                     f"{error.strerror or error}; it may have done it all the same"
                 ) from None
 
-    async def _answer(self, protocol: _Protocol, future: asyncio.Future[Answer], op: Op) -> Answer:
-        """Wait for a reply as long as the server is not silent for the timeout."""
+    async def _wait(self, protocol: _Protocol, future: asyncio.Future[Any]) -> None:
+        """Wait until a future is done; give the connection up when the server is silent for the timeout."""
         asked = time.monotonic()
-        while True:
+        while not future.done():
             left = None
             if self._timeout is not None:
-                left = max(asked, protocol.heard) + self._timeout - time.monotonic()
+                left = max(asked, protocol.heard()) + self._timeout - time.monotonic()
                 if left <= 0:
-                    error = WaitTimeoutError(
-                        f"the lease server at {self.address} did not answer {op.name} within "
-                        f"{self._timeout} s; "
-                        "it may have done it all the same"
-                    )
-                    protocol._fail(error)
-                    raise error
-            try:
-                done, _ = await asyncio.wait((future,), timeout=left)
-            except asyncio.CancelledError:
-                future.cancel()  # its reply is dropped when it comes
-                raise
-            if done:
-                return future.result()
+                    protocol.give_up()
+                    return
+                if protocol.sending:
+                    left = min(left, self._timeout / _LOOKS)
+            await asyncio.wait((future,), timeout=left)
 
 
 class AsyncRemoteLease(Handle):

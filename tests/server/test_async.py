@@ -1,11 +1,15 @@
 """The lease service from asyncio: many requests on one connection, cancelled ones, broken connections."""
 
 import asyncio
+import contextlib
+import socket
 import threading
+import time
 
 import pytest
 
 import dsm
+from dsm.wire import leases as wire
 from leasing import Raw
 from support import wait_until
 
@@ -200,3 +204,94 @@ def test_a_raw_client_beside_it_notices_nothing(server):
                 assert raw.ask(9)[0] == 0
 
     _run(server, work)
+
+
+# -- a server that is slow, or does not read ---------------------------------------------------------------
+
+
+class _Slow:
+    """A server that takes a SET in pieces, each when the test lets it, and answers what follows."""
+
+    def __init__(self, *, pause=0.0, reads=True):
+        self.sock = socket.socket()
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        self.sock.bind(("127.0.0.1", 0))
+        self.sock.listen()
+        self.address = "{}:{}".format(*self.sock.getsockname())
+        self.pause, self.reads = pause, reads
+        self.over = threading.Event()
+        self.threads = [threading.Thread(target=self._accept)]
+        self.threads[0].start()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                connection = self.sock.accept()[0]
+                self.threads.append(threading.Thread(target=self._serve, args=(connection,)))
+                self.threads[-1].start()
+
+    def _serve(self, connection):
+        with connection, contextlib.suppress(OSError):
+            connection.recv(40, socket.MSG_WAITALL)
+            connection.sendall(b"DSML\1\4\0\0" + bytes(32))
+            if not self.reads:
+                self.over.wait(60)
+                return
+            while len(head := connection.recv(64, socket.MSG_WAITALL)) == 64:
+                op, _, _, number, left, *_ = wire.REQUEST.unpack(head)
+                while left:
+                    left -= len(connection.recv(min(left, 1 << 20)))
+                    self.over.wait(self.pause)
+                connection.sendall(wire.reply(op, number, b"", 0, 1000))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.sock.shutdown(socket.SHUT_RDWR)  # wakes who accepts
+        for thread in self.threads:
+            thread.join(20)
+        self.sock.close()
+
+
+def _set(client, nbytes):
+    return client._ask(wire.Op.SET, token=bytes(32), count=nbytes, data=memoryview(bytes(nbytes)))
+
+
+def test_waiting_for_room_ends_with_the_timeout():
+    async def main(address):
+        async with await dsm.connect_async(address, secret=False, timeout=0.5) as client:
+            full = asyncio.create_task(_set(client, 32 << 20))
+            await asyncio.sleep(0.1)
+            full.cancel()
+            begin = time.monotonic()
+            with pytest.raises(dsm.WaitTimeoutError, match=r"did not answer PING within 0\.5 s"):
+                await asyncio.wait_for(client.ping(), 20)
+            assert time.monotonic() - begin < 5
+
+    with _Slow(reads=False) as slow:
+        asyncio.run(main(slow.address))
+
+
+def test_what_is_taken_slowly_but_steadily_is_no_silence():
+    async def main(address):
+        async with await dsm.connect_async(address, secret=False, timeout=1.0) as client:
+            sock = client._protocol._transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)  # what is in there is not seen
+            begin = time.monotonic()
+            await asyncio.gather(_set(client, 12 << 20), client.ping())
+            assert time.monotonic() - begin > 1.5  # the timeout was over long before the bytes were taken
+
+    with _Slow(pause=0.02) as slow:
+        asyncio.run(main(slow.address))
+
+
+def test_who_waits_with_others_is_told_of_its_own_request():
+    async def main(address):
+        async with await dsm.connect_async(address, secret=False, timeout=0.3) as client:
+            first, second = await asyncio.gather(client.ping(), client.figures(), return_exceptions=True)
+            assert "PING" in str(first) and "FIGURES" in str(second)
+
+    with _Slow(reads=False) as slow:
+        asyncio.run(main(slow.address))
