@@ -93,7 +93,7 @@ class Cluster:
                 found = unknown_lease(token[:ID_BYTES])
             except DSMError as error:
                 found = error
-            self._service.call(lambda: connection.found(token, found))
+            self._service.tell(connection, lambda: connection.found(token, found))
 
         self._put(job)
 
@@ -137,7 +137,7 @@ class Cluster:
             logger.exception("lease client %s: %s", connection.name, Op(op).name)
             failed = InternalError(f"the lease server failed in {Op(op).name}: {error!r}")
             answer = wire.error_reply(op, number, status_of(failed), str(failed))
-        self._service.call(lambda: connection.answered(answer))
+        self._service.tell(connection, lambda: connection.answered(answer))
 
     def _done(self, lease: Lease, op: int, number: int, offset: int, count: int) -> bytes:
         if op == Op.GET:

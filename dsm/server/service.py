@@ -193,8 +193,12 @@ class Service:
 
     # -- used by other threads ---------------------------------------------------------------------------
 
+    def tell(self, connection: Connection, act: Callable[[], None]) -> None:
+        """Let the loop's thread do something with a connection soon."""
+        self.call(lambda: self._guarded(connection, act))
+
     def call(self, function: Callable[[], None]) -> None:
-        """Let the loop's thread call a function soon."""
+        """Let the loop's thread call a function soon, which raises nothing."""
         self._calls.append(function)
         with self._waking:
             if self._wake >= 0:
@@ -243,7 +247,7 @@ class Service:
         self._due = 0.0
         waiting, self._waiting_for_move = self._waiting_for_move, []
         for connection in waiting:
-            connection.resume()
+            self._guarded(connection, connection.resume)
 
     def stop(self) -> None:
         """End `run`."""
@@ -257,7 +261,7 @@ class Service:
 
         Raises
         ------
-        NodeLostError, ClosedError
+        NodeLostError
             The node has ended, and the memory with it.
         """
         poll, connections = self._epoll.poll, self._connections
@@ -281,14 +285,25 @@ class Service:
                     continue
                 try:
                     connection.ready(events)
-                except (NodeLostError, ClosedError):
-                    raise
                 except Exception:
-                    logger.exception("lease client %s: closed", connection.name)
-                    connection.close("an internal error")
+                    self._failed(connection)
             if monotonic_ns() >= self._due * 1e9:
                 self._on_time()
                 self._due = self._next_due()
+
+    def _guarded(self, connection: Connection, act: Callable[[], None]) -> None:
+        """Do something with a connection; what fails costs that connection only."""
+        try:
+            act()
+        except Exception:
+            self._failed(connection)
+
+    def _failed(self, connection: Connection) -> None:
+        """An exception is being handled: it ends the service if the memory is gone, else the connection."""
+        if self.memory.lost:
+            raise
+        logger.exception("lease client %s: closed", connection.name)
+        connection.close("an internal error")
 
     def _next_due(self) -> float:
         """Return when something is to be done though no client says anything."""
@@ -309,7 +324,8 @@ class Service:
         if self.memory.lost:
             raise NodeLostError("the manager of its node has ended, and the leased memory with it")
         for _ in range(len(self._later)):
-            self._later.popleft().take_turn()
+            connection = self._later.popleft()
+            self._guarded(connection, connection.take_turn)
         for holding in self.book.due(self.now_ms()):
             self._ended(holding)
         if self.book.cleaning:
@@ -428,7 +444,7 @@ class Service:
         if done and self._waiting:
             waiting, self._waiting = self._waiting, []
             for connection in waiting:
-                connection.resume()
+                self._guarded(connection, connection.resume)
 
     def close(self) -> None:
         """Close every connection and the listeners."""

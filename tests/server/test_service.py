@@ -1,0 +1,171 @@
+"""The loop of a lease server by itself: what fails in it, and how it ends."""
+
+import contextlib
+import os
+import socket
+import threading
+
+import pytest
+
+import dsm
+from dsm.server.connection import Connection
+from dsm.server.service import Service
+from dsm.wire import leases as wire
+from dsm.wire.leases import Op
+from leasing import Raw
+from support import wait_until
+
+SIZE = 1 << 20
+
+
+class Memory:
+    """Bytes that no node has."""
+
+    def __init__(self, nbytes=SIZE):
+        self.nbytes, self.address, self.lost = nbytes, 1 << 30, False
+        self.view = memoryview(bytearray(nbytes))
+
+    def zero(self, offset, nbytes, give_back):
+        self.view[offset : offset + nbytes] = bytes(nbytes)
+
+
+class Running:
+    """A service and its thread."""
+
+    def __init__(self, nbytes=SIZE):
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.setblocking(False)
+        self.address = f"127.0.0.1:{listener.getsockname()[1]}"
+        self.memory = Memory(nbytes)
+        self.service = Service([listener], self.memory, None)
+        self.error = None
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self):
+        try:
+            self.service.run()
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.service.ended.set()
+            self.service.close()
+
+    def connection(self):
+        """Return the newest connection."""
+        return list(self.service._connections.values())[-1]
+
+    def stop(self):
+        self.service.stop()
+        self.thread.join(10)
+
+
+@pytest.fixture
+def running():
+    running = Running()
+    yield running
+    running.stop()
+
+
+# -- what fails --------------------------------------------------------------------------------------------
+
+
+def _later(service, connection):
+    service.call(lambda: service.later(connection))
+
+
+def _resumed(service, connection):
+    service.tell(connection, connection.resume)
+
+
+def _found(service, connection):
+    service.tell(connection, lambda: connection.found(b"?" * 32, dsm.UnknownLeaseError("nobody has it")))
+
+
+def _answered(service, connection):
+    service.tell(connection, lambda: connection.answered(b""))
+
+
+def _moved(service, connection):
+    def move():
+        service.book.lease(service.now_ms(), 10, 10_000, b"i" * 16, b"w" * 16, b"r" * 16)
+        holding = service.book.begin_move(b"i" * 16 + b"w" * 16, service.now_ms()).place
+        service.wait_for_move(connection)
+        service.end_move(holding, False)
+
+    service.ask(move)
+
+
+def _cleaned(service, connection):
+    def clean():
+        service.book.lease(service.now_ms(), 10, 10_000, b"j" * 16, b"w" * 16, b"r" * 16)
+        service._waiting.append(connection)
+        service._ended(service.book.release(b"j" * 16 + b"w" * 16, service.now_ms()))
+        service._due = 0.0
+
+    service.ask(clean)
+
+
+@pytest.mark.parametrize("error", [ValueError, dsm.LeaseExpiredError, dsm.NodeLostError])
+@pytest.mark.parametrize("way", [_later, _resumed, _found, _answered, _moved, _cleaned])
+def test_a_bug_in_a_turn_that_comes_later_costs_one_connection(running, monkeypatch, way, error):
+    with Raw(running.address) as other, Raw(running.address) as raw:
+        assert raw.ask(Op.PING)[0] == other.ask(Op.PING)[0] == 0
+        connection, real = running.connection(), Connection._again
+
+        def fails(self):
+            if self is connection:
+                raise error("a bug")
+            real(self)
+
+        monkeypatch.setattr(Connection, "_again", fails)
+        connection._rest = wire.request(Op.PING, 5)
+        way(running.service, connection)
+        assert raw.is_closed()
+        assert other.ask(Op.PING)[0] == 0 and running.error is None
+
+
+def test_the_end_of_the_node_is_told_by_its_memory(running, monkeypatch):
+    def fails(self, events):
+        raise dsm.ClosedError("closed")
+
+    with Raw(running.address) as raw:
+        assert raw.ask(Op.PING)[0] == 0
+        running.memory.lost = True
+        monkeypatch.setattr(Connection, "ready", fails)
+        with contextlib.suppress(OSError):
+            raw.send(Op.PING)
+        running.thread.join(10)
+        assert isinstance(running.error, (dsm.ClosedError, dsm.NodeLostError))
+        assert raw.is_closed()
+
+
+# -- how it ends -------------------------------------------------------------------------------------------
+
+
+def test_who_stops_a_loop_that_has_ended_wakes_nobody_else(node):
+    server = dsm.Server(size="1M", node=node).start()
+    service = server._service
+    number = service._wake
+    service.stop()
+    assert server.ended.wait(10)
+    opened = []
+    try:
+        while number not in opened:  # somebody else gets that number
+            opened.append(os.eventfd(0, os.EFD_NONBLOCK))
+            assert len(opened) < 1000
+        server.close()
+        service.call(lambda: None)
+        for each in opened:
+            with pytest.raises(BlockingIOError):
+                os.eventfd_read(each)
+    finally:
+        for each in opened:
+            os.close(each)
+
+
+def test_who_asks_a_loop_that_has_ended_is_told(running):
+    running.stop()
+    wait_until(running.service.ended.is_set)
+    with pytest.raises(dsm.ClosedError):
+        running.service.ask(lambda: None)
