@@ -42,6 +42,9 @@ from dsm.worker.session import Descriptors
 if TYPE_CHECKING:
     from dsm.worker.node import Node
 
+#: Blocks with their own region that a process maps before it asks which of them others have freed.
+ASK_AT_LEAST = 256
+
 
 def _nothing(cache: object, nbytes: int, zero: bool) -> int:
     """Stands for taking from the cache where that is not the way."""
@@ -64,6 +67,9 @@ class Heap:
         self._record: HeapRecord = opened.heap
         #: Blocks that this process can use, by address.
         self._live: dict[int, Block] = {}
+        #: Regions of blocks that were mapped here since it was asked which of them are left, and were left
+        #: then; and when it is asked again.
+        self._regions, self._ask_at = 0, ASK_AT_LEAST
         self._closed = False
         #: Of this node: it can change only in a child of fork, which keeps its node.
         self._home = node.node_id
@@ -347,6 +353,28 @@ class Heap:
             block._own, block._address = region, region.address
             self._cache.count(1, 0, block._nbytes, 0)
             self._live[region.address] = block
+            self._forget_freed()
+
+    def _forget_freed(self) -> None:
+        """Close regions of blocks that other processes have freed, which nobody is told.
+
+        It asks after each of them when there are twice as many as were left the last time.
+        """
+        self._regions += 1
+        if self._regions < self._ask_at:
+            return
+        kept = 0
+        for address, block in list(self._live.items()):
+            if not isinstance(block, RegionBlock) or block._own is None:
+                continue
+            try:
+                self._node._regions.open(block._own.number)
+            except (ClosedError, UnknownNameError):
+                self._live.pop(address, None)
+                self._node._regions.drop(block._own.number)
+            else:
+                kept += 1
+        self._regions, self._ask_at = kept, max(ASK_AT_LEAST, 2 * kept)
 
     # -- inside: free ------------------------------------------------------------------------------------
 
@@ -483,6 +511,8 @@ class Heap:
         region = regions.get(ref.region) or regions.open(ref.region)
         if ref.direct:
             block = RegionBlock(self, ref.address, ref.nbytes, NO_CLASS, region)
+            with self._cache.slow:
+                self._forget_freed()
         elif ref.node == self._home and ref.size_class != NO_CLASS:
             block = Block(self, ref.address, ref.nbytes, ref.size_class)
         else:

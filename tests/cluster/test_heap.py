@@ -10,6 +10,7 @@ import time
 import pytest
 
 import heap_programs as programs
+from dsm import proc
 from dsm.errors import DSMError, InternalError, UnknownNameError, UsageError
 from dsm.memory.cache import WORDS
 from dsm.memory.classes import CLASSES
@@ -241,6 +242,29 @@ def _lazily(node):
     for block in blocks:
         block.free()
     return made, figures.direct, used.direct, heap.statistics().direct
+
+
+def _maps(node, name):
+    """Return how many maps this process has, and how many blocks it can use."""
+    return len(list(proc.mappings())), len(node.heap(name)._live)
+
+
+def test_direct_blocks_that_others_free_leave_no_maps_behind(workers):
+    first, second, third = workers[0], workers[1], workers[2]
+    options = {"manager": "direct"}
+    (kept,) = first.call(programs.allocate, "passing on", [5000], 9, options)
+    most = []
+    for _ in range(8):
+        refs = first.call(programs.allocate, "passing on", [5000] * 64, 1)
+        assert second.call(programs.read, refs[::8]) == [b"\1" * 5000] * 8
+        third.call(programs.free, refs)
+        most.append([worker.call(_maps, "passing on") for worker in (first, second, third)])
+    for counted in zip(*most, strict=True):
+        assert max(live for _, live in counted) < 256 + 64
+        assert max(maps for maps, _ in counted) < 1600, "512 regions would be 2048 maps"
+    assert first.call(programs.read, [kept]) == [b"\x09" * 5000]
+    assert first.call(programs.figures, "passing on").in_use == 1
+    first.call(programs.destroy, "passing on")
 
 
 def test_a_lazy_block_is_made_at_its_first_use(workers):
