@@ -78,9 +78,9 @@ uint64_t dsm_cache_take_of(struct dsm_cache *cache, uint32_t cls, uint64_t nbyte
   uint64_t top = load_relaxed(&cache->words[cls]);
   uint64_t address = load_relaxed(&cache->words[top]);
   if (address) {
-    store_release(&cache->words[cls], top - 1);
     count(cache, ALLOCATIONS, 1);
     count(cache, ASKED, nbytes);
+    store_release(&cache->words[cls], top - 1);
   }
   unlock(cache);
   if (address && zero) memset((void *)address, 0, nbytes);
