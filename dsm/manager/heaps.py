@@ -9,9 +9,7 @@ question; blocks that are freed far from home gather in a ring of each worker an
 
 from __future__ import annotations
 
-import ctypes
 import itertools
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -20,6 +18,7 @@ from dsm import proc
 from dsm.errors import DSMError, InternalError, LimitError, Status, WireError, status_of
 from dsm.limits import MAX_NODES
 from dsm.log import logger
+from dsm.manager.backing import Backing
 from dsm.manager.gathering import COLLECT_S
 from dsm.manager.link import Link
 from dsm.manager.nodepool import NodePool, closed
@@ -37,8 +36,6 @@ BACK_BYTES = 512 * 1024
 #: Called with a node's answer; None: it is lost, or has not answered in time.
 Told = Callable[[heaps.NodeAnswer | None], None]
 T = TypeVar("T")
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
 class HeapDesk:
@@ -56,6 +53,7 @@ class HeapDesk:
         self._numbers = itertools.count(1)
         #: Questions to other nodes that are not answered, by node and number.
         self._asked: dict[tuple[int, int], Told] = {}
+        self._backing = Backing(manager)
 
     @property
     def _node(self) -> int:
@@ -161,7 +159,10 @@ class HeapDesk:
             self._ask_all(heaps.HeapTrim(heap.number), lambda answers, silent: then())
 
         def room(nbytes: int) -> None:
-            if heap.options.kind == "eager" and nbytes > proc.memory()["MemAvailable"]:
+            if (
+                heap.options.kind == "eager"
+                and nbytes + self._backing.pending > proc.memory()["MemAvailable"]
+            ):
                 raise LimitError(
                     f"heap {heap.options.name!r} is eager: {nbytes} bytes were to be backed by memory at "
                     "once, and "
@@ -389,7 +390,9 @@ class HeapDesk:
 
         self.back(region, backed)
 
-    # -- eager memory ------------------------------------------------------------------------------------
+        def backed(locked: int) -> None:
+            pool.locked_blocks[region.region] = locked
+            then()
 
     def back(self, region: Region, then: Callable[[int], None]) -> None:
         """Get memory for all of a region, make its pages this node's, and lock it if permitted.

@@ -646,6 +646,76 @@ def test_eager_memory_under_release_consistency(workers):
     assert workers[2].call(programs.figures, "eager release").in_use == 0
 
 
+LARGE = 256 * MIB
+
+
+def _large(node, name):
+    heap = node.heap(name)
+    try:
+        block = heap.alloc(LARGE)
+    except DSMError as error:
+        return type(error).__name__
+    return heap.statistics().locked, block.ref()
+
+
+def _eager(worker, name, manager):
+    worker.call(programs.heap, name, {"kind": "eager", "manager": manager, "min_system_alloc": "1M"})
+
+
+@pytest.mark.parametrize("manager", ["pooled", "direct"])
+def test_others_are_answered_while_eager_memory_is_got(workers, manager):
+    name = f"large-{manager}"
+    _eager(workers[0], name, manager)
+    workers[1].call(programs.heap, name)
+    began = before = time.monotonic()
+    block = workers[0].start(_large, name)
+    longest, allocated = 0.0, False
+    while not allocated:
+        allocated = workers[1].call(programs.figures, name).allocations > 0
+        longest, before = max(longest, time.monotonic() - before), time.monotonic()
+    assert longest < (before - began) / 2
+    locked, ref = block.result()
+    assert locked == 0 or locked >= LARGE
+    workers[0].call(programs.free, [ref])
+    workers[0].call(programs.destroy, name)
+
+
+def _begun(worker, name):
+    """Wait until the block with its own region is being made."""
+    wait_until(lambda: worker.call(programs.figures, name).in_use == 1)
+
+
+def _frames(manager):
+    """Return the regions whose memory a manager has."""
+    links = [os.readlink(path) for path in Path(f"/proc/{manager.process.pid}/fd").iterdir() if path.exists()]
+    return {link for link in links if "dsm-frames" in link}
+
+
+@pytest.mark.parametrize("manager", ["pooled", "direct"])
+def test_a_heap_is_destroyed_while_its_eager_memory_is_got(cluster, manager):
+    first, second = cluster.workers[:2]
+    before = _frames(cluster.managers[0])
+    _eager(first, "short", manager)
+    opened = _frames(cluster.managers[0])
+    block = first.start(_large, "short")
+    wait_until(lambda: _frames(cluster.managers[0]) > opened)
+    second.call(programs.destroy, "short")
+    assert block.result() == "ClosedError"
+    wait_until(lambda: _frames(cluster.managers[0]) <= before)
+
+
+def test_a_worker_dies_while_its_eager_memory_is_got():
+    with Cluster(nodes=1, workers=2) as cluster:
+        dying, other = cluster.workers
+        _eager(dying, "left", "direct")
+        dying.start(_large, "left")
+        _begun(other, "left")
+        dying.kill()
+        wait_until(lambda: other.call(programs.figures, "left").managed == 0)
+        assert other.call(_large, "left")[0] in (0, LARGE)
+        assert other.call(programs.check, "left") is None
+
+
 def test_a_node_that_is_stopped_is_named():
     with Cluster(nodes=2) as cluster:
         first, second = cluster.workers

@@ -59,7 +59,7 @@ class Coordinator:
             self.answer()
 
 
-def _pool(bound=1 << 40, debug=False, **options):
+def _pool(bound=1 << 40, debug=False, added=lambda region, then: then(0), **options):
     values = {"min_system_alloc": MIB, "max_bytes": 0, "page_size": 4096, "consistency": "sequential"}
     record = HeapRecord(1, HeapOptions("h", "lazy", "pooled", debug=debug, **values | options))
     coordinator = Coordinator(bound)
@@ -240,6 +240,35 @@ def test_a_heap_that_ends_while_requests_wait():
     coordinator.settle()  # the extent that comes all the same goes back
     assert coordinator.regions == {} and coordinator.count == 1
     assert pool.give_home([1 << 30]) == []
+
+
+def test_an_extent_is_used_when_it_is_ready():
+    ready = []
+    pool, coordinator = _pool(added=lambda region, then: ready.append(then))
+    pool.open(1)
+    answers = [Answer() for _ in range(2)]
+    pool.allocate(1, heaps.HeapAllocate(1, 600_000), answers[0].then, answers[0].fail)
+    coordinator.settle()
+    pool.take(1, 5, 32, answers[1].then, answers[1].fail)
+    coordinator.settle()
+    assert pool.count().managed == 0 and all(answer.value is None for answer in answers)
+    [then] = ready  # who comes meanwhile waits for the same
+    then(MIB)
+    assert all(answer.value is not None for answer in answers)
+    assert (pool.count().managed, pool.count().locked) == (MIB, MIB)
+
+
+def test_a_heap_that_ends_while_an_extent_is_made_ready():
+    ready = []
+    pool, coordinator = _pool(added=lambda region, then: ready.append(then))
+    pool.open(1)
+    answer = Answer()
+    pool.allocate(1, heaps.HeapAllocate(1, 600_000), answer.then, answer.fail)
+    coordinator.settle()
+    pool.close()
+    assert isinstance(answer.error, ClosedError)
+    ready[0](0)
+    assert (pool.count().managed, pool.count().locked, answer.value) == (0, 0, None)
 
 
 def test_a_worker_that_dies_while_its_request_waits_gets_nothing():
