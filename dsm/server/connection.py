@@ -6,7 +6,7 @@ that a connection needs no memory of its own for them.
 
 Requests are handled in order, one at a time.  A request that must wait (`wait`) stops the connection: it is
 not read from until `resume`; likewise while answers wait for a client that does not read.  In one turn a
-connection moves at most `LEASE_TURN_BYTES` each way, then others get theirs.
+connection moves at most `LEASE_TURN_BYTES` each way, whatever its requests, then others get theirs.
 """
 
 from __future__ import annotations
@@ -50,6 +50,9 @@ _GONE = select.EPOLLHUP | select.EPOLLERR
 #: Bytes that are dropped until the client closes.
 _WITHOUT_END = 1 << 80
 
+#: What a request that moves no bytes costs of a turn, in bytes of the same time.
+_REQUEST_COST = 4096
+
 _GET = int(Op.GET)
 _SET = int(Op.SET)
 _unpack = REQUEST.unpack_from
@@ -61,7 +64,8 @@ class Connection:
 
     __slots__ = (
         "_asked", "_at", "_ended", "_failure", "_gathered", "_handshake", "_interest", "_into", "_left",
-        "_queue", "_rest", "_service", "_set", "_waiting", "closed", "fd", "moved", "name", "sock",
+        "_queue", "_rest", "_service", "_set", "_turn_ends", "_waiting", "closed", "fd", "moved", "name",
+        "sock",
     )  # fmt: skip
 
     def __init__(self, service: Service, sock: socket.socket, name: str, handshake: Handshake) -> None:
@@ -91,6 +95,8 @@ class Connection:
         #: The client sends no more; what it asked for is still answered.
         self._ended = False
         self._interest = _IN
+        #: `Service.bytes_out` at which this turn is over.
+        self._turn_ends = 0
         #: Bytes sent from leases' memory: a client that takes none makes no progress.
         self.moved = 0
         self.closed = False
@@ -99,6 +105,7 @@ class Connection:
 
     def ready(self, events: int) -> None:
         """Do what the socket is ready for."""
+        self._turn_ends = self._service.bytes_out + LEASE_TURN_BYTES
         try:
             if events & _OUT:
                 self._drain()
@@ -130,6 +137,7 @@ class Connection:
     def answered(self, answer: bytes) -> None:
         """The request that waited has its answer; go on behind it."""
         self._waiting = False
+        self._turn_ends = self._service.bytes_out + LEASE_TURN_BYTES
         if not self.closed:
             try:
                 self._send([answer], len(answer))
@@ -141,6 +149,7 @@ class Connection:
         """Handle requests that are here."""
         if self.closed or self._waiting or self._queue:
             return
+        self._turn_ends = self._service.bytes_out + LEASE_TURN_BYTES
         try:
             self._again()
             self._watch()
@@ -253,6 +262,7 @@ class Connection:
         size = 0
         gets = sets = 0
         position = 0
+        most = min(MAX_LEASE_UNREAD_BYTES, self._turn_ends - service.bytes_out)
         while end - position >= REQUEST_BYTES:
             op, flags, zero, number, payload, offset, count, token = _unpack(buffer, position)
             if op == _GET:
@@ -270,7 +280,7 @@ class Connection:
                     position += REQUEST_BYTES
                     gets += 1
                     size += count + 32
-                    if size > MAX_LEASE_UNREAD_BYTES:
+                    if size > most:
                         break
                     continue
             elif op == _SET:
@@ -303,7 +313,9 @@ class Connection:
             if self.closed or self._left == _WITHOUT_END:
                 return
             position += taken
-            if not taken or self._waiting or self._left or self._queue:
+            self._turn_ends -= _REQUEST_COST
+            most = min(MAX_LEASE_UNREAD_BYTES, self._turn_ends - service.bytes_out)
+            if not taken or self._waiting or self._left or self._queue or most <= 0:
                 break
         service.gets += gets
         service.sets += sets
@@ -519,10 +531,10 @@ class Connection:
             self._watch()
 
     def _drain(self) -> None:
-        """Send what waits, one turn's worth; then go on with requests that wait behind it."""
+        """Send what waits, as far as this turn goes; then go on with requests that wait behind it."""
         queue = self._queue
-        budget = LEASE_TURN_BYTES
         service = self._service
+        budget = self._turn_ends - service.bytes_out
         try:
             while queue and budget > 0:
                 view, holding = queue[0]
@@ -543,7 +555,7 @@ class Connection:
         if not queue and not self._waiting:
             if self._ended:
                 self.close("")
-            elif len(self._rest) >= REQUEST_BYTES:
+            elif len(self._rest) >= REQUEST_BYTES and budget > 0:
                 self._again()
 
     def _watch(self) -> None:

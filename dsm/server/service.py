@@ -88,8 +88,8 @@ class Service:
         self._half_open: OrderedDict[Connection, float] = OrderedDict()
         #: Connections in the middle of a SET into a lease.
         self.receiving: set[Connection] = set()
-        #: Connections with requests that are here and had no turn.
-        self._later: deque[Connection] = deque()
+        #: Connections with requests that are here and had no turn, in order.
+        self._later: dict[Connection, None] = {}
         #: Connections that wait for memory to be cleaned.
         self._waiting: list[Connection] = []
         #: Connections that are being sent memory of an ended lease: how far they were at the last look.
@@ -122,7 +122,7 @@ class Service:
 
     def later(self, connection: Connection) -> None:
         """Give a connection a turn in the next round."""
-        self._later.append(connection)
+        self._later[connection] = None
         self._due = 0.0
 
     def admit(self, connection: Connection) -> None:
@@ -323,8 +323,8 @@ class Service:
     def _on_time(self) -> None:
         if self.memory.lost:
             raise NodeLostError("the manager of its node has ended, and the leased memory with it")
-        for _ in range(len(self._later)):
-            connection = self._later.popleft()
+        later, self._later = self._later, {}
+        for connection in later:
             self._guarded(connection, connection.take_turn)
         for holding in self.book.due(self.now_ms()):
             self._ended(holding)

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 import dsm
+from dsm.limits import LEASE_COPY_BYTES, LEASE_TURN_BYTES
 from dsm.server.connection import Connection
 from dsm.server.service import Service
 from dsm.wire import leases as wire
@@ -138,6 +139,73 @@ def test_the_end_of_the_node_is_told_by_its_memory(running, monkeypatch):
         running.thread.join(10)
         assert isinstance(running.error, (dsm.ClosedError, dsm.NodeLostError))
         assert raw.is_closed()
+
+
+# -- turns -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [5000, 60_000, 200_000, 700_000])
+def test_a_turn_has_one_budget_whatever_is_asked_for_in_it(running, monkeypatch, count):
+    """Of a client that takes quickly, and has asked for much at once."""
+    service, turns, rounds = running.service, [], []
+
+    def measured(name):
+        real = getattr(Connection, name)
+
+        def turn(self, *arguments):
+            before = service.bytes_out
+            real(self, *arguments)
+            turns.append(service.bytes_out - before)
+
+        return turn
+
+    real_round = service._on_time
+
+    def counted():
+        before = len(turns)
+        real_round()
+        rounds.append(len(turns) - before)
+
+    with Raw(running.address) as raw:
+        keys = raw.ask(Op.LEASE, offset=60_000, count=SIZE)[2]
+        for name in ("ready", "take_turn"):
+            monkeypatch.setattr(Connection, name, measured(name))
+        monkeypatch.setattr(service, "_on_time", counted)
+        asked = min(2000, (64 << 20) // count)
+        one = wire.request(Op.GET, 1, count=count, token=keys[:32])
+        small = wire.request(Op.GET, 1, count=10, token=keys[:32])
+        left = asked * (count + 32 + 42)
+        sender = threading.Thread(target=raw.sock.sendall, args=((one + small) * asked,))
+        sender.start()
+        buffer = bytearray(8 << 20)
+        while left:
+            got = raw.sock.recv_into(buffer)
+            assert got
+            left -= got
+        sender.join(10)
+    assert max(turns) <= LEASE_TURN_BYTES + LEASE_COPY_BYTES + 100
+    assert max(rounds, default=0) <= 1, "of one client"
+
+
+def test_requests_that_move_nothing_have_a_budget_too(running, monkeypatch):
+    answered, handled = [], []
+    real, real_turn = running.service.answer, Connection._handle
+
+    def counted(*arguments):
+        answered.append(0)
+        return real(*arguments)
+
+    def turn(self, *arguments):
+        before = len(answered)
+        real_turn(self, *arguments)
+        handled.append(len(answered) - before)
+
+    monkeypatch.setattr(running.service, "answer", counted)
+    with Raw(running.address) as raw:
+        monkeypatch.setattr(Connection, "_handle", turn)
+        raw.sock.sendall(b"".join(wire.request(Op.PING, number) for number in range(5000)))
+        assert [raw.reply()[1] for _ in range(5000)] == list(range(5000))
+    assert sum(handled) == 5000 and max(handled) <= 256
 
 
 # -- how it ends -------------------------------------------------------------------------------------------
