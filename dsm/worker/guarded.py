@@ -49,6 +49,7 @@ def allocate(heap: Heap, nbytes: int, align: int, zero: bool) -> Block:
         caches.zero(address, nbytes)
     else:
         whole[start : start + nbytes] = bytes([guards.NEW]) * nbytes
+    _show(heap)
     heap._cache.count(1, 0, nbytes, 0)
     block = WholeBlock(heap, address, nbytes, NO_CLASS, nbytes, heap._home)
     heap._live[address] = block
@@ -70,13 +71,17 @@ def free(heap: Heap, address: int) -> None:
     assert isinstance(home, int)
     found = heap._call(heaps.HeapFind(number, home, address, where), heaps.HeapFound)
     block = heaps.DebugBlock(address, found.usable, found.align, found.place)
+    _see(heap)
     damaged = _damage(heap, block)
     whole = _memory(heap, address, block.nbytes, block.align)
     start = guards.front_bytes(block.align)
     whole[:start] = guards.front(block.nbytes, block.align, freed=True)
     whole[start:] = bytes([guards.FREED]) * block.nbytes + guards.back()
+    _show(heap)
     freed = heap._call(heaps.HeapFree(number, home, address, where), heaps.HeapFreed)
     heap._cache.count(0, 1, 0, block.nbytes)
+    if freed.retiring:
+        _see(heap)
     for each in freed.retiring:
         damaged = damaged or _damage(heap, each)
     if freed.retiring:
@@ -103,12 +108,25 @@ def check(heap: Heap) -> None:
                         heap._node._regions.open(number)
                     except (ClosedError, UnknownNameError):  # it was given back meanwhile
                         continue
+            _see(heap)
             for block in listed.blocks:
                 damaged = _damage(heap, block)
                 if damaged is not None:
                     raise damaged
                 after = block.address
             more = listed.more
+
+
+def _show(heap: Heap) -> None:
+    """Guards were written: other nodes are to see them whatever the program synchronizes."""
+    if heap.options.consistency == "release":
+        heap._node.release()
+
+
+def _see(heap: Heap) -> None:
+    """Guards are looked at: as they are, not as they were when this node last saw them."""
+    if heap.options.consistency == "release":
+        heap._node.acquire()
 
 
 def _damage(heap: Heap, block: heaps.DebugBlock) -> HeapCorruptionError | None:

@@ -177,6 +177,23 @@ def test_what_other_workers_of_other_nodes_do():
         first.call(programs.destroy, "far")
 
 
+def test_release_consistency_is_no_damage():
+    """Nobody has synchronized, but for the guards."""
+    options = {**DEBUG, "consistency": "release", "min_system_alloc": 65536}
+    with Cluster(nodes=2) as cluster:
+        first, second = cluster.workers
+        for turn in range(12):
+            refs = first.call(programs.allocate, "release", [50 + turn, 5000 - turn, 16, 800], turn, options)
+            refs += second.call(programs.allocate, "release", [16, 900 - turn, 70 + turn], turn, options)
+            for worker in cluster.workers:
+                assert worker.call(programs.check, "release") is None
+            second.call(programs.free, refs[::2])
+            assert first.call(programs.check, "release") is None
+            first.call(programs.free, refs[1::2])
+            assert second.call(programs.check, "release") is None
+        assert first.call(programs.figures, "release").in_use == 0
+
+
 def test_a_node_that_never_opened_the_heap_has_no_blocks():
     with Cluster(nodes=2) as cluster:
         first, second = cluster.workers
