@@ -197,6 +197,20 @@ _names: dict[int, str | None] = {}
 #: Ids of those among them that are, or were, leases, as messages show them.
 _leases: dict[int, str] = {}
 
+#: Those that were closed, oldest first: what was closed long ago is forgotten, or a process that takes leases
+#: for days would grow for ever.
+_closed: dict[int, None] = {}
+_CLOSED_KNOWN = 65536
+
+
+def _note_closed(number: int) -> None:
+    _closed[number] = None
+    if len(_closed) > _CLOSED_KNOWN:
+        old = next(iter(_closed))
+        del _closed[old]
+        _names.pop(old, None)
+        _leases.pop(old, None)
+
 
 def name_of(number: int) -> str | None:
     """Return the name of a region; None when it has none, or is not known here."""
@@ -348,6 +362,7 @@ class RegionTable:
                     )
                 return
             _names[described.region] = described.options.name
+            _closed.pop(described.region, None)
             _leases.pop(described.region, None)  # of another cluster, whose numbers were the same
             try:
                 map_region(described, received)
@@ -373,6 +388,7 @@ class RegionTable:
         with self._mutex:
             if self._open.pop(number, None) is not None:
                 _native.region_close(number)
+                _note_closed(number)
 
     def remap(self, session: Session) -> None:
         """In a child of fork, attached anew: map every region where the parent had it."""
@@ -384,6 +400,7 @@ class RegionTable:
             except (ClosedError, UsageError):  # destroyed meanwhile: its old arrays raise ClosedError
                 del self._open[number]
                 _native.region_close(number)
+                _note_closed(number)
             else:
                 region._described = opened.region
 
@@ -391,6 +408,7 @@ class RegionTable:
         """Forget every region: the shim has closed them."""
         for number in self._open:
             _leases.pop(number, None)  # it has not ended
+            _note_closed(number)
         self._open.clear()
 
 

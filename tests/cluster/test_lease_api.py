@@ -23,7 +23,7 @@ from dsm import proc
 from dsm.types import RegionOptions
 from dsm.units import MAX_DURATION_MS
 from dsm.wire import control, leasing
-from dsm.worker import ranges
+from dsm.worker import ranges, regions
 
 LONG_S = 300
 
@@ -636,3 +636,24 @@ def test_a_lease_that_ends_between_the_answer_to_a_pin_and_the_mapping_is_over(n
     monkeypatch.setattr(ranges, "_bring", bring_and_end)
     with pytest.raises(dsm.LeaseExpiredError):
         node.pin(array).__enter__() if how == "pin" else node.prefetch(array)
+
+
+def test_a_process_remembers_some_of_the_leases_that_it_had(node, monkeypatch):
+    monkeypatch.setattr(regions, "_CLOSED_KNOWN", 3)
+    monkeypatch.setattr(regions, "_closed", {})
+    lasting = node.lease(100, LONG_S)
+    over = []
+    for _ in range(5):
+        with node.lease(100, LONG_S) as lease:
+            over.append(lease.array())
+    assert len(regions._closed) == 3
+    for array in over[-3:]:
+        with pytest.raises(dsm.LeaseExpiredError):
+            array.sum()
+    for array in over[:2]:
+        with pytest.raises(dsm.ClosedError, match="region [0-9]+"):
+            array.sum()
+    array = lasting.array()
+    lasting.release()
+    with pytest.raises(dsm.LeaseExpiredError):
+        array.sum()
