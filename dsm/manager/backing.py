@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dsm.manager.manager import Manager
 
 #: A step begins no piece after so many nanoseconds.
-STEP_NS: Final = 4_000_000
+STEP_NS: Final = 2_000_000
 #: Bytes of a piece; a page of the region if that is larger.
 PIECE_BYTES: Final = 512 * 1024
 

@@ -31,8 +31,6 @@ from dsm.wire.membership import MetaKind
 if TYPE_CHECKING:
     from dsm.manager.manager import Manager
 
-#: Bytes of eager memory that are got at a time: others wait that long.
-BACK_BYTES = 512 * 1024
 #: Called with a node's answer; None: it is lost, or has not answered in time.
 Told = Callable[[heaps.NodeAnswer | None], None]
 T = TypeVar("T")
@@ -151,7 +149,7 @@ class HeapDesk:
     def _make(self, heap: HeapRecord) -> NodePool:
         def added(region: Region, then: Callable[[int], None]) -> None:
             if heap.options.kind == "eager":
-                self.back(region, then)
+                self._backing.begin(region.region, then)
             else:
                 then(0)
 
@@ -388,50 +386,7 @@ class HeapDesk:
             pool.locked_blocks[region.region] = locked
             then()
 
-        self.back(region, backed)
-
-        def backed(locked: int) -> None:
-            pool.locked_blocks[region.region] = locked
-            then()
-
-    def back(self, region: Region, then: Callable[[int], None]) -> None:
-        """Get memory for all of a region, make its pages this node's, and lock it if permitted.
-
-        It comes in parts, between which this node serves others; ``then(bytes that are locked)``.
-        """
-        coherence = self._manager.coherence
-        done = locked = 0
-
-        def part() -> None:
-            nonlocal done, locked
-            frames = coherence.frames.get(region.region)
-            if frames is None:  # destroyed meanwhile
-                then(0)
-                return
-            size = min(BACK_BYTES, region.size - done)
-            try:
-                os.posix_fallocate(frames.frames_fd, done, size)
-            except OSError as error:  # it comes page by page, then
-                logger.warning(
-                    "region %d of heap %r is not backed: %s", region.region, region.options.heap, error
-                )
-                then(0)
-                return
-            frames.allocates_ahead = True
-            first, end = done // frames.page_size, (done + size) // frames.page_size
-            if first < end:
-                coherence.claim(region.region, first, end - first)
-            if locked == done and not _libc.mlock(frames.address + done, size):
-                locked += size
-            done += size
-            if done < region.size:
-                self._manager.loop.after(0, part)
-                return
-            if locked < done:
-                logger.info("region %d: %d of %d bytes are locked in memory", region.region, locked, done)
-            then(locked)
-
-        part()
+        self._backing.begin(region.region, backed)
 
 
 def _checked(answers: dict[int, heaps.NodeAnswer], silent: tuple[int, ...]) -> heaps.HeapChecked:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 

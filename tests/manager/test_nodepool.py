@@ -63,9 +63,7 @@ def _pool(bound=1 << 40, debug=False, added=lambda region, then: then(0), **opti
     values = {"min_system_alloc": MIB, "max_bytes": 0, "page_size": 4096, "consistency": "sequential"}
     record = HeapRecord(1, HeapOptions("h", "lazy", "pooled", debug=debug, **values | options))
     coordinator = Coordinator(bound)
-    pool = NodePool(
-        record, 0, coordinator.ask, lambda region, then: then(0), lambda nbytes: None, coordinator.relieve
-    )
+    pool = NodePool(record, 0, coordinator.ask, added, lambda nbytes: None, coordinator.relieve)
     return pool, coordinator
 
 

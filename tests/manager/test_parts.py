@@ -1,14 +1,12 @@
-"""Much memory is got and freed a part at a time: nobody on the node waits for all of it."""
+"""Much memory is freed a part at a time: nobody on the node waits for all of it."""
 
 from __future__ import annotations
 
 import os
-from collections import deque
-from types import SimpleNamespace
 
 import pytest
 
-from dsm.manager import frames, heaps
+from dsm.manager import frames
 from dsm.manager.frames import Frames
 from dsm.types import Region, RegionOptions
 
@@ -57,48 +55,3 @@ def test_memory_that_somebody_refers_to_is_not_freed(monkeypatch):
     del sending
     while not memory.close():
         assert memory.freeing
-
-
-class _Node:
-    """What the desk of heaps knows of its node."""
-
-    def __init__(self, region):
-        self.frames = {region.region: Frames(region)}
-        self.coherence = SimpleNamespace(frames=self.frames, claim=self.claim)
-        self.loop = SimpleNamespace(after=lambda seconds, callback: self.later.append(callback))
-        self.later = deque()
-        self.claimed = []
-
-    def claim(self, region, page, count):
-        self.claimed += range(page, page + count)
-
-    def allocated(self):
-        return _allocated(self.frames[7].frames_fd)
-
-
-@pytest.mark.parametrize("page_size", [4096, MIB, 2 * MIB])
-def test_eager_memory_comes_in_parts(page_size):
-    region = _region(6 * MIB, page_size)
-    node = _Node(region)
-    told = []
-    heaps.HeapDesk(node).back(region, told.append)
-    parts = 1
-    while node.later:
-        assert not told and node.allocated() == parts * heaps.BACK_BYTES
-        node.later.popleft()()
-        parts += 1
-    assert told in ([0], [6 * MIB])
-    assert parts == 6 * MIB // heaps.BACK_BYTES and node.allocated() == 6 * MIB
-    assert node.claimed == list(range(region.pages))
-    while not node.frames[7].close():
-        pass
-
-
-def test_eager_memory_of_a_region_that_is_destroyed_meanwhile():
-    region = _region(6 * MIB)
-    node = _Node(region)
-    told = []
-    heaps.HeapDesk(node).back(region, told.append)
-    assert node.frames.pop(7).close()
-    node.later.popleft()()
-    assert told == [0] and not node.later
