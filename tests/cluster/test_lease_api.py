@@ -651,7 +651,7 @@ def test_a_process_remembers_some_of_the_leases_that_it_had(node, monkeypatch):
         with pytest.raises(dsm.LeaseExpiredError):
             array.sum()
     for array in over[:2]:
-        with pytest.raises(dsm.ClosedError, match="region [0-9]+"):
+        with pytest.raises(dsm.ClosedError, match=r"region [0-9]+"):
             array.sum()
     array = lasting.array()
     lasting.release()
