@@ -124,9 +124,11 @@ MAX_LEASE_UNREAD_BYTES = 512 * 1024
 LEASE_CLEAN_BYTES = 8 * 1024 * 1024
 #: Seconds after a lease's end in which the rest of an answer from its memory must have moved on.
 LEASE_LINGER_S = 1.0
-#: Leases of its cluster that a lease server keeps open, and bytes of them that one request may move.
-MAX_FOREIGN_LEASES = 256
+#: Leases of its cluster that a lease server has open; bytes of them that one request may move, and that are
+#: in its own memory at a time.
+MAX_FOREIGN_LEASES = 1024
 MAX_FOREIGN_TRANSFER_BYTES = 256 * 1024 * 1024
+MAX_FOREIGN_BYTES = 2 * MAX_FOREIGN_TRANSFER_BYTES
 
 assert MAX_PAGE_BYTES % OS_PAGE_BYTES == 0
 assert DIRECTORY_BLOCK_BYTES <= MAX_DATA_BYTES

@@ -18,6 +18,7 @@ from dsm.client.connection import Connection
 from dsm.client.lease import RemoteLease
 from dsm.client.options import Secret, checked_timeout, server_address, server_secret
 from dsm.client.pipeline import Pipeline
+from dsm.errors import ClosedError
 from dsm.units import bytes_of, milliseconds_of
 from dsm.wire import leases as wire
 from dsm.wire.address import show_address
@@ -177,11 +178,11 @@ class LeaseClient:
 
     def close(self) -> None:
         """Close the connection; leases go on until they end.  Closing twice is allowed."""
+        self._connection.close()
         with self._mutex:
             watcher, self._watcher = self._watcher, None
         if watcher is not None:
             watcher.close()
-        self._connection.close()
 
     def __enter__(self) -> LeaseClient:
         return self
@@ -206,6 +207,8 @@ class LeaseClient:
         from dsm.client.expiry import Watcher
 
         with self._mutex:
+            if self._connection.closed:
+                raise ClosedError("this lease client was closed; connect again")
             if self._watcher is None:
                 mine = self._connection
                 self._watcher = Watcher(Connection(mine.address, mine.secret, mine.timeout))

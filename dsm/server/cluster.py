@@ -19,6 +19,7 @@ from dsm.errors import (
     DSMError,
     InternalError,
     LeaseExpiredError,
+    LimitError,
     NotPermittedError,
     TooLargeError,
     UnknownLeaseError,
@@ -103,11 +104,11 @@ class Cluster:
             lambda: self._do(connection, op, number, lambda: self._done(lease, op, number, offset, count))
         )
 
-    def list(self, connection: Connection, number: int, skip: int, most: int) -> None:
+    def rows(self, connection: Connection, number: int, skip: int, most: int) -> None:
         """Answer a client with the leases of this server and those of the cluster."""
         service = self._service
 
-        def act() -> bytes:
+        def act() -> list[bytes]:
             # By id: one that becomes the cluster's just now is in both.
             rows = {row.id: row for row in service.ask(lambda: service.book.rows(service.now_ms()))}
             for each in self._node.leases():
@@ -115,48 +116,48 @@ class Cluster:
                 rows[each.id.bytes] = Row(each.id.bytes, each.nbytes, left, age, mapped=True)
             listed = sorted(rows.values(), key=lambda row: row.remaining_ms)
             part = b"".join(row.pack() for row in listed[skip : skip + most])
-            return wire.reply(Op.LIST, number, part, len(listed))
+            return [wire.reply(Op.LIST, number, part, len(listed))]
 
         self._put(lambda: self._do(connection, Op.LIST, number, act))
 
     def store(self, connection: Connection, lease: Lease, number: int, offset: int, data: bytearray) -> None:
         """Write into a lease of the cluster, and answer."""
 
-        def act() -> bytes:
+        def act() -> list[bytes]:
             self._use(lease, offset, len(data), True, lambda: lease.set(data, offset))
-            return wire.reply(Op.SET, number, b"", len(data), _left_ms(lease))
+            return [wire.reply(Op.SET, number, b"", len(data), _left_ms(lease))]
 
         self._put(lambda: self._do(connection, Op.SET, number, act))
 
-    def _do(self, connection: Connection, op: int, number: int, act: Callable[[], bytes]) -> None:
+    def _do(self, connection: Connection, op: int, number: int, act: Callable[[], list[bytes]]) -> None:
         try:
             answer = act()
         except DSMError as error:
-            answer = wire.error_reply(op, number, status_of(error), str(error))
+            answer = [wire.error_reply(op, number, status_of(error), str(error))]
         except Exception as error:
             logger.exception("lease client %s: %s", connection.name, Op(op).name)
             failed = InternalError(f"the lease server failed in {Op(op).name}: {error!r}")
-            answer = wire.error_reply(op, number, status_of(failed), str(failed))
+            answer = [wire.error_reply(op, number, status_of(failed), str(failed))]
         self._service.tell(connection, lambda: connection.answered(answer))
 
-    def _done(self, lease: Lease, op: int, number: int, offset: int, count: int) -> bytes:
+    def _done(self, lease: Lease, op: int, number: int, offset: int, count: int) -> list[bytes]:
         if op == Op.GET:
             if count == wire.TO_THE_END and offset <= lease.nbytes:
                 count = lease.nbytes - offset
             _check_foreign(lease, offset, count)
             data = self._use(lease, offset, count, False, lambda: lease.get(offset, count))
-            return wire.reply(op, number, data, count, _left_ms(lease))
+            return [wire.REPLY.pack(op, 0, 0, number, count, count, _left_ms(lease)), data]
         if op == Op.RENEW:
             lease.renew(offset / 1000)
-            return wire.reply(op, number, b"", lease.nbytes, offset)
+            return [wire.reply(op, number, b"", lease.nbytes, offset)]
         if op == Op.RELEASE:
             lease.release()
-            return wire.reply(op, number, b"", lease.nbytes)
+            return [wire.reply(op, number, b"", lease.nbytes)]
         left = _left_ms(lease)
         if not left:
             raise LeaseExpiredError(f"lease {lease.id} has ended; lease anew, and renew in time")
         row = Row(lease.id.bytes, lease.nbytes, left, 0, lease.writable)
-        return wire.reply(op, number, row.pack(), lease.nbytes, left)
+        return [wire.reply(op, number, row.pack(), lease.nbytes, left)]
 
     def _use(self, lease: Lease, offset: int, count: int, write: bool, act: Callable[[], T]) -> T:
         if not count:
@@ -168,15 +169,26 @@ class Cluster:
         with self._mutex:
             lease = self._open.get(token)
         if lease is None or lease.expires_in == 0:
+            self._make_room()
             demands = self._node._demands  # of this process: another server may have it, this one has not
             others = demands is not None and len(demands) > 1
             lease = self._node._open_lease(token[:ID_BYTES], token[ID_BYTES:], others)
             with self._mutex:
-                self._open.pop(token, None)
                 self._open[token] = lease
-                while len(self._open) > MAX_FOREIGN_LEASES:
-                    del self._open[next(iter(self._open))]
         return lease
+
+    def _make_room(self) -> None:
+        """Forget leases that have ended; refuse to open more than can be."""
+        with self._mutex:
+            if len(self._open) < MAX_FOREIGN_LEASES:
+                return
+            self._open = {token: lease for token, lease in self._open.items() if lease.expires_in}
+            if len(self._open) >= MAX_FOREIGN_LEASES:
+                raise LimitError(
+                    f"this server has {len(self._open)} leases of its cluster open, and opens no more; "
+                    "wait for "
+                    "some to end, or use another server"
+                )
 
     def _put(self, job: Callable[[], None]) -> None:
         """Let a thread do a job; only the loop calls this."""

@@ -27,6 +27,7 @@ from dsm.errors import (
 from dsm.limits import (
     LEASE_COPY_BYTES,
     LEASE_TURN_BYTES,
+    MAX_FOREIGN_TRANSFER_BYTES,
     MAX_LEASE_TRANSFER_BYTES,
     MAX_LEASE_UNREAD_BYTES,
 )
@@ -97,7 +98,7 @@ class Connection:
         self._interest = _IN
         #: `Service.bytes_out` at which this turn is over.
         self._turn_ends = 0
-        #: Bytes sent from leases' memory: a client that takes none makes no progress.
+        #: Bytes of large transfers: a client with whom that stands still makes no progress.
         self.moved = 0
         self.closed = False
 
@@ -134,16 +135,22 @@ class Connection:
         self._asked = token, found
         self.resume()
 
-    def answered(self, answer: bytes) -> None:
+    def answered(self, parts: list[bytes]) -> None:
         """The request that waited has its answer; go on behind it."""
         self._waiting = False
         self._turn_ends = self._service.bytes_out + LEASE_TURN_BYTES
         if not self.closed:
+            self._queue += [(memoryview(part), None) for part in parts if part]
             try:
-                self._send([answer], len(answer))
+                self._drain()
             except OSError as error:
                 self._failed(error)
         self.take_turn()
+
+    @property
+    def waits(self) -> bool:
+        """Whether a request waits for something that is not the client's."""
+        return self._waiting
 
     def take_turn(self) -> None:
         """Handle requests that are here."""
@@ -343,7 +350,7 @@ class Connection:
                 self._get(number, offset, count, token, now)
             elif op == Op.LIST and self._service.cluster is not None:
                 self._waiting = True
-                self._service.cluster.list(self, number, offset, count)
+                self._service.cluster.rows(self, number, offset, count)
             else:
                 answer = self._service.answer(op, number, offset, count, token, now)
                 self._send([answer], len(answer))
@@ -401,6 +408,7 @@ class Connection:
         op, _, _, number, payload, offset, count, token = _unpack(buffer, position)
         cluster = self._service.cluster
         found: Lease | DSMError = unknown
+        asked: tuple[bytes, Lease | DSMError] | None = None
         if cluster is not None and not self._service.book.has(token[: wire.ID_BYTES]):
             asked, self._asked = self._asked, None
             if asked is None or asked[0] != token:
@@ -408,6 +416,12 @@ class Connection:
                 cluster.find(self, token)
                 return 0
             found = asked[1]
+        if not isinstance(found, DSMError) and op in (_GET, _SET):
+            nbytes = payload if op == _SET else min(count, max(0, found.nbytes - offset))
+            if not self._service.reserve(self, min(nbytes, MAX_FOREIGN_TRANSFER_BYTES)):
+                self._asked = asked
+                self._waiting = True
+                return 0
         if not isinstance(found, DSMError) and op != _SET:
             assert cluster is not None
             self._waiting = True
@@ -418,6 +432,7 @@ class Connection:
                 check_foreign_set(found, offset, count)
             except DSMError as error:
                 found = error
+                self._service.unreserve(self)
             else:
                 self._gathered = found, bytearray(payload)
                 self._at = offset
@@ -469,6 +484,7 @@ class Connection:
             self.close("" if self._left > MAX_LEASE_TRANSFER_BYTES else "it ended in the middle of a SET")
             return
         self._left -= got
+        self.moved += got
         self._service.bytes_in += got
         if not self._left:
             self._complete(_SET)
@@ -541,8 +557,7 @@ class Connection:
                 sent = self.sock.send(view[:budget])
                 budget -= sent
                 service.bytes_out += sent
-                if holding is not None:
-                    self.moved += sent
+                self.moved += sent
                 if sent < len(view):
                     queue[0] = view[sent:], holding
                 else:
@@ -551,6 +566,8 @@ class Connection:
                         service.book.let_go(holding)
         except BlockingIOError:
             pass
+        if not queue:
+            service.unreserve(self)
         self._watch()
         if not queue and not self._waiting:
             if self._ended:

@@ -17,6 +17,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from dsm.errors import ClosedError, NodeLostError
@@ -25,6 +26,7 @@ from dsm.limits import (
     HANDSHAKE_TIMEOUT_S,
     LEASE_CLEAN_BYTES,
     LEASE_LINGER_S,
+    MAX_FOREIGN_BYTES,
     MAX_HALF_OPEN,
     MAX_LEASE_CONNECTIONS,
     SPIN_NS,
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from dsm.server.cluster import Cluster
 
 T = TypeVar("T")
+#: How long leases are ended in one round.
+_END_NS = 2_000_000
 #: What cleaning a lease costs at least, in bytes of the same time.
 _CLEAN_LEAST_BYTES = 16 * 1024
 #: Bytes that are received at once.
@@ -99,6 +103,10 @@ class Service:
         self._clean_at = 0
         #: Connections that wait for a lease to be given to the cluster, or not.
         self._waiting_for_move: list[Connection] = []
+        #: Bytes of leases of the cluster that connections have or wait for, and connections that wait for
+        #: room.
+        self._foreign: dict[Connection, int] = {}
+        self._waiting_for_room: list[Connection] = []
         #: What knows leases that are not this server's; None: nothing does.
         self.cluster: Cluster | None = None
         #: Set when the loop has ended.
@@ -138,6 +146,27 @@ class Service:
         """Resume a connection when a lease has been given to the cluster, or not."""
         self._waiting_for_move.append(connection)
 
+    def reserve(self, connection: Connection, nbytes: int) -> bool:
+        """Let a connection have bytes of a lease of the cluster in memory; False: it is resumed later.
+
+        Others that have some and do not move on are closed then.
+        """
+        if self._foreign and sum(self._foreign.values()) + nbytes > MAX_FOREIGN_BYTES:
+            self._waiting_for_room.append(connection)
+            for each in self._foreign:
+                self._must_move_on(each)
+            return False
+        self._foreign[connection] = nbytes
+        return True
+
+    def unreserve(self, connection: Connection) -> None:
+        """It has no more."""
+        if self._foreign.pop(connection, None) is not None and self._waiting_for_room:
+            waiting, self._waiting_for_room = self._waiting_for_room, []
+            for each in waiting:
+                self._calls.append(partial(self._guarded, each, each.resume))
+            self.call(lambda: None)
+
     def forget(self, connection: Connection) -> None:
         """The connection is being closed."""
         self._epoll.unregister(connection.fd)
@@ -145,6 +174,7 @@ class Service:
         self._half_open.pop(connection, None)
         self._lingering.pop(connection, None)
         self.receiving.discard(connection)
+        self.unreserve(connection)
 
     def answer(self, op: int, number: int, offset: int, count: int, token: bytes, now: int) -> bytes:
         """Return the reply to a request that moves no bytes of leases.
@@ -326,8 +356,7 @@ class Service:
         later, self._later = self._later, {}
         for connection in later:
             self._guarded(connection, connection.take_turn)
-        for holding in self.book.due(self.now_ms()):
-            self._ended(holding)
+        self._end_due()
         if self.book.cleaning:
             self._clean()
         now = time.monotonic()
@@ -338,6 +367,16 @@ class Service:
             connection.close("its handshake took too long")
         if self._lingering and now >= self._linger_due:
             self._look_at_lingering(now)
+
+    def _end_due(self) -> None:
+        """End leases that have run out, as long as a turn may last: the rest in the next round."""
+        now, table = self.now_ms(), self.book.table
+        until = time.monotonic_ns() + _END_NS
+        while (deadline := table.next_deadline) is not None and deadline <= now:
+            for holding in self.book.due(deadline):
+                self._ended(holding)
+            if time.monotonic_ns() > until:
+                return
 
     def _other(self, fd: int) -> None:
         """A listener, or another thread, has something."""
@@ -408,20 +447,24 @@ class Service:
             return
         for connection in self._connections.values():
             if connection.sends(holding):
-                if not self._lingering:
-                    self._linger_due = time.monotonic() + LEASE_LINGER_S
-                self._lingering[connection] = connection.moved
-                self._due = 0.0
+                self._must_move_on(connection)
+
+    def _must_move_on(self, connection: Connection) -> None:
+        """Somebody waits for what a connection has: it is closed when it stands still."""
+        if not self._lingering:
+            self._linger_due = time.monotonic() + LEASE_LINGER_S
+            self._due = 0.0
+        self._lingering.setdefault(connection, connection.moved)
 
     def _look_at_lingering(self, now: float) -> None:
         self._linger_due = now + LEASE_LINGER_S
         for connection, moved in list(self._lingering.items()):
-            if not connection.sends_ended:
+            if not (connection.sends_ended or (self._waiting_for_room and connection in self._foreign)):
                 del self._lingering[connection]
-            elif connection.moved - moved < _LINGER_BYTES:
-                connection.close("it does not take the rest of an answer from a lease that has ended")
-            else:
+            elif connection.waits or connection.moved - moved >= _LINGER_BYTES:
                 self._lingering[connection] = connection.moved
+            else:
+                connection.close("it does not move on with a transfer that others wait for")
 
     def _clean(self) -> None:
         """Zero one round's worth of ended leases."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -114,6 +115,7 @@ def test_a_request_that_surely_did_not_leave_is_sent_on_a_new_connection():
         pass
 
     with Liar(close, _serve) as liar, dsm.connect(liar.address, timeout=5) as client:
+        assert select.select([client._connection._sock], [], [], 10)[0], "it is closed"
         client._connection._used_ns = 0  # long ago
         assert client.lease(100, 1).nbytes == 100
 
@@ -226,6 +228,14 @@ def test_close_ends_a_wait_of_another_thread():
         with pytest.raises(dsm.ClosedError, match="connect again"):
             client.ping()
         client.close()
+
+
+def test_a_client_that_is_closed_watches_nothing(server):
+    client = dsm.connect(server.address)
+    lease = client.lease(10, "50ms")
+    client.close()
+    with pytest.raises(dsm.ClosedError, match="connect again"):
+        lease.on_expiry(print)
 
 
 def test_a_child_of_fork_has_a_connection_of_its_own(client):

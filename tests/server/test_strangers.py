@@ -14,7 +14,9 @@ import pytest
 import dsm
 from dsm import limits
 from dsm.errors import Status
+from dsm.server import cluster as cluster_module
 from dsm.server import service as service_module
+from dsm.server.connection import Connection
 from dsm.wire import leases as wire
 from dsm.wire.leases import Op
 from leasing import Raw, idle
@@ -255,6 +257,89 @@ def test_a_client_that_asks_without_end_does_not_starve_others(server, client, l
         for thread in threads:
             thread.join(10)
     assert took < 5
+
+
+def test_a_turn_is_bounded_however_much_is_asked_for_at_once(server, client, lease, monkeypatch):
+    turns = []
+
+    def counted(method):
+        def act(self, *arguments):
+            before = self._service.bytes_out
+            method(self, *arguments)
+            turns.append(self._service.bytes_out - before)
+
+        return act
+
+    for name in ("ready", "take_turn"):
+        monkeypatch.setattr(Connection, name, counted(getattr(Connection, name)))
+    with Raw(server.address) as raw:
+        for count in (256 << 10, 60_000, 100):
+            requests = [wire.request(Op.GET, i, token=_token(lease), count=count) for i in range(2000)]
+            sender = threading.Thread(target=raw.sock.sendall, args=(b"".join(requests),))
+            sender.start()
+            for i in range(2000):
+                assert raw.reply()[1] == i
+            sender.join(10)
+    assert max(turns) <= limits.LEASE_TURN_BYTES + limits.MAX_LEASE_UNREAD_BYTES + limits.LEASE_COPY_BYTES
+
+
+def test_an_error_of_the_server_costs_one_connection(server, client, lease, node, monkeypatch, caplog):
+    theirs = node.lease("4K", "60s")
+    monkeypatch.setattr(Connection, "answered", lambda self, parts: 1 / 0)
+    with client.clone() as other, pytest.raises(dsm.NodeLostError):
+        other.open(theirs.token)
+    assert "ZeroDivisionError" in caplog.text
+    assert lease.get(0, 1) == b"\0"
+    theirs.release()
+
+
+def test_bytes_of_the_cluster_that_nobody_takes_make_room_for_others(server, client, node, monkeypatch):
+    size = 24 << 20
+    monkeypatch.setattr(service_module, "MAX_FOREIGN_BYTES", size)
+    theirs = node.lease(size, "60s")
+    token = bytes.fromhex(theirs.token.replace(".", ""))
+    data = os.urandom(1 << 20) * 24
+    with Raw(server.address) as silent, Raw(server.address, timeout=30) as half, client.clone() as other:
+        other.open(theirs.token).set(data)
+        silent.send(Op.GET, token=token, count=size)
+        silent.exactly(32)
+        assert other.open(theirs.token).get() == data
+        with pytest.raises((EOFError, ConnectionResetError)):
+            silent.exactly(size)
+        half.send(Op.SET, token=token, payload=size, count=size)
+        half.sock.sendall(b"x" * 1000)
+        assert other.open(theirs.token).get() == data
+        assert half.is_closed()
+    wait_until(lambda: not server._service._foreign, 5)
+    theirs.release()
+
+
+def test_no_more_leases_of_the_cluster_are_opened_than_may_be(server, client, node, monkeypatch):
+    monkeypatch.setattr(cluster_module, "MAX_FOREIGN_LEASES", 3)
+    server._service.cluster._open.clear()
+    theirs = [node.lease("4K", "60s") for _ in range(4)]
+    for each in theirs[:3]:
+        assert client.open(each.token).get(0, 1) == b"\0"
+    with pytest.raises(dsm.LimitError, match="opens no more"):
+        client.open(theirs[3].token)
+    theirs[0].release()
+    assert client.open(theirs[3].token).get(0, 1) == b"\0"
+    for each in theirs[1:]:
+        each.release()
+
+
+def test_many_leases_that_end_together_do_not_stop_the_server(server, client):
+    idle_ones = [Raw(server.address) for _ in range(300)]
+    leases = [client.lease(32, 1.5) for _ in range(2000)]
+    worst, ends = 0.0, time.monotonic() + 2.5
+    with client.clone() as other:
+        while time.monotonic() < ends:
+            worst = max(worst, other.ping())
+    assert worst < 0.5
+    assert leases[0].expired
+    for raw in idle_ones:
+        raw.sock.close()
+    wait_until(lambda: idle(client), 5)
 
 
 # -- leases that end in the middle of a transfer -----------------------------------------------------------
