@@ -405,19 +405,19 @@ class Service:
                 next(iter(self._half_open)).close("a newer one took its place before it had proven itself")
             try:
                 _tune(sock)
-            except OSError:  # it is gone again
+                self.begin(sock, f"{address[0]}:{address[1]}")
+            except OSError as error:  # it is gone again, or the system watches no more descriptors
+                logger.warning("a lease client cannot be taken: %s", error.strerror)
                 sock.close()
-                continue
-            self.begin(sock, f"{address[0]}:{address[1]}")
 
     def begin(self, sock: socket.socket, name: str) -> Connection:
         """Take a client in."""
         sock.setblocking(False)
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
         connection = Connection(self, sock, name, Handshake(self._secret, os.urandom(NONCE_BYTES)))
         self._connections[connection.fd] = connection
         self._half_open[connection] = time.monotonic() + HANDSHAKE_TIMEOUT_S
         self._due = 0.0
-        self._epoll.register(connection.fd, select.EPOLLIN)
         return connection
 
     def _turn_away(self, sock: socket.socket) -> None:

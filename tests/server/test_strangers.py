@@ -439,6 +439,23 @@ def test_a_server_without_descriptors_says_so_and_goes_on(node):
         client.clone().close()
 
 
+def test_a_client_that_cannot_be_watched_is_closed_and_nobody_else(server, client, monkeypatch):
+    class Full:
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+        def register(self, fd, events):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    real = server._service._epoll
+    monkeypatch.setattr(server._service, "_epoll", Full())
+    with Raw(server.address, greet=False) as raw:
+        assert raw.is_closed()
+    assert client.ping() < 5
+    monkeypatch.setattr(server._service, "_epoll", real)
+    client.clone().close()
+
+
 # -- secrets -----------------------------------------------------------------------------------------------
 
 
