@@ -319,7 +319,7 @@ static void check_bytes(const char *word, const uint8_t *made, size_t size) {
 }
 
 static void check_request_and_reply(void) {
-  static uint8_t made[MAX_BYTES], reply[MAX_BYTES];
+  static uint8_t made[REQUEST + MAX_BYTES], reply[MAX_BYTES];
   uint8_t token[32];
   bytes_of("id", token);
   bytes_of("key", token + 16);

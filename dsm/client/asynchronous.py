@@ -191,7 +191,7 @@ class _Protocol(asyncio.BufferedProtocol):
         self._calls.clear()
         for future in waiting:
             if not future.done():
-                future.set_exception(error)
+                future.set_exception(_another(error))
                 future.exception()  # nobody need look at it
 
     # -- the client's side -------------------------------------------------------------------------------
@@ -234,6 +234,11 @@ class _Protocol(asyncio.BufferedProtocol):
     def close(self) -> None:
         """End the connection."""
         self._fail(ConnectionResetError("the connection was closed"))
+
+
+def _another(error: Exception) -> Exception:
+    """Return the same error for somebody else: each has a traceback of its own."""
+    return type(error)(*error.args)
 
 
 class AsyncLeaseClient:

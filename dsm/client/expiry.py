@@ -6,7 +6,6 @@ renewed the lease.
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import math
 import threading
@@ -63,13 +62,11 @@ class Watcher:
             self._changed.notify()
 
     def close(self) -> None:
-        """End the thread; nobody is called any more."""
+        """Call nobody any more; the thread ends when what it calls now has returned."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         self._connection.close()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
 
     def _push(self, when: float, lease: RemoteLease, callback: Callback) -> None:
         self._count += 1
@@ -109,7 +106,7 @@ class Watcher:
         return lease._deadline + 0.001
 
     def _tell(self, lease: RemoteLease, callback: Callback) -> None:
-        with contextlib.suppress(Exception), self._changed:
+        with self._changed:
             if self._closed:
                 return
         try:

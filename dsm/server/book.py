@@ -210,6 +210,8 @@ class Book:
             self.table.move(holding.id)
             self.counts["moved"] += 1
             self._end(holding)
+        elif moved:  # it ran out here meanwhile; there it may have been renewed
+            self.table.forget(holding.id)
         self.let_go(holding)
 
     def _forget(self, holding: Holding) -> None:
@@ -277,10 +279,6 @@ class Book:
         return Row(
             record.id, record.nbytes, record.remaining_ms(now_ms), now_ms - record.created_ms, writable
         )
-
-    def rows(self, now_ms: int) -> list[Row]:
-        """Return live leases, soonest end first."""
-        return [self.row(record, now_ms) for record in self.table.records() if record.deadline_ms > now_ms]
 
     def figures(self) -> dict[str, int]:
         """Return what is true of the memory now, in bytes, and what was counted."""

@@ -73,6 +73,8 @@ class Cluster:
         self._mutex = threading.Lock()
         #: Held while a lease of this server begins to move, or has moved.
         self._moves = threading.Condition()
+        #: What a client that lists leases page by page is shown, and that client.
+        self._listed: tuple[Connection, list[Row]] | None = None
         self._stop = serve_demands(node, self._demanded)
 
     def close(self) -> None:
@@ -106,19 +108,29 @@ class Cluster:
 
     def rows(self, connection: Connection, number: int, skip: int, most: int) -> None:
         """Answer a client with the leases of this server and those of the cluster."""
-        service = self._service
 
         def act() -> list[bytes]:
-            # By id: one that becomes the cluster's just now is in both.
-            rows = {row.id: row for row in service.ask(lambda: service.book.rows(service.now_ms()))}
-            for each in self._node.leases():
-                left, age = round(each.expires_in * 1000), round(each.age * 1000)
-                rows[each.id.bytes] = Row(each.id.bytes, each.nbytes, left, age, mapped=True)
-            listed = sorted(rows.values(), key=lambda row: row.remaining_ms)
-            part = b"".join(row.pack() for row in listed[skip : skip + most])
-            return [wire.reply(Op.LIST, number, part, len(listed))]
+            listed = self._listed
+            if not skip or listed is None or listed[0] is not connection:
+                listed = connection, self._all_rows()
+            rows = listed[1]
+            # Kept for the next page; of one client at a time.
+            self._listed = listed if skip + most < len(rows) else None
+            part = b"".join(row.pack() for row in rows[skip : skip + most])
+            return [wire.reply(Op.LIST, number, part, len(rows))]
 
         self._put(lambda: self._do(connection, Op.LIST, number, act))
+
+    def _all_rows(self) -> list[Row]:
+        """Return every lease, soonest end first; the loop only copies its list."""
+        service = self._service
+        records, now = service.ask(lambda: (service.book.table.live(), service.now_ms()))
+        # By id: one that becomes the cluster's just now is in both.
+        rows = {record.id: service.book.row(record, now) for record in records if record.deadline_ms > now}
+        for each in self._node.leases():
+            left, age = round(each.expires_in * 1000), round(each.age * 1000)
+            rows[each.id.bytes] = Row(each.id.bytes, each.nbytes, left, age, mapped=True)
+        return sorted(rows.values(), key=lambda row: row.remaining_ms)
 
     def store(self, connection: Connection, lease: Lease, number: int, offset: int, data: bytearray) -> None:
         """Write into a lease of the cluster, and answer."""

@@ -11,6 +11,7 @@ connection moves at most `LEASE_TURN_BYTES` each way, whatever its requests, the
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 from collections import deque
@@ -240,7 +241,8 @@ class Connection:
             out = handshake.feed(data)
         except DSMError as error:
             if handshake.refusal:
-                self.sock.send(handshake.refusal)
+                with contextlib.suppress(BlockingIOError):
+                    self.sock.send(handshake.refusal)
             self.close(str(error))
             return
         if out:
@@ -526,6 +528,7 @@ class Connection:
         logger.info("lease client %s: %s", self.name, error)
         # What it still sends is dropped for a while: a close with unread bytes would destroy the answer.
         self._rest, self._left, self._into, self._failure = b"", _WITHOUT_END, None, error
+        self._service.receiving.discard(self)
         self.sock.shutdown(socket.SHUT_WR)
         self._service.dismiss(self)
 

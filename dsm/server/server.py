@@ -103,23 +103,21 @@ class Server:
                 from dsm.worker.attach import attach
 
                 self._node = attach()
-            listeners = _bind(*self._listen, open_to_all=self._secret is not None)
-            try:
-                self._memory = Memory(self._node, self._nbytes)
-                self._service = Service(listeners, self._memory, self._secret)
-                self._service.cluster = Cluster(self._node, self._service)
-            except BaseException:
+            with contextlib.ExitStack() as undo:
+                listeners = _bind(*self._listen, open_to_all=self._secret is not None)
                 for listener in listeners:
-                    listener.close()
-                if self._memory is not None:
-                    self._memory.close()
-                raise
+                    undo.callback(listener.close)
+                memory = Memory(self._node, self._nbytes)
+                undo.callback(memory.close)
+                service = Service(listeners, memory, self._secret)
+                undo.callback(service.close)
+                service.cluster = Cluster(self._node, service)
+                undo.pop_all()
+            self._memory, self._service = memory, service
             self._addresses = [show_address(*each.getsockname()[:2]) for each in listeners]
             self._error = None
             self.ended.clear()
-            self._thread = threading.Thread(
-                target=self._run, args=(self._service,), name="dsm-server", daemon=True
-            )
+            self._thread = threading.Thread(target=self._run, args=(service,), name="dsm-server", daemon=True)
             self._thread.start()
             atexit.register(self.close)  # before the node, which was there first
             _running.add(self)

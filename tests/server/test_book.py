@@ -237,6 +237,7 @@ def test_a_lease_that_runs_out_while_it_moves_keeps_its_memory_until_then():
     book.cleaned(holding)
     assert book.figures()["used"] == 0
     assert (book.counts["expired"], book.counts["moved"]) == (1, 0)
+    assert not book.has(holding.id), "it is the other authority's to say what became of it"
 
 
 def test_an_id_that_is_drawn_twice_takes_no_memory():

@@ -11,6 +11,7 @@ import pytest
 
 import dsm
 from dsm.server import book
+from dsm.server import server as server_module
 from dsm.wire.leases import FIGURES
 from leasing import idle
 from support import wait_until
@@ -293,7 +294,7 @@ def test_a_server_says_its_figures_in_process(server, client):
         ({"listen": "127.0.0.1:70000"}, "HOST:PORT"),
         ({"size": 0}, "size is 0"),
         ({"size": "1Q"}, "size is '1Q'"),
-        ({"secret": "short"}, "16 to 4096"),
+        ({"secret": "short"}, "5 bytes, at least 16"),
     ],
 )
 def test_a_server_that_cannot_be_is_refused(options, words):
@@ -368,6 +369,25 @@ def test_what_has_run_out_is_refused_though_nobody_has_looked_yet(node, monkeypa
         wait_until(has_ended, 5)
         with pytest.raises(dsm.LeaseExpiredError):
             lease.set(b"x")
+
+
+def test_a_secret_may_end_with_a_newline_on_either_side(node):
+    secret = "sixteen bytes or more"
+    with dsm.Server(size="1M", secret=secret + "\n", node=node) as server:
+        dsm.connect(server.address, secret=secret).close()
+        dsm.connect(server.address, secret=f" {secret}\n".encode()).close()
+
+
+def test_a_server_that_cannot_start_leaves_nothing_and_can_start_later(node, monkeypatch):
+    server = dsm.Server(size="1M", node=node)
+    before = set(os.listdir("/proc/self/fd"))
+    for name in ("Service", "Cluster"):
+        with monkeypatch.context() as broken, pytest.raises(ZeroDivisionError):
+            broken.setattr(server_module, name, lambda *arguments: 1 / 0)
+            server.start()
+    assert set(os.listdir("/proc/self/fd")) == before
+    with server, dsm.connect(server.address) as client:
+        assert client.ping() < 10
 
 
 def test_an_address_that_is_taken_is_named(server, node):
