@@ -203,8 +203,9 @@ class PinTable:
             if pages not in self._held:
                 return  # the node was closed meanwhile
             self._held.remove(pages)
-            for page, count in self._uncovered(pages):
-                _native.region_apply(pages.region, page, count, False)
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile: there is nothing to let go
+                for page, count in self._uncovered(pages):
+                    _native.region_apply(pages.region, page, count, False)
         calls.ask(Op.UNPIN, *pages, int(write), what=f"unpinning {_words(pages)}", brief=True)
 
     def _uncovered(self, pages: PageRange) -> list[tuple[int, int]]:

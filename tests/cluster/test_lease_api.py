@@ -657,3 +657,12 @@ def test_a_process_remembers_some_of_the_leases_that_it_had(node, monkeypatch):
     lasting.release()
     with pytest.raises(dsm.LeaseExpiredError):
         array.sum()
+
+
+def test_what_is_pinned_may_end(node):
+    lease = node.lease(5000, LONG_S)
+    with node.pin(lease.array()):
+        lease.release()
+    array = node.array(None, 1000)
+    with node.pin(array):
+        node.destroy(array)
