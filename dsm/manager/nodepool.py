@@ -24,6 +24,8 @@ from dsm.wire import membership as meta
 
 #: Blocks that were freed twice of which the log says so.
 _SAID = 5
+#: How often it is looked again whether an object lies in two caches.
+LOOKS = 3
 
 #: ``then(None)`` when the pool has grown, or with the reason why it has not.
 Grown = Callable[[DSMError | None], None]
@@ -428,7 +430,7 @@ class NodePool:
         owners: dict[int, int] = {}
         for worker, cache in self.caches.items():
             for address in cache.held():
-                if address in owners:
+                if address in owners and self._are_both(address, owners[address], worker):
                     return (
                         f"node {self._node}: the object at {address:#x} lies in the caches of workers "
                         f"{owners[address]} and {worker}: it was freed twice"
@@ -442,6 +444,10 @@ class NodePool:
         if self.heap.options.debug and len(self._blocks) != out:
             return f"node {self._node}: {out} blocks are out and {len(self._blocks)} are known"
         return ""
+
+    def _are_both(self, address: int, first: int, second: int) -> bool:
+        """Whether an object lies in two caches, and did not go from one to the other while they were read."""
+        return all(address in self.caches[worker].held() for _ in range(LOOKS) for worker in (first, second))
 
     def list_blocks(self, after: int) -> heaps.HeapListed:
         """Return blocks of debug mode, live or in quarantine, by address."""

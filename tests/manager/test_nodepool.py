@@ -350,3 +350,18 @@ def test_a_damaged_cache_is_not_believed():
     assert meta.encode(heaps.HeapTold(heaps.HeapCounted((count,))))
     assert pool.worker_gone(1) == {}
     assert pool.check() == ""
+
+
+@pytest.mark.parametrize(("looks", "twice"), [(1, False), (2, False), (100, True)])
+def test_an_object_that_goes_to_another_cache_while_they_are_read_was_not_freed_twice(looks, twice):
+    pool, coordinator = _pool()
+    pool.open(1)
+    pool.open(2)
+    answer = Answer()
+    pool.take(1, 5, 32, answer.then, answer.fail)
+    coordinator.settle()
+    left = iter(range(looks))
+    pool.caches[2].held = lambda: [answer.value.addresses[7]] if next(left, None) is not None else []
+    said = f"{answer.value.addresses[7]:#x} lies in the caches of workers 1 and 2: it was freed twice"
+    assert pool.check().endswith(said) == twice
+    assert bool(pool.check()) == twice
