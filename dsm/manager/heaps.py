@@ -216,6 +216,9 @@ class HeapDesk:
             elif isinstance(body, heaps.HeapRetire):
                 pool.retire(body.addresses)
                 then(heaps.HeapDone())
+            elif isinstance(body, heaps.HeapGuarded):
+                pool.guarded(body.address)
+                then(heaps.HeapDone())
             elif isinstance(body, heaps.HeapGrow):
                 then(pool.grow_block(body.address, body.nbytes))
             elif isinstance(body, heaps.HeapFind):

@@ -258,6 +258,10 @@ class NodePool:
             self._release(block)
         self._shrink(1)
 
+    def guarded(self, address: int) -> None:
+        """The guards of a block stand."""
+        self._blocks.guarded(address)
+
     def grow_block(self, address: int, nbytes: int) -> heaps.HeapGrown:
         """Make a block longer where it is, if there is room."""
         if not 0 <= nbytes < 1 << 63:

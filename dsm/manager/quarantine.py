@@ -38,16 +38,23 @@ class Quarantine:
         self._freed: OrderedDict[int, DebugBlock] = OrderedDict()
         self._retiring: OrderedDict[int, DebugBlock] = OrderedDict()
         self._bytes = 0
+        #: Live blocks whose guards do not stand yet, or not any more: a worker writes them, or has died then.
+        self._open: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._live) + len(self._freed) + len(self._retiring)
 
     def allocated(self, address: int, nbytes: int, align: int, place: str) -> None:
-        """Note a block that was allocated."""
+        """Note a block that was allocated; it is not `listed` before it is `guarded`."""
+        self._open.add(address)
         self._live[address] = DebugBlock(address, nbytes, align, _place(place))
 
+    def guarded(self, address: int) -> None:
+        """The guards of a block stand."""
+        self._open.discard(address)
+
     def find(self, address: int, place: str) -> DebugBlock:
-        """Return the live block at an address, which the program at `place` wants to free.
+        """Return the live block at an address, which the program at `place` is about to free.
 
         Raises
         ------
@@ -58,6 +65,7 @@ class Quarantine:
         """
         block = self._live.get(address)
         if block is not None:
+            self._open.add(address)
             return block
         raise self._no_block(address, place)
 
@@ -73,6 +81,7 @@ class Quarantine:
         """
         block = self.find(address, place)
         del self._live[address]
+        self._open.discard(address)
         self._freed[address] = DebugBlock(address, block.nbytes, block.align, block.place, _place(place))
         self._bytes += block.nbytes
         leaving: list[DebugBlock] = []
@@ -96,9 +105,9 @@ class Quarantine:
         return [*self._freed.values(), *self._retiring.values()]
 
     def listed(self, after: int) -> tuple[tuple[DebugBlock, ...], bool]:
-        """Return blocks behind an address, live or in quarantine, and whether there are more."""
+        """Return blocks behind an address whose guards stand, live or freed; whether there are more."""
         kept = {**self._freed, **self._live}
-        addresses = sorted(address for address in kept if address > after)
+        addresses = sorted(address for address in kept if address > after and address not in self._open)
         return tuple(kept[address] for address in addresses[:LISTED]), len(addresses) > LISTED
 
     def _no_block(self, address: int, place: str) -> DSMError:

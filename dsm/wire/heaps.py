@@ -143,6 +143,14 @@ class HeapRetire(msgspec.Struct, frozen=True, tag=True):
     addresses: tuple[int, ...]
 
 
+class HeapGuarded(msgspec.Struct, frozen=True, tag=True):
+    """In debug mode: the guards of this block, which was just allocated, stand.  Answer: `Done`."""
+
+    heap: int
+    node: int
+    address: int
+
+
 class HeapGrow(msgspec.Struct, frozen=True, tag=True):
     """Make a block longer where it is.  Answer: `HeapGrown`."""
 
@@ -258,7 +266,7 @@ class HeapListed(msgspec.Struct, frozen=True, tag=True):
 #: What a worker asks of its manager.
 WorkerQuestion = (
     OpenHeap | FindHeap | DestroyHeap | HeapTake | HeapGive | HeapAllocate | HeapFree | HeapRetire |
-    HeapGrow | HeapFind | HeapTrim | HeapFigures | HeapCheck | HeapBlocks
+    HeapGuarded | HeapGrow | HeapFind | HeapTrim | HeapFigures | HeapCheck | HeapBlocks
 )  # fmt: skip
 WorkerAnswer = (
     HeapOpened | HeapTaken | HeapGiven | HeapAllocated | HeapFreed | HeapGrown | HeapFound | HeapCounted |
@@ -293,7 +301,7 @@ class HeapRefused(msgspec.Struct, frozen=True, tag=True):
 #: What managers ask each other, and what they answer.
 NodeQuestion = (
     HeapFree | HeapRetire | HeapGrow | HeapFind | HeapTrim | HeapFigures | HeapCheck | HeapBlocks | HeapFlush
-    | HeapHome
+    | HeapHome | HeapGuarded
 )  # fmt: skip
 NodeAnswer = (
     HeapFreed

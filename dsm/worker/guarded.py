@@ -50,6 +50,7 @@ def allocate(heap: Heap, nbytes: int, align: int, zero: bool) -> Block:
     else:
         whole[start : start + nbytes] = bytes([guards.NEW]) * nbytes
     _show(heap)
+    heap._node._connection.session.post(heaps.HeapGuarded(number, heap._home, address))
     heap._cache.count(1, 0, nbytes, 0)
     block = WholeBlock(heap, address, nbytes, NO_CLASS, nbytes, heap._home)
     heap._live[address] = block
@@ -111,7 +112,7 @@ def check(heap: Heap) -> None:
             _see(heap)
             for block in listed.blocks:
                 damaged = _damage(heap, block)
-                if damaged is not None:
+                if damaged is not None and _is_still(heap, node, block):
                     raise damaged
                 after = block.address
             more = listed.more
@@ -127,6 +128,12 @@ def _see(heap: Heap) -> None:
     """Guards are looked at: as they are, not as they were when this node last saw them."""
     if heap.options.consistency == "release":
         heap._node.acquire()
+
+
+def _is_still(heap: Heap, node: int, block: heaps.DebugBlock) -> bool:
+    """Whether a block is what it was when it was listed: nobody has freed it, or used its memory again."""
+    listed = heap._call(heaps.HeapBlocks(heap._record.number, node, block.address - 1), heaps.HeapListed)
+    return block in listed.blocks[:1]
 
 
 def _damage(heap: Heap, block: heaps.DebugBlock) -> HeapCorruptionError | None:

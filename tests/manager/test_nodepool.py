@@ -365,3 +365,21 @@ def test_an_object_that_goes_to_another_cache_while_they_are_read_was_not_freed_
     said = f"{answer.value.addresses[7]:#x} lies in the caches of workers 1 and 2: it was freed twice"
     assert pool.check().endswith(said) == twice
     assert bool(pool.check()) == twice
+
+
+def test_blocks_are_listed_while_their_guards_stand():
+    """A worker that dies while it writes them leaves a block that nobody has, not a damaged one."""
+    pool, coordinator = _pool(debug=True)
+    pool.open(1)
+    answer = Answer()
+    pool.allocate(1, heaps.HeapAllocate(1, 100, 16, "there"), answer.then, answer.fail)
+    coordinator.settle()
+    address = answer.value.address
+    assert pool.list_blocks(0).blocks == ()
+    pool.guarded(address)
+    assert [block.address for block in pool.list_blocks(0).blocks] == [address]
+    pool.find(address, "here")
+    assert pool.list_blocks(0).blocks == ()
+    pool.free(address, "here")
+    assert [block.freed for block in pool.list_blocks(0).blocks] == ["here"]
+    assert pool.check() == ""

@@ -35,6 +35,7 @@ CALLS = [
     heaps.HeapAllocate(7, 100, 64, "a.py:5"),
     heaps.HeapFree(7, 1, 1 << 46, "a.py:5"),
     heaps.HeapRetire(7, 1, (1 << 46,)),
+    heaps.HeapGuarded(7, 1, 1 << 46),
     heaps.HeapGrow(7, 1, 1 << 46, 200),
     heaps.HeapFind(7, 1, 1 << 46),
     heaps.HeapTrim(7),
