@@ -8,9 +8,11 @@ mode is for finding errors.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING
 
+from dsm import _native
 from dsm._native import caches
 from dsm.errors import ClosedError, HeapCorruptionError, UnknownNameError
 from dsm.memory import guards
@@ -83,6 +85,9 @@ def free(heap: Heap, address: int) -> None:
     heap._cache.count(0, 1, 0, block.nbytes)
     if freed.retiring:
         _see(heap)
+    if not all(_native.region_find(each.address) for each in freed.retiring):
+        # They lie in extents of which only other workers have had blocks.
+        _map(heap, heap._call(heaps.HeapBlocks(number, home, address), heaps.HeapListed).extents)
     for each in freed.retiring:
         damaged = damaged or _damage(heap, each)
     if freed.retiring:
@@ -103,12 +108,7 @@ def check(heap: Heap) -> None:
                 if heap.closed:
                     raise
                 break
-            for number in listed.extents:
-                if heap._node._regions.get(number) is None:
-                    try:
-                        heap._node._regions.open(number)
-                    except (ClosedError, UnknownNameError):  # it was given back meanwhile
-                        continue
+            _map(heap, listed.extents)
             _see(heap)
             for block in listed.blocks:
                 damaged = _damage(heap, block)
@@ -128,6 +128,14 @@ def _see(heap: Heap) -> None:
     """Guards are looked at: as they are, not as they were when this node last saw them."""
     if heap.options.consistency == "release":
         heap._node.acquire()
+
+
+def _map(heap: Heap, extents: tuple[int, ...]) -> None:
+    """Map extents, but for those that were given back meanwhile."""
+    for number in extents:
+        if heap._node._regions.get(number) is None:
+            with contextlib.suppress(ClosedError, UnknownNameError):
+                heap._node._regions.open(number)
 
 
 def _is_still(heap: Heap, node: int, block: heaps.DebugBlock) -> bool:

@@ -204,6 +204,21 @@ def test_a_node_that_never_opened_the_heap_has_no_blocks():
         assert second.call(programs.check, "one") is None
 
 
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_who_frees_looks_at_blocks_in_extents_that_only_others_had(nodes):
+    """Blocks leave the quarantine when any worker frees another one."""
+    options = {**DEBUG, "min_system_alloc": 4096}
+    with Cluster(nodes=nodes, workers=3 - nodes) as cluster:
+        first, second = cluster.workers
+        refs = first.call(programs.allocate, "theirs", [3000] * 300, 1, options)
+        (last,) = first.call(programs.allocate, "theirs", [10], 1)
+        second.call(programs.free, [last])
+        first.call(programs.free, refs[:255])
+        second.call(programs.free, refs[290:])
+        assert second.call(programs.check, "theirs") is None
+        assert second.call(programs.figures, "theirs").in_use == 35
+
+
 def test_what_was_freed_is_watched_from_far():
     with Cluster(nodes=2) as cluster:
         first, second = cluster.workers
