@@ -166,7 +166,7 @@ class Block(msgspec.Struct, eq=False):
         return self
 
     def __repr__(self) -> str:
-        state = f"at {self._address:#x}" if self._address else "freed"
+        state = "freed" if self.freed else f"at {self._address:#x}" if self._address else "not used yet"
         return f"<dsm.Block of heap {self._heap.name!r}: {self._nbytes} bytes, {state}>"
 
 

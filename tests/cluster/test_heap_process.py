@@ -69,6 +69,15 @@ def test_a_block(heap):
     assert block.freed
 
 
+def test_what_is_shown_of_a_block(heap):
+    block = heap.alloc(100)
+    if heap.options.manager == "direct":
+        assert repr(block) == f"<dsm.Block of heap {heap.name!r}: 100 bytes, not used yet>"
+    assert f"{block.address:#x}" in repr(block)
+    block.free()
+    assert repr(block) == f"<dsm.Block of heap {heap.name!r}: 100 bytes, freed>"
+
+
 def test_no_bytes_at_all(heap):
     block = heap.alloc(0)
     assert block.array().shape == (0,) and block.usable_size > 0
