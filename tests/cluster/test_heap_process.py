@@ -304,6 +304,68 @@ def test_threads_share_a_heap(pooled):
     assert figures.allocations == figures.frees == 6000
 
 
+def _holds(block, value, nbytes):
+    array = block.array()
+    return array.size == nbytes and bool((array == value).all())
+
+
+class _Wanderer(threading.Thread):
+    """Allocates, reallocates and frees blocks of all sizes, also those that other threads allocated."""
+
+    def __init__(self, heap, seed, shared, turns):
+        super().__init__()
+        self.heap, self.rng, self.shared, self.turns = heap, random.Random(seed), shared, turns
+        self.wrong = None
+
+    def run(self):
+        try:
+            for turn in range(self.turns):
+                self.turn(turn % 251)
+        except BaseException as error:
+            self.wrong = error
+
+    def turn(self, value):
+        rng, size = self.rng, self.rng.choice((0, 1, 15, 16, 17, 100, 4095, 5000, 70_000, 300_000))
+        block = self.heap.alloc(size, rng.choice((16, 16, 64, 4096)), zero=False)
+        block.array()[:] = value
+        self.shared.append((block, value, size))
+        if len(self.shared) < 40 or rng.random() < 0.1:
+            return
+        for _ in range(2):
+            block, value, size = self.shared.pop(rng.randrange(4))  # nobody else gets it
+            assert _holds(block, value, size)
+            if rng.random() < 0.3:
+                new = rng.randrange(2 * size + 20)
+                block = self.heap.realloc(block, new)
+                array = block.array()
+                assert (array[:size] == value).all() and not array[size:].any()
+                array[:] = value
+                self.shared.append((block, value, new))
+            else:
+                block.free()
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_threads_pass_blocks_on_while_extents_come_and_go(node, debug):
+    heap = node.heap(f"threads-{debug}", manager="pooled", min_system_alloc="64K", debug=debug)
+    shared = []
+    threads = [_Wanderer(heap, seed, shared, 120 if debug else 400) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [thread.wrong for thread in threads] == [None] * 8
+    heap.check()
+    figures = heap.statistics()
+    assert (figures.in_use, figures.allocated) == (len(shared), sum(size for _, _, size in shared))
+    for block, value, size in shared:
+        assert _holds(block, value, size)
+        block.free()
+    figures = heap.statistics()
+    assert (figures.in_use, figures.used, figures.allocated, figures.refused_frees) == (0, 0, 0, 0)
+    heap.destroy()
+
+
 def test_a_region_that_is_destroyed_while_it_is_opened(node):
     """Its memory is taken back at once, also when its descriptors are on their way: extents come and go."""
     region = node.region("short", 8192)
