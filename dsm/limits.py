@@ -126,7 +126,7 @@ LEASE_CLEAN_BYTES = 8 * 1024 * 1024
 LEASE_LINGER_S = 1.0
 #: Leases of its cluster that a lease server has open; bytes of them that one request may move, and that are
 #: in its own memory at a time.
-MAX_FOREIGN_LEASES = 1024
+MAX_FOREIGN_LEASES = 256
 MAX_FOREIGN_TRANSFER_BYTES = 256 * 1024 * 1024
 MAX_FOREIGN_BYTES = 2 * MAX_FOREIGN_TRANSFER_BYTES
 

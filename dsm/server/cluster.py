@@ -9,8 +9,10 @@ that opens it like any other.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
@@ -19,7 +21,6 @@ from dsm.errors import (
     DSMError,
     InternalError,
     LeaseExpiredError,
-    LimitError,
     NotPermittedError,
     TooLargeError,
     UnknownLeaseError,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from dsm.server.connection import Connection
     from dsm.server.service import Service
     from dsm.worker.lease import Lease
+    from dsm.worker.leasebook import Held
     from dsm.worker.node import Node
 
 T = TypeVar("T")
@@ -70,6 +72,8 @@ class Cluster:
         self._threads = 0
         #: Leases of others by what was shown for them, oldest first; used by the threads.
         self._open: dict[bytes, Lease] = {}
+        #: Those that nobody uses any more: neither `_open` nor a connection nor a job.
+        self._unused: deque[Held] = deque()
         self._mutex = threading.Lock()
         #: Held while a lease of this server begins to move, or has moved.
         self._moves = threading.Condition()
@@ -82,6 +86,9 @@ class Cluster:
         self._stop()
         for _ in range(self._threads):
             self._give(None)
+        with self._mutex:
+            self._open.clear()
+        self._give_up()
 
     # -- leases of others, asked for by clients ----------------------------------------------------------
 
@@ -181,26 +188,16 @@ class Cluster:
         with self._mutex:
             lease = self._open.get(token)
         if lease is None or lease.expires_in == 0:
-            self._make_room()
             demands = self._node._demands  # of this process: another server may have it, this one has not
             others = demands is not None and len(demands) > 1
             lease = self._node._open_lease(token[:ID_BYTES], token[ID_BYTES:], others)
+            weakref.finalize(lease, self._unused.append, lease._held).atexit = False
             with self._mutex:
+                self._open.pop(token, None)
                 self._open[token] = lease
+                while len(self._open) > MAX_FOREIGN_LEASES:
+                    del self._open[next(iter(self._open))]
         return lease
-
-    def _make_room(self) -> None:
-        """Forget leases that have ended; refuse to open more than can be."""
-        with self._mutex:
-            if len(self._open) < MAX_FOREIGN_LEASES:
-                return
-            self._open = {token: lease for token, lease in self._open.items() if lease.expires_in}
-            if len(self._open) >= MAX_FOREIGN_LEASES:
-                raise LimitError(
-                    f"this server has {len(self._open)} leases of its cluster open, and opens no more; "
-                    "wait for "
-                    "some to end, or use another server"
-                )
 
     def _put(self, job: Callable[[], None]) -> None:
         """Let a thread do a job; only the loop calls this."""
@@ -220,6 +217,14 @@ class Cluster:
     def _work(self) -> None:
         while (job := self._take()) is not None:
             job()
+            del job  # and the lease that it used
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Close what nobody uses here: the regions of leases, and their descriptors, would only grow."""
+        while self._unused:
+            with contextlib.suppress(IndexError, DSMError):  # another thread took it; the node is gone
+                self._node._leases.give_up(self._unused.popleft())
 
     # -- leases of this server, wanted by the cluster ----------------------------------------------------
 

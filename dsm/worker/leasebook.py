@@ -103,6 +103,10 @@ class LeaseBook:
             for each in callbacks:
                 self._call(each)
 
+    def give_up(self, held: Held) -> None:
+        """A handle is used no more, and nobody wants to know its end; the last one closes the region here."""
+        self._regions.give_up(held.number, held.lease, lambda: self._held.pop(held.number, None))
+
     def on_end(self, held: Held, callback: Callable[[Any], object], lease: Any) -> None:
         """Call ``callback(lease)`` when the lease has ended, perhaps now."""
         with self._mutex:

@@ -246,6 +246,8 @@ class RegionTable:
         self._node = node
         self._session = session
         self._open: dict[int, Region] = {}
+        #: Handles of leases, by their ids as messages show them, so that the last one may close the region.
+        self._handles: dict[str, int] = {}
         #: Held while a region is mapped or closed, never while waiting for the manager.
         self._mutex = threading.Lock()
 
@@ -321,8 +323,33 @@ class RegionTable:
                 region._opening = opening
             arrived(opened)
 
-        opened, _ = self._session.call(request, leasing.LeaseOpened, arrived=mapped, undo=lambda _: undo)
-        return self._found(opened), opened
+        with self._mutex:  # before it is asked: who gives up a handle meanwhile leaves the region open
+            self._handles[lease] = self._handles.get(lease, 0) + 1
+        try:
+            opened, _ = self._session.call(request, leasing.LeaseOpened, arrived=mapped, undo=lambda _: undo)
+            return self._found(opened), opened
+        except BaseException:
+            with self._mutex:
+                self._discount(lease)
+            raise
+
+    def _discount(self, lease: str) -> bool:
+        """Count one handle of a lease less; True: it was the last."""
+        count = self._handles.pop(lease, 0) - 1
+        if count > 0:
+            self._handles[lease] = count
+        return count == 0
+
+    def give_up(self, number: int, lease: str, closed: Callable[[], object]) -> None:
+        """A handle of a lease is used no more; with the last one its region is closed here, and may be
+        opened again.
+        """
+        with self._mutex:
+            if self._discount(lease) and self._open.pop(number, None) is not None:
+                _native.region_close(number)
+                _note_closed(number)
+                closed()
+                self._session.post(control.CloseRegion(number))
 
     def make_unfilled(self, request: leasing.CreateLease) -> Region:
         """Make the region of a lease that nobody can open yet."""
@@ -386,6 +413,7 @@ class RegionTable:
     def drop(self, number: int) -> None:
         """Close a region in this process only."""
         with self._mutex:
+            self._handles.pop(_leases.get(number, ""), None)
             if self._open.pop(number, None) is not None:
                 _native.region_close(number)
                 _note_closed(number)

@@ -8,8 +8,10 @@ import pytest
 
 import dsm
 from dsm.errors import Status
+from dsm.server import cluster as server_cluster
 from dsm.testing import Cluster
 from dsm.wire.leases import Op
+from dsm.worker.regions import is_lease
 from leasing import Raw, idle
 from support import wait_until
 
@@ -61,6 +63,35 @@ def open_many(node, tokens):
         except dsm.DSMError as error:
             wrong.append(repr(error))
     return wrong
+
+
+def lease_many(node, count):
+    kept.extend(node.lease(4096, "60s") for _ in range(count))
+    for number, each in enumerate(kept[-count:]):
+        each.set(bytes([number]))
+    return [each.token for each in kept[-count:]]
+
+
+def release_many(node, count):
+    for each in kept[-count:]:
+        each.release()
+    del kept[-count:]
+
+
+def keep_open(node, token):
+    kept.append(node.open_lease(token))
+
+
+def keep_at_most(node, count):
+    before, server_cluster.MAX_FOREIGN_LEASES = server_cluster.MAX_FOREIGN_LEASES, count
+    return before
+
+
+def leases_mapped(node):
+    """Return how many leases are mapped in this process, and how many are remembered."""
+    regions = node._regions
+    mapped = sum(is_lease(number) for number in list(regions._open))
+    return mapped, len(node._leases._held), sum(regions._handles.values())
 
 
 def read_in_this_process(node, token):
@@ -209,6 +240,30 @@ def test_a_set_that_does_not_go_on_does_not_keep_the_cluster_waiting(cluster, cl
         assert time.monotonic() - begin < 20
         assert slow.is_closed()
     taken.release()
+
+
+def test_a_server_keeps_few_leases_of_the_cluster_mapped(cluster, client, other):
+    serving = cluster.workers[0]
+    usual = serving.call(keep_at_most, 3)
+    tokens = other.call(lease_many, 12)
+    try:
+        before = serving.call(leases_mapped)
+        for _ in range(3):
+            assert [client.open(token).get(0, 2) for token in tokens] == [bytes([i, 0]) for i in range(12)]
+        # The last one that was put out goes when its request is answered.
+        wait_until(lambda: serving.call(leases_mapped) == (3, 3, 3), 10, what=f"before: {before}")
+
+        serving.call(keep_open, tokens[0])  # the program of the server uses one itself
+        for token in tokens:
+            client.open(token).set(b"x", 1)
+        wait_until(lambda: serving.call(leases_mapped) == (4, 4, 4), 10)
+        assert serving.call(mine, 2)[0] == b"\0x"
+    finally:
+        serving.call(keep_at_most, usual)
+        other.call(release_many, 12)
+    wait_until(lambda: serving.call(leases_mapped) == (0, 0, 0), 10)
+    with pytest.raises(dsm.LeaseExpiredError):
+        serving.call(mine, 2)
 
 
 def test_a_lease_that_was_given_away_still_ends_in_time(client, other):

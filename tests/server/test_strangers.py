@@ -14,7 +14,6 @@ import pytest
 import dsm
 from dsm import limits
 from dsm.errors import Status
-from dsm.server import cluster as cluster_module
 from dsm.server import service as service_module
 from dsm.server.connection import Connection
 from dsm.wire import leases as wire
@@ -312,20 +311,6 @@ def test_bytes_of_the_cluster_that_nobody_takes_make_room_for_others(server, cli
         assert half.is_closed()
     wait_until(lambda: not server._service._foreign, 5)
     theirs.release()
-
-
-def test_no_more_leases_of_the_cluster_are_opened_than_may_be(server, client, node, monkeypatch):
-    monkeypatch.setattr(cluster_module, "MAX_FOREIGN_LEASES", 3)
-    server._service.cluster._open.clear()
-    theirs = [node.lease("4K", "60s") for _ in range(4)]
-    for each in theirs[:3]:
-        assert client.open(each.token).get(0, 1) == b"\0"
-    with pytest.raises(dsm.LimitError, match="opens no more"):
-        client.open(theirs[3].token)
-    theirs[0].release()
-    assert client.open(theirs[3].token).get(0, 1) == b"\0"
-    for each in theirs[1:]:
-        each.release()
 
 
 def test_many_leases_that_end_together_do_not_stop_the_server(server, client):
