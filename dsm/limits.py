@@ -146,4 +146,5 @@ assert MAX_PAGE_BYTES < MAX_DIFF_BYTES < MAX_UNREAD_BYTES, "a message of a relea
 assert 0 < SOLE_WRITER_RELEASES < 256, "streaks are counted in one byte"
 assert MIN_STALENESS_NS < MAX_STALENESS_NS < 1 << 62, "what is left of a lease is told in 64 bits"
 assert LEASE_COPY_BYTES < MAX_LEASE_UNREAD_BYTES, "an answer that is copied can be kept"
+assert MAX_FOREIGN_TRANSFER_BYTES <= MAX_FOREIGN_BYTES, "every request gets its memory some time"
 assert HOLD_NS < UNAPPLIED_MAX_NS < HOLD_WAIT_MAX_NS

@@ -139,7 +139,7 @@ class Cluster:
             rows[each.id.bytes] = Row(each.id.bytes, each.nbytes, left, age, mapped=True)
         return sorted(rows.values(), key=lambda row: row.remaining_ms)
 
-    def store(self, connection: Connection, lease: Lease, number: int, offset: int, data: bytearray) -> None:
+    def store(self, connection: Connection, lease: Lease, number: int, offset: int, data: memoryview) -> None:
         """Write into a lease of the cluster, and answer."""
 
         def act() -> list[bytes]:
@@ -161,9 +161,6 @@ class Cluster:
 
     def _done(self, lease: Lease, op: int, number: int, offset: int, count: int) -> list[bytes]:
         if op == Op.GET:
-            if count == wire.TO_THE_END and offset <= lease.nbytes:
-                count = lease.nbytes - offset
-            _check_foreign(lease, offset, count)
             data = self._use(lease, offset, count, False, lambda: lease.get(offset, count))
             return [wire.REPLY.pack(op, 0, 0, number, count, count, _left_ms(lease)), data]
         if op == Op.RENEW:
@@ -279,16 +276,10 @@ class Cluster:
             time.sleep(0.002)
 
 
-def check_foreign_set(lease: Lease, offset: int, count: int) -> None:
-    """Judge a SET into a lease of the cluster before its bytes are taken."""
-    _check_foreign(lease, offset, count)
-    if not lease.writable:
-        raise NotPermittedError(
-            f"the key of lease {lease.id} allows to read only; writing needs its write key (Lease.token)"
-        )
-
-
-def _check_foreign(lease: Lease, offset: int, count: int) -> None:
+def check_foreign(lease: Lease, op: int, offset: int, count: int) -> int:
+    """Judge a GET or SET of a lease of the cluster before its bytes are taken; return how many they are."""
+    if count == wire.TO_THE_END and op == Op.GET and offset <= lease.nbytes:
+        count = lease.nbytes - offset
     if offset + count > lease.nbytes:
         raise UsageError(
             f"{count} bytes at offset {offset} do not lie in lease {lease.id}, which has {lease.nbytes}"
@@ -298,6 +289,11 @@ def _check_foreign(lease: Lease, offset: int, count: int) -> None:
             f"{count} bytes of a lease of the cluster were asked for; a server moves at most "
             f"{MAX_FOREIGN_TRANSFER_BYTES} of them at once: ask for a part at a time"
         )
+    if op == Op.SET and not lease.writable:
+        raise NotPermittedError(
+            f"the key of lease {lease.id} allows to read only; writing needs its write key (Lease.token)"
+        )
+    return count
 
 
 def _left_ms(lease: Lease) -> int:

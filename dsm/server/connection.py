@@ -15,7 +15,9 @@ import contextlib
 import select
 import socket
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from dsm.errors import (
     DSMError,
@@ -28,14 +30,13 @@ from dsm.errors import (
 from dsm.limits import (
     LEASE_COPY_BYTES,
     LEASE_TURN_BYTES,
-    MAX_FOREIGN_TRANSFER_BYTES,
     MAX_LEASE_TRANSFER_BYTES,
     MAX_LEASE_UNREAD_BYTES,
 )
 from dsm.log import logger
 from dsm.memory.leases import show_id
 from dsm.server.book import MovingError
-from dsm.server.cluster import check_foreign_set
+from dsm.server.cluster import check_foreign
 from dsm.wire import leases as wire
 from dsm.wire.lease_handshake import Server as Handshake
 from dsm.wire.leases import REPLY, REQUEST, REQUEST_BYTES, Op
@@ -66,8 +67,8 @@ class Connection:
 
     __slots__ = (
         "_asked", "_at", "_ended", "_failure", "_gathered", "_handshake", "_interest", "_into", "_left",
-        "_queue", "_rest", "_service", "_set", "_turn_ends", "_waiting", "closed", "fd", "moved", "name",
-        "sock",
+        "_lent", "_queue", "_rest", "_service", "_set", "_turn_ends", "_waiting", "closed", "fd", "moved",
+        "name", "sock",
     )  # fmt: skip
 
     def __init__(self, service: Service, sock: socket.socket, name: str, handshake: Handshake) -> None:
@@ -89,7 +90,9 @@ class Connection:
         #: A request waits for something; nothing is read meanwhile.
         self._waiting = False
         #: Bytes of a SET into a lease of the cluster, and that lease.
-        self._gathered: tuple[Lease, bytearray] | None = None
+        self._gathered: tuple[Lease, memoryview] | None = None
+        #: What is being sent is memory of the share for leases of the cluster.
+        self._lent = False
         #: What came of asking the cluster for a lease: the token, and the lease or why not.
         self._asked: tuple[bytes, Lease | DSMError] | None = None
         #: Offset of that SET.
@@ -139,14 +142,22 @@ class Connection:
     def answered(self, parts: list[bytes]) -> None:
         """The request that waited has its answer; go on behind it."""
         self._waiting = False
+        self._lent = len(parts) > 1 and not self.closed
+        if not self._lent:
+            self._service.give_back(self)
+        if self.closed:
+            return
         self._turn_ends = self._service.bytes_out + LEASE_TURN_BYTES
-        if not self.closed:
-            self._queue += [(memoryview(part), None) for part in parts if part]
-            try:
-                self._drain()
-            except OSError as error:
-                self._failed(error)
-        self.take_turn()
+        self._queue += [(memoryview(part), None) for part in parts if part]
+        try:
+            self._drain()
+        except OSError as error:
+            self._failed(error)
+
+    def granted(self) -> None:
+        """There is room now for the bytes of the request that waits: it has a turn in the next round."""
+        self._waiting = False
+        self._service.later(self)
 
     @property
     def waits(self) -> bool:
@@ -180,7 +191,9 @@ class Connection:
             if holding is not None:
                 self._service.book.let_go(holding)
         self._queue.clear()
-        self._into = None
+        self._into = self._gathered = None
+        if not (self._waiting and self in self._service.foreign.taken):  # else the job has the memory
+            self._service.give_back(self)
         self._service.forget(self)
         self.sock.close()
 
@@ -410,7 +423,6 @@ class Connection:
         op, _, _, number, payload, offset, count, token = _unpack(buffer, position)
         cluster = self._service.cluster
         found: Lease | DSMError = unknown
-        asked: tuple[bytes, Lease | DSMError] | None = None
         if cluster is not None and not self._service.book.has(token[: wire.ID_BYTES]):
             asked, self._asked = self._asked, None
             if asked is None or asked[0] != token:
@@ -419,26 +431,26 @@ class Connection:
                 return 0
             found = asked[1]
         if not isinstance(found, DSMError) and op in (_GET, _SET):
-            nbytes = payload if op == _SET else min(count, max(0, found.nbytes - offset))
-            if not self._service.reserve(self, min(nbytes, MAX_FOREIGN_TRANSFER_BYTES)):
-                self._asked = asked
-                self._waiting = True
-                return 0
-        if not isinstance(found, DSMError) and op != _SET:
+            try:
+                count = check_foreign(found, op, offset, count)
+            except DSMError as error:
+                found = error
+                self._service.give_back(self)
+            else:
+                if count > LEASE_COPY_BYTES and not self._service.lend(self, count):
+                    self._asked = token, found
+                    self._waiting = True
+                    return 0
+        if not isinstance(found, DSMError):
+            if op == _SET:
+                room: Any = np.empty(payload, "u1")  # what has not come yet costs no memory
+                self._gathered = found, memoryview(room)
+                self._at = offset
+                return self._take(buffer, position, end, payload, (number, count), None)
             assert cluster is not None
             self._waiting = True
             cluster.do(self, found, op, number, offset, count)
             return REQUEST_BYTES
-        if not isinstance(found, DSMError):
-            try:
-                check_foreign_set(found, offset, count)
-            except DSMError as error:
-                found = error
-                self._service.unreserve(self)
-            else:
-                self._gathered = found, bytearray(payload)
-                self._at = offset
-                return self._take(buffer, position, end, payload, (number, count), None)
         if op == _SET:
             return self._take(buffer, position, end, payload, (number, count), found)
         self._service.refused += 1
@@ -475,7 +487,7 @@ class Connection:
         room = min(self._left, LEASE_TURN_BYTES)
         if self._gathered is not None:
             data = self._gathered[1]
-            got = self.sock.recv_into(memoryview(data)[len(data) - self._left :], room)
+            got = self.sock.recv_into(data[len(data) - self._left :], room)
         elif self._into is None:
             got = self.sock.recv_into(self._service.buffer, min(room, len(self._service.buffer)))
         else:
@@ -569,8 +581,9 @@ class Connection:
                         service.book.let_go(holding)
         except BlockingIOError:
             pass
-        if not queue:
-            service.unreserve(self)
+        if self._lent and not queue:
+            self._lent = False
+            service.give_back(self)
         self._watch()
         if not queue and not self._waiting:
             if self._ended:

@@ -17,7 +17,6 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from dsm.errors import ClosedError, NodeLostError
@@ -36,6 +35,7 @@ from dsm.memory.token import random_id
 from dsm.server.book import Book, Holding
 from dsm.server.connection import Connection, Waits
 from dsm.server.memory import GIVE_BACK_BYTES, Memory
+from dsm.server.share import Share
 from dsm.wire import leases as wire
 from dsm.wire.lease_handshake import NONCE_BYTES, TOO_MANY, refusal
 from dsm.wire.lease_handshake import Server as Handshake
@@ -103,10 +103,8 @@ class Service:
         self._clean_at = 0
         #: Connections that wait for a lease to be given to the cluster, or not.
         self._waiting_for_move: list[Connection] = []
-        #: Bytes of leases of the cluster that connections have or wait for, and connections that wait for
-        #: room.
-        self._foreign: dict[Connection, int] = {}
-        self._waiting_for_room: list[Connection] = []
+        #: Memory for bytes of the cluster's leases.
+        self.foreign: Share[Connection] = Share(MAX_FOREIGN_BYTES)
         #: What knows leases that are not this server's; None: nothing does.
         self.cluster: Cluster | None = None
         #: Set when the loop has ended.
@@ -146,26 +144,20 @@ class Service:
         """Resume a connection when a lease has been given to the cluster, or not."""
         self._waiting_for_move.append(connection)
 
-    def reserve(self, connection: Connection, nbytes: int) -> bool:
-        """Let a connection have bytes of a lease of the cluster in memory; False: it is resumed later.
+    def lend(self, connection: Connection, nbytes: int) -> bool:
+        """Let a connection have memory for a lease of the cluster; False: it is `granted` some later.
 
         Others that have some and do not move on are closed then.
         """
-        if self._foreign and sum(self._foreign.values()) + nbytes > MAX_FOREIGN_BYTES:
-            self._waiting_for_room.append(connection)
-            for each in self._foreign:
-                self._must_move_on(each)
-            return False
-        self._foreign[connection] = nbytes
-        return True
+        if connection in self.foreign.taken or self.foreign.take(connection, nbytes):
+            return True
+        self._watch_borrowers()
+        return False
 
-    def unreserve(self, connection: Connection) -> None:
-        """It has no more."""
-        if self._foreign.pop(connection, None) is not None and self._waiting_for_room:
-            waiting, self._waiting_for_room = self._waiting_for_room, []
-            for each in waiting:
-                self._calls.append(partial(self._guarded, each, each.resume))
-            self.call(lambda: None)
+    def give_back(self, connection: Connection) -> None:
+        """A connection needs that memory no more, or does not wait for it any more."""
+        for each in self.foreign.give(connection):
+            each.granted()
 
     def forget(self, connection: Connection) -> None:
         """The connection is being closed."""
@@ -174,7 +166,6 @@ class Service:
         self._half_open.pop(connection, None)
         self._lingering.pop(connection, None)
         self.receiving.discard(connection)
-        self.unreserve(connection)
 
     def answer(self, op: int, number: int, offset: int, count: int, token: bytes, now: int) -> bytes:
         """Return the reply to a request that moves no bytes of leases.
@@ -449,22 +440,33 @@ class Service:
             if connection.sends(holding):
                 self._must_move_on(connection)
 
+    def _watch_borrowers(self) -> None:
+        """Somebody waits for memory that others have."""
+        for connection in self.foreign.taken:
+            self._must_move_on(connection)
+
     def _must_move_on(self, connection: Connection) -> None:
         """Somebody waits for what a connection has: it is closed when it stands still."""
         if not self._lingering:
             self._linger_due = time.monotonic() + LEASE_LINGER_S
             self._due = 0.0
-        self._lingering.setdefault(connection, connection.moved)
+        # A whole second is its own, whenever the next look is.
+        self._lingering.setdefault(connection, connection.moved - _LINGER_BYTES)
 
     def _look_at_lingering(self, now: float) -> None:
         self._linger_due = now + LEASE_LINGER_S
+        foreign = self.foreign
         for connection, moved in list(self._lingering.items()):
-            if not (connection.sends_ended or (self._waiting_for_room and connection in self._foreign)):
+            if not (connection.sends_ended or (foreign.waiting and connection in foreign.taken)):
                 del self._lingering[connection]
-            elif connection.waits or connection.moved - moved >= _LINGER_BYTES:
+            elif connection.waits:  # not for its client
+                self._lingering[connection] = connection.moved - _LINGER_BYTES
+            elif connection.moved - moved >= _LINGER_BYTES:
                 self._lingering[connection] = connection.moved
             else:
                 connection.close("it does not move on with a transfer that others wait for")
+        if foreign.waiting:
+            self._watch_borrowers()
 
     def _clean(self) -> None:
         """Zero one round's worth of ended leases."""

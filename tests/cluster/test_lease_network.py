@@ -1,5 +1,6 @@
 """Leases over the network and mapped ones are the same leases: a server's become the cluster's, and back."""
 
+import contextlib
 import signal
 import threading
 import time
@@ -7,8 +8,11 @@ import time
 import pytest
 
 import dsm
+from dsm import limits
 from dsm.errors import Status
+from dsm.limits import MAX_FOREIGN_BYTES
 from dsm.server import cluster as server_cluster
+from dsm.server.share import Share
 from dsm.testing import Cluster
 from dsm.wire.leases import Op
 from dsm.worker.regions import is_lease
@@ -92,6 +96,21 @@ def leases_mapped(node):
     regions = node._regions
     mapped = sum(is_lease(number) for number in list(regions._open))
     return mapped, len(node._leases._held), sum(regions._handles.values())
+
+
+def share(node, nbytes):
+    """Let requests for leases of the cluster have so much memory together."""
+    servers[0]._service.foreign = Share(nbytes)
+
+
+def under_way(node):
+    """Return the memory that requests have, and how many wait for some."""
+    service = servers[0]._service
+    held = 0
+    for each in list(service._connections.values()):
+        held += sum(len(view) for view, _ in list(each._queue))
+        held += len(each._gathered[1]) if each._gathered is not None else 0
+    return held, len(service.foreign.taken), len(service.foreign.waiting)
 
 
 def read_in_this_process(node, token):
@@ -240,6 +259,75 @@ def test_a_set_that_does_not_go_on_does_not_keep_the_cluster_waiting(cluster, cl
         assert time.monotonic() - begin < 20
         assert slow.is_closed()
     taken.release()
+
+
+MANY = 30 << 20
+
+
+@pytest.fixture
+def narrow(cluster, other):
+    """Room for one large request at a time; gives a token for such."""
+    token = other.call(lease, MANY, "100s", DATA)[0]
+    cluster.workers[0].call(share, MANY + 1000)
+    yield token
+    wait_until(lambda: cluster.workers[0].call(under_way) == (0, 0, 0), 10)
+    cluster.workers[0].call(share, MAX_FOREIGN_BYTES)
+    other.call(release_last)
+
+
+@pytest.mark.parametrize("op", [Op.GET, Op.SET])
+def test_who_does_not_go_on_costs_others_no_memory_and_little_time(cluster, client, narrow, op):
+    token = bytes.fromhex(narrow.replace(".", ""))
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(Raw(cluster.address, timeout=30)) for _ in range(3)]
+        for raw in idle:
+            raw.send(op, token=token, payload=MANY if op == Op.SET else 0, count=MANY)
+        wait_until(lambda: cluster.workers[0].call(under_way)[1:] == (1, 2), 10)
+        most = 0
+        with client.clone() as large:
+            got = []
+            thread = threading.Thread(target=lambda: got.append(large.open(narrow).get()))
+            thread.start()
+            while thread.is_alive():
+                begin = time.monotonic()
+                assert client.open(narrow).get(0, 5) == DATA[:5]
+                assert time.monotonic() - begin < 2, "what is small needs no room"
+                most = max(most, cluster.workers[0].call(under_way)[0])
+            thread.join()
+        assert got == [DATA + bytes(MANY - len(DATA))]
+        assert most <= MANY + 1000
+        for raw in idle:
+            with pytest.raises((EOFError, ConnectionError)):
+                raw.exactly(MANY + 33)
+
+
+def test_who_goes_on_slowly_is_not_cut_off_while_nobody_waits(cluster, client, narrow):
+    token = bytes.fromhex(narrow.replace(".", ""))
+    with Raw(cluster.address, timeout=30) as slow:
+        slow.send(Op.GET, token=token, count=MANY)
+        slow.exactly(32)
+        time.sleep(2.5 * limits.LEASE_LINGER_S)
+        assert slow.exactly(MANY)[: len(DATA)] == DATA
+        assert slow.ask(Op.PING)[0] == 0
+
+
+def test_requests_that_wait_for_room_are_all_done(cluster, client, narrow):
+    begin, done = threading.Barrier(6), []
+
+    def work(number):
+        with client.clone() as own:
+            handle = own.open(narrow)
+            begin.wait(20)
+            for _ in range(2):
+                handle.set(bytes([number]) * MANY)
+                done.append(len(handle.get()))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert done == [MANY] * 12
 
 
 def test_a_server_keeps_few_leases_of_the_cluster_mapped(cluster, client, other):

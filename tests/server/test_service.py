@@ -84,7 +84,7 @@ def _found(service, connection):
 
 
 def _answered(service, connection):
-    service.tell(connection, lambda: connection.answered(b""))
+    service.tell(connection, lambda: connection.answered([]))
 
 
 def _moved(service, connection):

@@ -16,6 +16,7 @@ from dsm import limits
 from dsm.errors import Status
 from dsm.server import service as service_module
 from dsm.server.connection import Connection
+from dsm.server.share import Share
 from dsm.wire import leases as wire
 from dsm.wire.leases import Op
 from leasing import Raw, idle
@@ -294,7 +295,7 @@ def test_an_error_of_the_server_costs_one_connection(server, client, lease, node
 
 def test_bytes_of_the_cluster_that_nobody_takes_make_room_for_others(server, client, node, monkeypatch):
     size = 24 << 20
-    monkeypatch.setattr(service_module, "MAX_FOREIGN_BYTES", size)
+    monkeypatch.setattr(server._service, "foreign", Share(size))
     theirs = node.lease(size, "60s")
     token = bytes.fromhex(theirs.token.replace(".", ""))
     data = os.urandom(1 << 20) * 24
@@ -309,7 +310,7 @@ def test_bytes_of_the_cluster_that_nobody_takes_make_room_for_others(server, cli
         half.sock.sendall(b"x" * 1000)
         assert other.open(theirs.token).get() == data
         assert half.is_closed()
-    wait_until(lambda: not server._service._foreign, 5)
+    wait_until(lambda: not server._service.foreign.taken, 5)
     theirs.release()
 
 
