@@ -23,7 +23,15 @@ from dsm.client import calls
 from dsm.client.connection import REPEATABLE, Buffer
 from dsm.client.lease import Handle, contiguous
 from dsm.client.options import Secret, checked_timeout, server_address, server_secret
-from dsm.errors import ClosedError, DSMError, NodeLostError, PeerError, UnknownLeaseError, WaitTimeoutError
+from dsm.errors import (
+    ClosedError,
+    DSMError,
+    NodeLostError,
+    PeerError,
+    UnknownLeaseError,
+    UsageError,
+    WaitTimeoutError,
+)
 from dsm.log import logger
 from dsm.units import bytes_of, milliseconds_of
 from dsm.wire import leases as wire
@@ -315,7 +323,7 @@ class AsyncLeaseClient:
     async def close(self) -> None:
         """Close the connection; leases go on until they end.  Closing twice is allowed."""
         self._closed = True
-        for task in list(self._watchers):
+        for task in self._watchers - {asyncio.current_task()}:
             task.cancel()
         if self._protocol is not None:
             self._protocol.close()
@@ -432,7 +440,8 @@ class AsyncRemoteLease(Handle):
     ) -> None:  # fmt: skip
         super().__init__(identity, key, read_key, nbytes, remaining_ms)
         self._client = client
-        self._released = asyncio.Event()
+        #: Set when this handle has renewed or released it.
+        self._changed = asyncio.Event()
 
     async def get(self, offset: int = 0, n: int | None = None) -> bytes:
         """Return bytes of the lease; as `dsm.RemoteLease.get`."""
@@ -456,28 +465,36 @@ class AsyncRemoteLease(Handle):
         asked = time.monotonic()
         await self._client._ask(Op.RENEW, token=self._shown, offset=milliseconds)
         self._lasts(milliseconds, asked)
+        self._changed.set()
 
     async def release(self) -> None:
         """End the lease now; its memory is zeroed and can be leased again."""
         self._check_writable("release()")
         await self._client._ask(Op.RELEASE, token=self._shown)
         self._deadline = -math.inf
-        self._released.set()
+        self._changed.set()
 
     def on_expiry(self, callback: Callable[[AsyncRemoteLease], Awaitable[object] | object]) -> None:
         """Call ``callback(lease)`` once, in the event loop, when the lease has ended.
 
         As `dsm.RemoteLease.on_expiry`; what the callback returns is awaited if it can be.
         """
+        if not callable(callback):
+            raise UsageError(f"callback is a {type(callback).__name__}; pass a function of one argument")
+        if self._client.closed:
+            raise ClosedError("this lease client was closed; connect again")
         task = asyncio.get_running_loop().create_task(self._wait_expiry(callback))
         self._client._watchers.add(task)
         task.add_done_callback(self._client._watchers.discard)
 
     async def _wait_expiry(self, callback: Callable[[AsyncRemoteLease], Awaitable[object] | object]) -> None:
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._released.wait(), self.expires_in + 0.001)
+            self._changed.clear()
+            if self._deadline == -math.inf:  # released by this handle
                 break
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), self.expires_in + 0.001)
+                continue
             if self.expires_in > 0:
                 continue
             asked = time.monotonic()
@@ -492,7 +509,8 @@ class AsyncRemoteLease(Handle):
             except DSMError:
                 await asyncio.sleep(1.0)
                 continue
-            self._lasts(remaining, asked)
+            if self._deadline != -math.inf:
+                self._lasts(remaining, asked)
         try:
             found = callback(self)
             if inspect.isawaitable(found):

@@ -1,7 +1,7 @@
 """Who wants to know when a lease ends is told by a thread of the client.
 
 Owns that thread and its own connection: before it tells anybody it asks the server, because others may have
-renewed the lease.
+renewed the lease.  Both are there only while somebody waits.
 """
 
 from __future__ import annotations
@@ -23,8 +23,13 @@ if TYPE_CHECKING:
 
     Callback = Callable[[RemoteLease], object]
 
-#: A server that does not answer is asked again after this time.
+#: A server that does not answer is asked again, about any lease, after this time.
 _AGAIN_S = 1.0
+
+
+def _after(lease: RemoteLease) -> float:
+    """Return when a lease has run out, as far as is known."""
+    return lease._deadline + 0.001  # servers count whole milliseconds
 
 
 class Watcher:
@@ -42,74 +47,103 @@ class Watcher:
         #: When to look, a number that no other entry has, the lease, whom to call.
         self._queue: list[tuple[float, int, RemoteLease, Callback]] = []
         self._count = 0
+        self._silent_until = -math.inf
         self._closed = False
+        #: The thread, while somebody waits; and whether it is in somebody's callback.
         self._thread: threading.Thread | None = None
+        self._telling = False
 
     def add(self, lease: RemoteLease, callback: Callback) -> None:
         """Call `callback` when `lease` has ended."""
         with self._changed:
-            self._push(lease._deadline, lease, callback)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="dsm-expiry", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="dsm-expiry", daemon=True)
+                thread.start()
+                self._thread = thread
+            self._push(lease, callback)
             self._changed.notify()
 
     def look_at(self, lease: RemoteLease) -> None:
-        """Look at a lease now: it was released."""
+        """A lease was renewed or released by its handle."""
         with self._changed:
-            self._queue = [(0.0, *entry[1:]) if entry[2] is lease else entry for entry in self._queue]
-            heapq.heapify(self._queue)
-            self._changed.notify()
+            if any(entry[2] is lease for entry in self._queue):
+                self._queue = [
+                    (_after(lease), *entry[1:]) if entry[2] is lease else entry for entry in self._queue
+                ]
+                heapq.heapify(self._queue)
+                self._changed.notify()
 
     def close(self) -> None:
-        """Call nobody any more; the thread ends when what it calls now has returned."""
+        """End the thread; nobody is called any more.  A callback that runs is not waited for."""
         with self._changed:
             self._closed = True
+            self._queue.clear()
+            thread = None if self._telling else self._thread
             self._changed.notify()
         self._connection.close()
+        if thread is not None:
+            thread.join()
 
-    def _push(self, when: float, lease: RemoteLease, callback: Callback) -> None:
+    def forget(self) -> None:
+        """In a child of fork: thread and socket are the parent's."""
+        self._connection.forget()
+
+    def _push(self, lease: RemoteLease, callback: Callback) -> None:
         self._count += 1
-        heapq.heappush(self._queue, (when, self._count, lease, callback))
+        heapq.heappush(self._queue, (_after(lease), self._count, lease, callback))
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not self._closed and (
-                    not self._queue or (left := self._queue[0][0] - time.monotonic()) > 0
-                ):
-                    self._changed.wait(left if self._queue else None)
-                if self._closed:
-                    return
-                _, _, lease, callback = heapq.heappop(self._queue)
-            again = self._look(lease)
-            if again is None:
+        while (due := self._next()) is not None:
+            lease, callback = due
+            if self._has_ended(lease):
                 self._tell(lease, callback)
             else:
                 with self._changed:
-                    self._push(again, lease, callback)
+                    if not self._closed:
+                        self._push(lease, callback)
+            del due, lease, callback
 
-    def _look(self, lease: RemoteLease) -> float | None:
-        """Return when to look again; None: the lease has ended."""
-        if lease._deadline == -math.inf:  # released by its handle
+    def _next(self) -> tuple[RemoteLease, Callback] | None:
+        """Wait for a lease that has run out, as far as is known; None: nobody waits, the thread is to end."""
+        with self._changed:
+            while self._queue:
+                when = self._queue[0][0]
+                if when != -math.inf:  # the server has to be asked
+                    when = max(when, self._silent_until)
+                left = when - time.monotonic()
+                if left <= 0:
+                    return heapq.heappop(self._queue)[2:]
+                self._changed.wait(left)
+            self._thread = None
+            with self._connection.lock:
+                self._connection.drop()
             return None
+
+    def _has_ended(self, lease: RemoteLease) -> bool:
+        if lease._deadline == -math.inf:  # released by its handle
+            return True
         if lease.expires_in > 0:  # renewed by its handle
-            return lease._deadline
+            return False
         asked = time.monotonic()
         try:
             _, _, remaining = self._connection.ask(Op.INFO, token=lease._shown, most=ROW.size)
         except (ClosedError, UnknownLeaseError):
-            return None
+            return True
         except DSMError:
-            return asked + _AGAIN_S
-        lease._lasts(remaining, asked)
-        return lease._deadline + 0.001
+            self._silent_until = time.monotonic() + _AGAIN_S
+            return False
+        if lease._deadline != -math.inf:
+            lease._lasts(remaining, asked)
+        return False
 
     def _tell(self, lease: RemoteLease, callback: Callback) -> None:
         with self._changed:
             if self._closed:
                 return
+            self._telling = True
         try:
             callback(lease)
-        except Exception:
+        except BaseException:  # also of `sys.exit`: others wait, too
             logger.exception("what was to be called at the end of %r failed", lease)
+        with self._changed:
+            self._telling = False

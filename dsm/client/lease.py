@@ -181,13 +181,14 @@ class RemoteLease(Handle):
         asked = time.monotonic()
         self._client._renew(self._shown, milliseconds)
         self._lasts(milliseconds, asked)
+        self._client._timed(self)
 
     def release(self) -> None:
         """End the lease now; its memory is zeroed and can be leased again."""
         self._check_writable("release()")
         self._client._release(self._shown)
         self._deadline = -math.inf
-        self._client._ended(self)
+        self._client._timed(self)
 
     def on_expiry(self, callback: Callable[[RemoteLease], object]) -> None:
         """Call ``callback(lease)`` once, in a thread of the client, when the lease has ended.
@@ -195,6 +196,13 @@ class RemoteLease(Handle):
         However it ends: it ran out (later than is known now, when somebody renews it), or this handle
         released it. What else released it is noticed when its time would have run out.  What a callback
         raises is logged (logger ``dsm``).  Not called any more when the client was closed.
+
+        Raises
+        ------
+        UsageError
+            The callback cannot be called.
+        ClosedError
+            The client was closed.
         """
         self._client._watch(self, callback)
 

@@ -18,7 +18,7 @@ from dsm.client.connection import Connection
 from dsm.client.lease import RemoteLease
 from dsm.client.options import Secret, checked_timeout, server_address, server_secret
 from dsm.client.pipeline import Pipeline
-from dsm.errors import ClosedError
+from dsm.errors import ClosedError, UsageError
 from dsm.units import bytes_of, milliseconds_of
 from dsm.wire import leases as wire
 from dsm.wire.address import show_address
@@ -178,7 +178,7 @@ class LeaseClient:
 
     def close(self) -> None:
         """Close the connection; leases go on until they end.  Closing twice is allowed."""
-        self._connection.close()
+        self._connection.close()  # from now on there is no new watcher
         with self._mutex:
             watcher, self._watcher = self._watcher, None
         if watcher is not None:
@@ -206,22 +206,27 @@ class LeaseClient:
     def _watch(self, lease: RemoteLease, callback: Callable[[RemoteLease], object]) -> None:
         from dsm.client.expiry import Watcher
 
+        if not callable(callback):
+            raise UsageError(f"callback is a {type(callback).__name__}; pass a function of one argument")
         with self._mutex:
-            if self._connection.closed:
+            if self.closed:
                 raise ClosedError("this lease client was closed; connect again")
             if self._watcher is None:
                 mine = self._connection
                 self._watcher = Watcher(Connection(mine.address, mine.secret, mine.timeout))
             self._watcher.add(lease, callback)
 
-    def _ended(self, lease: RemoteLease) -> None:
+    def _timed(self, lease: RemoteLease) -> None:
+        """A lease was renewed or released by its handle."""
         with self._mutex:
             if self._watcher is not None:
                 self._watcher.look_at(lease)
 
     def _after_fork(self) -> None:
         self._mutex = threading.Lock()
-        self._watcher = None  # its thread is the parent's
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            watcher.forget()
         self._connection.forget()
 
 

@@ -97,6 +97,40 @@ def test_expiry_is_told_in_the_loop(server):
     _run(server, work)
 
 
+def test_expiry_is_told_in_time_when_a_lease_is_renewed_for_less(server):
+    async def work(client):
+        told = asyncio.Queue()
+        lease = await client.lease(10, 60)
+        lease.on_expiry(told.put)
+        await asyncio.sleep(0)
+        await lease.renew("50ms")
+        assert await asyncio.wait_for(told.get(), 5) is lease
+
+    _run(server, work)
+
+
+def test_a_client_may_be_closed_by_who_is_told_of_an_end(server):
+    async def work(client):
+        closed = asyncio.Event()
+
+        async def close(lease):
+            await other.close()
+            await asyncio.sleep(0)
+            closed.set()
+
+        other = await client.clone()
+        lease = await other.lease(10, 60)
+        with pytest.raises(dsm.UsageError, match="callback is a NoneType"):
+            lease.on_expiry(None)
+        lease.on_expiry(close)
+        await lease.release()
+        await asyncio.wait_for(closed.wait(), 5)
+        with pytest.raises(dsm.ClosedError, match="connect again"):
+            lease.on_expiry(close)
+
+    _run(server, work)
+
+
 def test_a_connection_that_broke_is_made_again(server):
     async def work(client):
         lease = await client.lease(10, 60)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import dsm
+from dsm.client.connection import Connection
 from dsm.server import book
 from dsm.server import server as server_module
 from dsm.wire.leases import FIGURES
@@ -252,6 +253,78 @@ def test_expiry_is_told_of_a_lease_that_is_released_or_has_ended(client, caplog)
     lease.on_expiry(told.append)
     wait_until(lambda: told == [lease, lease], 5)
     wait_until(lambda: "ZeroDivisionError" in caplog.text, 5)
+
+
+def test_expiry_is_told_in_time_when_a_lease_is_renewed_for_less(client):
+    told = []
+    lease = client.lease(10, 60)
+    lease.on_expiry(told.append)
+    lease.renew("50ms")
+    wait_until(lambda: told == [lease], 5)
+
+
+def test_nobody_can_wait_for_an_end_with_a_client_that_is_closed(server):
+    with dsm.connect(server.address) as client:
+        lease = client.lease(10, 60)
+        with pytest.raises(dsm.UsageError, match="callback is a NoneType"):
+            lease.on_expiry(None)
+        lease.on_expiry(lambda lease: None)
+        assert _watchers()
+    assert not _watchers()
+    with pytest.raises(dsm.ClosedError, match="connect again"):
+        lease.on_expiry(lambda lease: None)
+    assert not _watchers()
+    with dsm.connect(server.address) as client:
+        client.open(lease.token).release()
+
+
+def _watchers():
+    return [thread for thread in threading.enumerate() if thread.name == "dsm-expiry"]
+
+
+def test_close_does_not_wait_for_a_callback(server):
+    begun, goes_on = threading.Event(), threading.Event()
+    client = dsm.connect(server.address)
+    lease = client.lease(10, 60)
+    lease.on_expiry(lambda lease: (begun.set(), goes_on.wait(20)))
+    lease.release()
+    assert begun.wait(10)
+    closer = threading.Thread(target=client.close)
+    closer.start()
+    closer.join(5)
+    ended = not closer.is_alive()
+    goes_on.set()
+    closer.join(20)
+    assert ended
+    wait_until(lambda: not _watchers(), 5)
+
+
+def test_who_waits_for_ends_has_a_thread_only_as_long_as_there_are_some(server, client):
+    before = server.figures()["connections"]
+    for _ in range(2):
+        told = []
+        lease = client.lease(10, "50ms")
+        lease.on_expiry(told.append)
+        wait_until(lambda told=told: told, 5)
+        wait_until(lambda: not _watchers(), 5)
+        wait_until(lambda: server.figures()["connections"] == before, 5)
+
+
+def test_a_server_that_is_gone_is_asked_about_ends_once_a_second_not_for_each_lease(node, monkeypatch):
+    asked = []
+
+    def silent(connection, op, **fields):
+        asked.append(op)
+        raise dsm.NodeLostError("a test")
+
+    with dsm.Server(size="1M", node=node) as server, dsm.connect(server.address) as client:
+        leases = [client.lease(10, 60) for _ in range(50)]
+        monkeypatch.setattr(Connection, "ask", silent)
+        for lease in leases:
+            lease._lasts(0)  # it is over, and nobody is there to say so
+            lease.on_expiry(lambda lease: None)
+        wait_until(lambda: len(asked) > 1, 10)
+        assert len(asked) < 4
 
 
 def test_two_servers_in_a_process_do_not_disturb_each_other(node, client):
