@@ -54,6 +54,11 @@ class _SilentError(ConnectionError):
     """The server said nothing and took nothing for the timeout."""
 
 
+def _is_fixed(data: Buffer) -> bool:
+    """Whether these bytes cannot change."""
+    return isinstance(data, memoryview) and isinstance(data.obj, bytes)
+
+
 class _Call:
     """A request that is under way."""
 
@@ -193,6 +198,11 @@ class _Protocol(asyncio.BufferedProtocol):
         if self.lost is None:
             self.lost = error
         if self._transport is not None:
+            with contextlib.suppress(OSError):  # a child of fork may have the socket, too
+                self._transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+        if self._loop.is_closed():  # nobody waits any more, and nobody can be told
+            return
+        if self._transport is not None:
             self._transport.abort()
         self.resume_writing()
         waiting: list[asyncio.Future[Any]] = [self.ready, *(call.future for call in self._calls)]
@@ -223,14 +233,15 @@ class _Protocol(asyncio.BufferedProtocol):
     ) -> asyncio.Future[Answer]:
         """Send a request, when there is room; return the future of its reply."""
         if self.lost is not None or self._transport is None:
-            raise self.lost or ConnectionResetError("the connection was closed")
+            raise _another(self.lost or ConnectionResetError("the connection was closed"))
         number = self._number = (self._number + 1) & 0xFFFFFFFF
         future: asyncio.Future[Answer] = self._loop.create_future()
         self._calls.append(_Call((op, number), most, future))
         header = wire.request(op, number, payload=len(data), offset=offset, count=count, token=token)
         if len(data) > _BUFFER_BYTES:
             self._write(header)
-            self._write(data)
+            # The transport may keep them longer than the caller waits for the reply: it can be cancelled.
+            self._write(data if isinstance(data, bytes) or _is_fixed(data) else bytes(data))
         else:
             self._write(header + data)
         return future
@@ -262,6 +273,10 @@ class AsyncLeaseClient:
         self._timeout = timeout
         self._protocol: _Protocol | None = None
         self._connecting = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        #: How often a connection was tried, and why the last one was in vain.
+        self._tries = 0
+        self._failure: DSMError | None = None
         self._closed = False
         self._watchers: set[asyncio.Task[None]] = set()
 
@@ -344,37 +359,61 @@ class AsyncLeaseClient:
 
     async def _connected(self) -> _Protocol:
         """Return the connection, made anew if it broke."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._loop is not None:
+                raise UsageError("this lease client belongs to another event loop; connect in this one")
+            self._loop = loop
+        tries = self._tries
         async with self._connecting:
-            if self._closed:
-                raise ClosedError("this lease client was closed; connect again")
+            self._check_open()
             protocol = self._protocol
             if protocol is not None and protocol.lost is None:
                 return protocol
-            loop = asyncio.get_running_loop()
+            if self._failure is not None and self._tries > tries:  # tried while this task waited for its turn
+                raise _another(self._failure)
+            self._tries += 1
+            self._failure = None
             try:
-                async with asyncio.timeout(self._timeout):
-                    made: tuple[Any, _Protocol] = await loop.create_connection(
-                        lambda: _Protocol(self._secret, loop), *self._address
-                    )
-                    protocol = made[1]
-                    try:
-                        await protocol.ready
-                    except BaseException:
-                        protocol.close()
-                        raise
+                protocol = await self._connect(loop)
             except DSMError as error:
-                raise type(error)(f"{self.address}: {error}") from None
-            except TimeoutError:
-                raise WaitTimeoutError(
-                    f"no lease server answers at {self.address} within {self._timeout} s"
-                ) from None
-            except OSError as error:
-                raise NodeLostError(
-                    f"no lease server answers at {self.address}: {error.strerror or error}; start one with "
-                    "`dsm serve`, or check the address"
-                ) from None
+                self._failure = error
+                raise
+            if self._closed:
+                protocol.close()
+            self._check_open()
             self._protocol = protocol
             return protocol
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("this lease client was closed; connect again")
+
+    async def _connect(self, loop: asyncio.AbstractEventLoop) -> _Protocol:
+        try:
+            async with asyncio.timeout(self._timeout):
+                made: tuple[Any, _Protocol] = await loop.create_connection(
+                    lambda: _Protocol(self._secret, loop), *self._address
+                )
+                try:
+                    await made[1].ready
+                except BaseException:
+                    made[1].close()
+                    raise
+                return made[1]
+        except DSMError as error:
+            raise type(error)(f"{self.address}: {error}") from None
+        except TimeoutError:
+            raise WaitTimeoutError(
+                f"no lease server answers at {self.address} within {self._timeout} s"
+            ) from None
+        except OSError as error:
+            raise NodeLostError(
+                f"no lease server answers at {self.address}: {error.strerror or error}; start one with "
+                "`dsm serve`, or check the address"
+            ) from None
+        except ValueError as error:  # also of names that are none in the domain name system
+            raise UsageError(f"{self.address} is no address: {error}; write HOST:PORT") from None
 
     async def _ask(
         self, op: Op, *, token: bytes = wire.NO_TOKEN, offset: int = 0, count: int = 0, data: Buffer = b"",
@@ -481,8 +520,7 @@ class AsyncRemoteLease(Handle):
         """
         if not callable(callback):
             raise UsageError(f"callback is a {type(callback).__name__}; pass a function of one argument")
-        if self._client.closed:
-            raise ClosedError("this lease client was closed; connect again")
+        self._client._check_open()
         task = asyncio.get_running_loop().create_task(self._wait_expiry(callback))
         self._client._watchers.add(task)
         task.add_done_callback(self._client._watchers.discard)

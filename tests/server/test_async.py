@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
 import threading
 import time
@@ -9,6 +10,7 @@ import time
 import pytest
 
 import dsm
+from dsm.client.asynchronous import _Protocol
 from dsm.wire import leases as wire
 from leasing import Raw
 from support import wait_until
@@ -267,6 +269,9 @@ class _Slow:
     def _serve(self, connection):
         with connection, contextlib.suppress(OSError):
             connection.recv(40, socket.MSG_WAITALL)
+            if self.reads is None:  # not even the handshake is answered
+                self.over.wait(60)
+                return
             connection.sendall(b"DSML\1\4\0\0" + bytes(32))
             if not self.reads:
                 self.over.wait(60)
@@ -329,3 +334,81 @@ def test_who_waits_with_others_is_told_of_its_own_request():
 
     with _Slow(reads=False) as slow:
         asyncio.run(main(slow.address))
+
+
+# -- connecting --------------------------------------------------------------------------------------------
+
+
+def test_many_tasks_wait_together_for_a_server_that_does_not_answer():
+    async def main(address):
+        async with await dsm.connect_async(address, secret=False, timeout=0.5) as client:
+            slow.reads = None
+            client._protocol.close()
+            begin = time.monotonic()
+            found = await asyncio.gather(*(client.ping() for _ in range(20)), return_exceptions=True)
+            assert [type(each) for each in found] == [dsm.WaitTimeoutError] * 20
+            assert len({id(each) for each in found}) == 20
+            assert time.monotonic() - begin < 4
+
+    with _Slow() as slow:
+        asyncio.run(main(slow.address))
+
+
+def test_a_client_that_is_closed_while_it_connects_keeps_no_connection(server):
+    async def work(client):
+        other = await client.clone()
+        other._protocol.close()
+        asked = asyncio.create_task(other.ping())
+        await asyncio.sleep(0)
+        await other.close()
+        with pytest.raises(dsm.ClosedError):
+            await asked
+
+    _run(server, work)
+    wait_until(lambda: not server.figures()["connections"], 5)
+
+
+def test_a_client_belongs_to_the_loop_that_connected_it(server):
+    client = None
+
+    async def connect():
+        nonlocal client
+        client = await dsm.connect_async(server.address)
+        return asyncio.create_task(client.ping())
+
+    async def use():
+        with pytest.raises(dsm.UsageError, match="another event loop"):
+            await client.ping()
+        await client.close()
+
+    asyncio.run(connect())
+    asyncio.run(use())
+    wait_until(lambda: not server.figures()["connections"], 5)
+    with pytest.warns(ResourceWarning, match="unclosed"):  # its loop ended first
+        client = None
+        gc.collect()
+
+
+def test_a_name_that_cannot_be_one_is_refused():
+    with pytest.raises(dsm.UsageError, match="no address"):
+        asyncio.run(dsm.connect_async("a" * 100 + ".org:1"))
+
+
+def test_bytes_of_a_set_that_was_cancelled_are_not_looked_at_any_more():
+    class Transport(asyncio.Transport):
+        def write(self, data):
+            written.append(data)
+
+    async def main():
+        protocol = _Protocol(None, asyncio.get_running_loop())
+        protocol._transport = Transport()
+        data = bytearray(b"a") * 100_000
+        protocol.ask(wire.Op.SET, bytes(32), 0, len(data), memoryview(data), 0)
+        data[:] = b"b" * len(data)
+        assert bytes(written[-1]) == b"a" * 100_000
+        data = bytes(100_000)
+        protocol.ask(wire.Op.SET, bytes(32), 0, len(data), memoryview(data), 0)
+        assert written[-1].obj is data  # these cannot change
+
+    written = []
+    asyncio.run(main())
