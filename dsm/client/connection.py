@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from dsm.errors import ClosedError, DSMError, NodeLostError, WaitTimeoutError, WireError
+from dsm.errors import ClosedError, DSMError, NodeLostError, UsageError, WaitTimeoutError, WireError
 from dsm.limits import MAX_LEASE_ERROR_BYTES
 from dsm.wire import leases as wire
 from dsm.wire.address import show_address
@@ -134,8 +134,7 @@ class Connection:
 
     def open(self) -> socket.socket:
         """Return the connected socket; the caller has the lock."""
-        if self._closed:
-            raise ClosedError("this lease client was closed; connect again")
+        self._check_open()
         where = show_address(*self.address)
         try:
             sock = socket.create_connection(self.address, self.timeout)
@@ -146,7 +145,11 @@ class Connection:
                 f"no lease server answers at {where}: {error.strerror or error}; start one with `dsm serve`, "
                 "or check the address"
             ) from None
+        except ValueError as error:  # also of names that are none in the domain name system
+            raise UsageError(f"{where} is no address: {error}; write HOST:PORT") from None
+        self._sock = sock  # so that `close` finds it
         try:
+            self._check_open()
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             self._shake_hands(sock, where)
@@ -154,12 +157,16 @@ class Connection:
             # Not the timeout of Python's sockets: that costs a system call for each that may wait.
             for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
                 sock.setsockopt(socket.SOL_SOCKET, option, _timeval(self.timeout))
+            self._check_open()
         except BaseException:
-            sock.close()
+            self.drop()
             raise
-        self._sock = sock
         self._used_ns = time.monotonic_ns()
         return sock
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("this lease client was closed; connect again")
 
     def _shake_hands(self, sock: socket.socket, where: str) -> None:
         handshake = Handshake(self.secret, os.urandom(NONCE_BYTES))
@@ -168,6 +175,7 @@ class Connection:
             while not handshake.done:
                 data = sock.recv(4096)
                 if not data:
+                    self._check_open()
                     raise NodeLostError(
                         f"{where} closed the connection in the handshake; it is no lease server"
                     )
@@ -178,6 +186,7 @@ class Connection:
         except DSMError as error:
             raise type(error)(f"{where}: {error}") from None
         except OSError as error:
+            self._check_open()
             raise NodeLostError(f"the connection to {where} broke: {error.strerror or error}") from None
 
     def drop(self) -> None:
@@ -349,7 +358,9 @@ class Connection:
             if not ready:
                 raise BlockingIOError("no reply and no room")
             events = ready[0][1]
-            if events & ~select.POLLOUT and not answers.complete:
+            if answers.complete:
+                raise WireError("the server answered what it was not asked yet; the connection is closed")
+            if events & ~select.POLLOUT:
                 got = sock.recv_into(answers.room)
                 if not got:
                     raise ConnectionResetError("the server closed the connection")

@@ -112,7 +112,12 @@ class Pipeline:
                 if end > start and (out > _BATCH_BYTES or back > _BATCH_BYTES):
                     break
                 end += 1
-            self._exchange(asked[start:end], results[start:end])
+            try:
+                self._exchange(asked[start:end], results[start:end])
+            except DSMError as error:
+                for result in results[start:]:
+                    result._error, result.done = error, True
+                raise
             start = end
         for result in results:
             first = first or result._error

@@ -303,3 +303,63 @@ asyncio.run(main())
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("hello\nTrue\n", "")
+
+
+def test_close_ends_a_handshake_of_another_thread():
+    found = []
+    with Liar(_hang_up) as liar, socket.create_server(("127.0.0.1", 0)) as silent:
+        client = dsm.connect(liar.address, timeout=20)
+        client._connection.address = silent.getsockname()
+        client._connection.drop()
+
+        def ask():
+            try:
+                client.ping()
+            except dsm.DSMError as error:
+                found.append(error)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        with silent.accept()[0] as connection:
+            connection.recv(40, socket.MSG_WAITALL)
+            begin = time.monotonic()
+            client.close()
+            thread.join(5)
+        assert time.monotonic() - begin < 4
+        assert isinstance(found[0], dsm.ClosedError)
+
+
+def test_results_of_a_pipeline_that_broke_say_so():
+    with Liar(_serve, _hang_up, _hang_up) as liar, dsm.connect(liar.address, timeout=5) as client:
+        lease = client.lease(100, 1)
+        client._connection.drop()
+        with pytest.raises(dsm.NodeLostError, match="broke in GET"), client.pipeline() as pipeline:
+            results = [pipeline.get(lease, i, 1) for i in range(3)]
+        for result in results:
+            with pytest.raises(dsm.NodeLostError, match="broke in GET"):
+                result.result()
+
+
+def test_answers_that_come_before_their_requests_end_the_connection():
+    over = threading.Event()
+
+    def answer_all(liar, connection):
+        number = liar.request(connection)[3]
+        connection.sendall(wire.reply(wire.Op.GET, number, bytes(10_000)))
+        connection.sendall(wire.reply(wire.Op.SET, number + 1))
+        connection.sendall(b"x")
+        over.wait(20)
+
+    with Liar(answer_all) as liar, dsm.connect(liar.address, timeout=5) as client:
+        client._connection._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        asked = [(wire.Op.GET, bytes(32), 0, 10_000, b""), (wire.Op.SET, bytes(32), 0, 10**7, bytes(10**7))]
+        try:
+            with pytest.raises(dsm.WireError, match="not asked yet"):
+                client._connection.exchange(asked)
+        finally:
+            over.set()
+
+
+def test_a_name_that_cannot_be_one_is_refused():
+    with pytest.raises(dsm.UsageError, match="no address"):
+        dsm.connect("a" * 100 + ".org:1")
