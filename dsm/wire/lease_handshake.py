@@ -163,7 +163,8 @@ class Client(_Engine):
         if kind == CHALLENGE and not challenged:
             if self._secret is None:
                 raise AuthenticationError(
-                    "the lease server asks for its secret; pass secret=, or set DSM_SECRET or DSM_SECRET_FILE"
+                    "the lease server asks for its secret; pass secret= (in the shell --secret-file), or set "
+                    "DSM_SECRET or DSM_SECRET_FILE"
                 )
             self._transcript += message
             return self._mac(PROOF, CLIENT_LABEL)

@@ -85,8 +85,10 @@ def checked_secret(value: str | bytes, source: str) -> bytes:
     Raises
     ------
     UsageError
-        It is too short or too long.
+        It is too short or too long, or neither text nor bytes.
     """
+    if not isinstance(value, str | bytes | bytearray):  # bytes(32) would be a secret that everybody knows
+        raise UsageError(f"the secret in {source} is a {type(value).__name__}; pass text or bytes")
     secret = (os.fsencode(value) if isinstance(value, str) else bytes(value)).strip()
     if len(secret) < MIN_SECRET_BYTES:
         raise UsageError(

@@ -367,7 +367,8 @@ def test_a_server_says_its_figures_in_process(server, client):
         ({"listen": "127.0.0.1:70000"}, "HOST:PORT"),
         ({"size": 0}, "size is 0"),
         ({"size": "1Q"}, "size is '1Q'"),
-        ({"secret": "short"}, "5 bytes, at least 16"),
+        ({"secret": "short"}, "at least 16 are needed"),
+        ({"secret": 32}, "is a int; pass text or bytes"),
     ],
 )
 def test_a_server_that_cannot_be_is_refused(options, words):
