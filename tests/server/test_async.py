@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import os
 import socket
 import threading
 import time
@@ -387,6 +388,26 @@ def test_a_client_belongs_to_the_loop_that_connected_it(server):
     with pytest.warns(ResourceWarning, match="unclosed"):  # its loop ended first
         client = None
         gc.collect()
+
+
+def test_a_child_of_fork_does_not_keep_a_connection_that_is_closed(server):
+    async def work(client):
+        other = await client.clone()
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(writer)
+            os.read(reader, 1)  # until the parent is done
+            os._exit(0)
+        os.close(reader)
+        try:
+            await other.close()
+            wait_until(lambda: server.figures()["connections"] == 1, 5)
+        finally:
+            os.close(writer)
+            os.waitpid(child, 0)
+
+    _run(server, work)
 
 
 def test_a_name_that_cannot_be_one_is_refused():

@@ -363,3 +363,24 @@ def test_answers_that_come_before_their_requests_end_the_connection():
 def test_a_name_that_cannot_be_one_is_refused():
     with pytest.raises(dsm.UsageError, match="no address"):
         dsm.connect("a" * 100 + ".org:1")
+
+
+def test_a_child_of_fork_holds_no_connection_that_asks_for_ends(server, client):
+    before = server.figures()["connections"]
+    with client.clone() as other, client.clone() as keeper:
+        lease = other.lease(10, "50ms")
+        keeper.open(lease.token).renew("300ms")
+        lease.on_expiry(lambda lease: None)
+        wait_until(lambda: server.figures()["connections"] == before + 3, 5)  # it has asked once
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(writer)
+            os.read(reader, 1)  # until the parent is done
+            os._exit(0)
+        os.close(reader)
+        try:
+            wait_until(lambda: server.figures()["connections"] == before + 2, 5)
+        finally:
+            os.close(writer)
+            os.waitpid(child, 0)
