@@ -224,6 +224,11 @@ class _Protocol(asyncio.BufferedProtocol):
         return self._heard
 
     @property
+    def over(self) -> bool:
+        """Whether the connection broke; the transport knows a round earlier than this is told."""
+        return self.lost is not None or self._transport is None or self._transport.is_closing()
+
+    @property
     def sending(self) -> bool:
         """Whether bytes wait to be taken."""
         return self._taken < self._handed
@@ -232,7 +237,7 @@ class _Protocol(asyncio.BufferedProtocol):
         self, op: Op, token: bytes, offset: int, count: int, data: Buffer, most: int
     ) -> asyncio.Future[Answer]:
         """Send a request, when there is room; return the future of its reply."""
-        if self.lost is not None or self._transport is None:
+        if self.over:
             raise _another(self.lost or ConnectionResetError("the connection was closed"))
         number = self._number = (self._number + 1) & 0xFFFFFFFF
         future: asyncio.Future[Answer] = self._loop.create_future()
@@ -368,7 +373,7 @@ class AsyncLeaseClient:
         async with self._connecting:
             self._check_open()
             protocol = self._protocol
-            if protocol is not None and protocol.lost is None:
+            if protocol is not None and not protocol.over:
                 return protocol
             if self._failure is not None and self._tries > tries:  # tried while this task waited for its turn
                 raise _another(self._failure)

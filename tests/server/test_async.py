@@ -369,6 +369,17 @@ def test_a_client_that_is_closed_while_it_connects_keeps_no_connection(server):
     wait_until(lambda: not server.figures()["connections"], 5)
 
 
+def test_a_connection_that_breaks_in_a_request_is_not_used_for_the_next(server, caplog):
+    async def work(client):
+        await client.ping()
+        client._protocol._transport.get_extra_info("socket").shutdown(socket.SHUT_WR)
+        found = await asyncio.gather(*(client.ping() for _ in range(20)))
+        assert max(found) < 10
+
+    _run(server, work)
+    assert not caplog.records  # asyncio logs what is written to a broken connection
+
+
 def test_a_client_belongs_to_the_loop_that_connected_it(server):
     client = None
 
@@ -419,6 +430,9 @@ def test_bytes_of_a_set_that_was_cancelled_are_not_looked_at_any_more():
     class Transport(asyncio.Transport):
         def write(self, data):
             written.append(data)
+
+        def is_closing(self):
+            return False
 
     async def main():
         protocol = _Protocol(None, asyncio.get_running_loop())
