@@ -35,6 +35,8 @@ _IDLE_NS: Final = 1_000_000_000
 #: What may be asked twice: it changes nothing, or the second time changes nothing more.
 REPEATABLE: Final = frozenset((Op.GET, Op.SET, Op.RENEW, Op.INFO, Op.LIST, Op.FIGURES, Op.PING))
 
+#: How long `close` waits for who is in a call; a thread that connects sees it later, and keeps nothing.
+_CLOSE_S: Final = 1.0
 #: So much fits into a socket whose other end does not read.
 _SURE_BYTES: Final = 8 * 1024
 
@@ -122,10 +124,13 @@ class Connection:
         self.address = address
         self.secret = secret
         self.timeout = timeout
-        self.lock = threading.Lock()
+        #: Who has it may use the socket.  Of a kind that knows its owner: see `_check_turn`.
+        self.lock = threading.RLock()
         self._sock: socket.socket | None = None
         self._number = 0
         self._used_ns = 0
+        #: The error that the server's reply is, while it is raised: the connection goes on.
+        self._told: DSMError | None = None
         #: Replies that are still not polled for.
         self._rest = 0
         self._closed = False
@@ -168,6 +173,14 @@ class Connection:
         if self._closed:
             raise ClosedError("this lease client was closed; connect again")
 
+    def _check_turn(self) -> None:
+        """Refuse a call in the middle of another one of the same thread: it would wait for itself."""
+        if self.lock._is_owned():  # type: ignore[attr-defined]
+            raise UsageError(
+                "this lease client is in the middle of a call of this thread: who interrupts it, as handlers "
+                "of signals and __del__ do, uses a clone() of it"
+            )
+
     def _shake_hands(self, sock: socket.socket, where: str) -> None:
         handshake = Handshake(self.secret, os.urandom(NONCE_BYTES))
         try:
@@ -202,8 +215,13 @@ class Connection:
         if sock is not None:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-        with self.lock:
-            self.drop()
+        # Who is in a call, and be it this thread (in a handler), finds the socket shut down and drops it.
+        mine = self.lock._is_owned()  # type: ignore[attr-defined]
+        if not mine and self.lock.acquire(timeout=_CLOSE_S):
+            try:
+                self.drop()
+            finally:
+                self.lock.release()
 
     @property
     def closed(self) -> bool:
@@ -212,7 +230,7 @@ class Connection:
 
     def forget(self) -> None:
         """In a child of fork: the socket is the parent's."""
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         sock, self._sock = self._sock, None
         if sock is not None:
             sock.close()  # the descriptor of this process only
@@ -238,6 +256,7 @@ class Connection:
         """Return bytes of a lease."""
         if count > _AT_ONCE:
             return self.ask(Op.GET, token=token, offset=offset, count=count, most=count)[0]
+        self._check_turn()
         with self.lock:
             again = False
             while True:
@@ -262,6 +281,7 @@ class Connection:
         if count > _AT_ONCE:
             self.ask(Op.SET, token=token, offset=offset, count=count, data=data)
             return
+        self._check_turn()
         with self.lock:
             again = False
             while True:
@@ -294,6 +314,7 @@ class Connection:
         most
             Bytes that the reply's payload may have.
         """
+        self._check_turn()
         with self.lock:
             again = False
             while True:
@@ -311,6 +332,7 @@ class Connection:
 
     def exchange(self, asked: Sequence[Asked]) -> list[Any]:
         """Send several GETs and SETs at once; return what each brings: bytes, None, or its error."""
+        self._check_turn()
         with self.lock:
             again = False
             while True:
@@ -427,7 +449,8 @@ class Connection:
         elif missing:
             raise WireError("the server sent more than its reply; the connection is closed")
         if status:
-            raise wire.error_of(status, body)
+            self._told = wire.error_of(status, body)
+            raise self._told
         return body, a, b
 
     @staticmethod
@@ -440,7 +463,8 @@ class Connection:
     def _broken(self, error: BaseException, op: Op, again: bool) -> bool:
         """Judge an error in a call: return whether to ask once more, or raise what the caller is to see."""
         if isinstance(error, DSMError):
-            if isinstance(error, WireError):
+            told, self._told = self._told, None
+            if error is not told or isinstance(error, WireError):  # the reply may still come
                 self.drop()
             return False
         self.drop()  # whatever the rest of this call would have brought must not answer the next one

@@ -76,16 +76,19 @@ def connect(
 class LeaseClient:
     """A persistent connection to a lease server; made by `connect`.
 
-    May be used by several threads, which take turns; `clone` gives a connection of its own.  A connection
-    that broke is made again by the next call.  A call in which it breaks is repeated once if it surely did
-    not reach the server or may be done twice (get, set, renew and all questions); `lease` and `release` raise
-    `NodeLostError` then, because nobody knows whether they happened.
+    May be used by several threads, which take turns; `clone` gives a connection of its own.  What interrupts
+    a call in its own thread (handlers of signals, ``__del__``) may close the client; to ask it needs a clone,
+    and gets a `UsageError` without.
+
+    A connection that broke is made again by the next call.  A call in which it breaks is repeated once if it
+    surely did not reach the server or may be done twice (get, set, renew and all questions); `lease` and
+    `release` raise `NodeLostError` then, because nobody knows whether they happened.
     """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._watcher: Watcher | None = None
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()  # handlers of signals may close the client
         _clients.add(self)
 
     @property
@@ -223,7 +226,7 @@ class LeaseClient:
                 self._watcher.look_at(lease)
 
     def _after_fork(self) -> None:
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()
         watcher, self._watcher = self._watcher, None
         if watcher is not None:
             watcher.forget()

@@ -305,6 +305,31 @@ asyncio.run(main())
     assert (done.stdout, done.stderr) == ("hello\nTrue\n", "")
 
 
+@pytest.mark.parametrize(("act", "error"), [("ping", dsm.UsageError), ("close", dsm.ClosedError)])
+def test_a_call_that_interrupts_another_does_not_wait_for_it(act, error):
+    def interrupt(number, frame):
+        getattr(client, act)()
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with Liar(_silent) as liar:
+            client = dsm.connect(liar.address, timeout=20)
+            main = threading.main_thread().ident
+            waker = threading.Thread(
+                target=lambda: (wait_until(lambda: liar.heard, 10), signal.pthread_kill(main, signal.SIGUSR1))
+            )
+            waker.start()
+            begin = time.monotonic()
+            with pytest.raises(error):
+                client._connection.get(bytes(32), 0, 10)
+            assert time.monotonic() - begin < 10
+            waker.join(10)
+            assert client._connection._sock is None
+            client.close()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 def test_close_ends_a_handshake_of_another_thread():
     found = []
     with Liar(_hang_up) as liar, socket.create_server(("127.0.0.1", 0)) as silent:
