@@ -44,7 +44,8 @@ static void count(struct dsm_cache *cache, uint32_t which, uint64_t more) {
 
 struct dsm_cache *dsm_cache_new(uint64_t *words, const uint8_t *by_step, uint32_t steps, const uint32_t *capacities,
                                 const uint32_t *batches, uint32_t classes, uint32_t max_batch) {
-  struct dsm_cache *cache = calloc(1, sizeof *cache + steps + 3 * (size_t)classes * sizeof(uint32_t) + sizeof(uint32_t));
+  size_t tables = (3 * (size_t)classes + 1) * sizeof(uint32_t);
+  struct dsm_cache *cache = calloc(1, sizeof *cache + steps + tables);
   if (!cache) return NULL;
   cache->words = (_Atomic uint64_t *)words;
   cache->classes = classes;
@@ -159,6 +160,16 @@ void dsm_cache_count(struct dsm_cache *cache, uint64_t allocated, uint64_t freed
   count(cache, ASKED, asked);
   count(cache, GIVEN, given);
   unlock(cache);
+}
+
+/* As `dsm.memory.rings.Ring.put`: one call, so that no signal handler in Python comes between its steps. */
+int dsm_ring_put(uint64_t *ring, uint32_t slots, uint64_t entry) {
+  _Atomic uint64_t *words = (_Atomic uint64_t *)ring;
+  uint64_t at = load_relaxed(&words[1]);
+  if (at - load_acquire(&words[0]) >= slots) return 0;
+  store_relaxed(&words[2 + at % slots], entry);
+  store_release(&words[1], at + 1);
+  return 1;
 }
 
 void dsm_zero(uint64_t address, uint64_t nbytes) { memset((void *)address, 0, nbytes); }

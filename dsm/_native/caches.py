@@ -75,6 +75,11 @@ class Cache:
         lib.dsm_cache_count(self.handle, allocated, freed, asked & _MASK, given & _MASK)
 
 
+def put_away(ring: memoryview, slots: int, entry: int) -> bool:
+    """Put an entry into a ring (`dsm.memory.rings`), in one step for handlers; False: it is full."""
+    return bool(lib.dsm_ring_put(_ffi.from_buffer("uint64_t[]", ring), slots, entry))
+
+
 def zero(address: int, nbytes: int) -> None:
     """Store zeros."""
     lib.dsm_zero(address, nbytes)

@@ -122,6 +122,8 @@ uint32_t dsm_cache_surplus(struct dsm_cache *cache, uint32_t cls, uint64_t numbe
 void dsm_cache_sent(struct dsm_cache *cache, uint64_t number);
 /* Count blocks that did not go through the cache. */
 void dsm_cache_count(struct dsm_cache *cache, uint64_t allocated, uint64_t freed, uint64_t asked, uint64_t given);
+/* Put an entry into a ring, whose layout is in dsm/memory/rings.py; 0: it is full.  One thread at a time. */
+int dsm_ring_put(uint64_t *ring, uint32_t slots, uint64_t entry);
 /* memset and memmove on addresses. */
 void dsm_zero(uint64_t address, uint64_t nbytes);
 void dsm_copy(uint64_t to, uint64_t from, uint64_t nbytes);

@@ -23,6 +23,11 @@ _NODE_SHIFT = 48
 _ADDRESS = (1 << _NODE_SHIFT) - 1
 
 
+def entry(node: int, address: int) -> int:
+    """Return the word for a block of a node's pool."""
+    return node << _NODE_SHIFT | address
+
+
 class Ring:
     """A ring over `words`, a memoryview cast to "Q" of at least `RING_WORDS`; zeros are an empty one."""
 
@@ -37,12 +42,16 @@ class Ring:
         return self._words[_IN] - self._words[_OUT]
 
     def put(self, node: int, address: int) -> bool:
-        """Put a block in; False when the ring is full."""
+        """Put a block in; False when the ring is full.
+
+        Nobody may put another one in meanwhile, no signal handler of the same thread either: a worker does it
+        with `dsm._native.caches.put_away`.
+        """
         words = self._words
         at = words[_IN]
         if at - words[_OUT] >= RING_SLOTS:
             return False
-        words[_FIRST + at % RING_SLOTS] = node << _NODE_SHIFT | address
+        words[_FIRST + at % RING_SLOTS] = entry(node, address)
         words[_IN] = at + 1
         return True
 

@@ -15,7 +15,7 @@ from dsm._native import caches
 from dsm.errors import ClosedError, InternalError, UnknownNameError
 from dsm.memory.cache import CACHE_BYTES, WORDS, outbox
 from dsm.memory.classes import BATCHES, CAPACITIES, MAX_BATCH, MAX_SMALL_BYTES, SIZES, STEP_BYTES, class_of
-from dsm.memory.rings import RING_WORDS, Ring
+from dsm.memory.rings import RING_SLOTS, RING_WORDS, Ring, entry
 from dsm.wire import heaps
 from dsm.worker.session import Descriptors
 
@@ -47,7 +47,8 @@ class HeapCache:
             self._cache = caches.Cache(fd, size, BY_STEP, CAPACITIES, BATCHES, MAX_BATCH)
         finally:
             os.close(fd)
-        self._ring = Ring(self._cache.words[WORDS:])
+        self._ring_words = self._cache.words[WORDS:]
+        self._ring = Ring(self._ring_words)
         #: For the functions in C.
         self.handle = self._cache.handle
         #: Counts blocks that do not go through the cache.
@@ -136,9 +137,10 @@ class HeapCache:
         """Send a block home, with others: it is of another node, or there is no room for it here."""
         self.release_before(node)
         with self.slow:
-            if not self._ring.put(node, address):
+            freed = entry(node, address)
+            if not caches.put_away(self._ring_words, RING_SLOTS, freed):
                 self.send_home()
-                if not self._ring.put(node, address):
+                if not caches.put_away(self._ring_words, RING_SLOTS, freed):
                     raise InternalError(f"the manager leaves {len(self._ring)} freed blocks where they are")
             if len(self._ring) >= HOME_BATCH:
                 self.send_home()

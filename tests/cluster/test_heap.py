@@ -648,6 +648,56 @@ def test_eager_memory_under_release_consistency(workers):
     assert workers[2].call(programs.figures, "eager release").in_use == 0
 
 
+class _Words:
+    """Words of a ring; after the access `at` to one of them it is as if a signal came."""
+
+    def __init__(self, words):
+        self.words = words
+        self.left = 0
+        self.handler = None
+
+    def interrupted(self):
+        self.left -= 1
+        if self.left == 0:
+            self.handler()
+
+    def __getitem__(self, index):
+        found = self.words[index]
+        self.interrupted()
+        return found
+
+    def __setitem__(self, index, word):
+        self.words[index] = word
+        self.interrupted()
+
+
+def _free_in_handlers(node, refs):
+    """Free blocks in pairs: the second in each between two steps with which the first goes home."""
+    blocks = [ref.block() for ref in refs]
+    ring = blocks[0]._heap._cache._ring
+    ring._words = words = _Words(ring._words)
+    at = 0
+    while words.left <= 0:
+        first, second = blocks.pop(), blocks.pop()
+        at += 1
+        words.left, words.handler = at, second.free
+        first.free()
+    words.left = 0
+    second.free()
+    for block in blocks:
+        block.free()
+
+
+def test_a_signal_handler_frees_at_each_step_of_a_block_on_its_way_home(workers):
+    workers[2].call(programs.heap, "handlers", POOLED)
+    refs = workers[0].call(programs.allocate, "handlers", [100] * 100, None, POOLED)
+    workers[2].call(_free_in_handlers, refs)
+    figures = workers[0].call(programs.figures, "handlers")
+    assert (figures.in_use, figures.refused_frees, figures.frees) == (0, 0, 100)
+    assert workers[0].call(programs.check, "handlers") is None
+    workers[0].call(programs.destroy, "handlers")
+
+
 LARGE = 256 * MIB
 
 
