@@ -7,15 +7,16 @@ extents through functions that it is given, and knows neither sessions nor links
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from dsm.errors import ClosedError, DSMError, InternalError, LimitError, Status, UsageError, error_for
 from dsm.log import logger
 from dsm.manager.quarantine import Quarantine
 from dsm.manager.workercache import Cache
-from dsm.memory.classes import CLASSES, SIZES, span_bytes
+from dsm.memory.classes import CLASSES, MAX_SMALL_BYTES, SIZES, class_of, span_bytes
 from dsm.memory.guards import front_bytes, guarded_bytes
 from dsm.memory.pool import Pool
 from dsm.types import HeapRecord, Region, RegionOptions
@@ -165,13 +166,21 @@ class NodePool:
             refused = self.give_home(addresses)
         return heaps.HeapGiven(tuple(refused), self._gone_for(worker))
 
-    def _resting(self) -> set[int]:
-        """Return what lies in caches of workers: it is free already."""
-        return {address for cache in self.caches.values() for address in cache.held()}
+    def _resting(self, addresses: Iterable[int]) -> set[int]:
+        """Return what lies in caches of workers and could be one of these blocks: it is free already."""
+        classes: set[int] = set()
+        for address in addresses:
+            with contextlib.suppress(UsageError):
+                size = self._pool.usable_size(address)
+                if size <= MAX_SMALL_BYTES:  # larger ones are in no cache
+                    classes.add(class_of(size))
+        if not classes:
+            return set()
+        return {address for cache in self.caches.values() for address in cache.held(classes)}
 
-    def come_home(self, addresses: Iterable[int]) -> list[int]:
+    def come_home(self, addresses: Sequence[int]) -> list[int]:
         """Take back blocks that came by no cache; return those that were free already."""
-        resting = self._resting()
+        resting = self._resting(addresses)
         twice = [address for address in addresses if address in resting]
         self.refused += len(twice)
         return twice + self.give_home(address for address in addresses if address not in resting)
@@ -235,7 +244,7 @@ class NodePool:
     def free(self, address: int, place: str = "") -> heaps.HeapFreed:
         """Take one block back."""
         if not self.heap.options.debug:
-            if address in self._resting():
+            if address in self._resting((address,)):
                 raise UsageError(
                     f"double free: the block at {address:#x} of heap {self.heap.options.name!r} was freed "
                     "already: it lies in the cache of a worker; free it once"

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+from collections.abc import Collection
 
 from dsm.errors import UsageError
 from dsm.log import logger
 from dsm.memory.cache import CACHE_BYTES, FILLED, WORDS, WorkerCache, contents, counters
+from dsm.memory.classes import CLASSES
 from dsm.memory.rings import RING_WORDS, Ring
 
 #: Bytes of the file: the cache, and behind it the ring of blocks on their way home.
@@ -49,10 +51,10 @@ class Cache:
         self.sent[self.batches] = addresses
         return self.batches
 
-    def held(self) -> list[int]:
-        """Return the objects that it keeps; none when it is damaged."""
+    def held(self, classes: Collection[int] = range(CLASSES)) -> list[int]:
+        """Return the objects of classes that it keeps, and those of any on their way; none when damaged."""
         try:
-            return contents(self.words[:WORDS], self.sent, self.received)
+            return contents(self.words[:WORDS], self.sent, self.received, classes)
         except UsageError as error:
             logger.warning("%s", error)
             return []

@@ -194,7 +194,10 @@ def outbox(words: memoryview) -> tuple[int, tuple[int, ...]]:
 
 
 def contents(
-    words: memoryview, sent: Mapping[int, Iterable[int]] | None = None, received: int = 0
+    words: memoryview,
+    sent: Mapping[int, Iterable[int]] | None = None,
+    received: int = 0,
+    classes: Iterable[int] = range(CLASSES),
 ) -> list[int]:
     """Return each object that the cache of a dead worker held, once: what is to be given back to the pool.
 
@@ -206,6 +209,8 @@ def contents(
         The batches that the manager has sent to it, by number; those up to FILLED may be forgotten.
     received : int
         Number of the last batch that the manager has got from it.
+    classes : iterable of int
+        Whose stacks are read; what is on its way counts whatever its class is.
 
     Raises
     ------
@@ -214,8 +219,8 @@ def contents(
     """
     _verify(words)
     found: dict[int, None] = {}
-    for cls, bottom in enumerate(_BOTTOMS):
-        top = words[cls]
+    for cls in classes:
+        bottom, top = _BOTTOMS[cls], words[cls]
         if not bottom <= top <= _LIMITS[cls] + BATCHES[cls]:
             raise UsageError(
                 f"the cache of a worker is damaged: class {cls} ends at word {top}, out of its stack"

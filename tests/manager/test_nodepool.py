@@ -240,6 +240,29 @@ def test_a_heap_that_ends_while_requests_wait():
     assert pool.give_home([1 << 30]) == []
 
 
+def test_only_caches_that_could_have_a_block_are_looked_at(monkeypatch):
+    pool, coordinator = _pool()
+    pool.open(1)
+    large, small = Answer(), Answer()
+    pool.allocate(1, heaps.HeapAllocate(1, 300_000), large.then, large.fail)
+    coordinator.settle()
+    pool.take(1, 5, BATCHES[5], small.then, small.fail)
+    coordinator.settle()
+    cache = WorkerCache(pool.caches[1].words[:WORDS], fresh=False)
+    cache.fill(5, small.value.addresses, small.value.number)
+    mine = cache.take(5, SIZES[5])
+    looked = []
+    held = pool.caches[1].held
+    monkeypatch.setattr(pool.caches[1], "held", lambda *classes: looked.append(classes) or held(*classes))
+    pool.free(large.value.address)
+    assert looked == []
+    assert pool.come_home([mine, small.value.addresses[0], 12345]) == [small.value.addresses[0], 12345]
+    assert looked == [({5},)]
+    with pytest.raises(UsageError, match="it lies in the cache of a worker"):
+        pool.free(small.value.addresses[0])
+    assert looked == [({5},)] * 2
+
+
 def test_an_extent_is_used_when_it_is_ready():
     ready = []
     pool, coordinator = _pool(added=lambda region, then: ready.append(then))
