@@ -309,37 +309,39 @@ class HeapDesk:
         body: heaps.HeapTrim | heaps.HeapFigures | heaps.HeapCheck | heaps.HeapFlush,
         then: Callable[[dict[int, heaps.NodeAnswer], tuple[int, ...]], None],
     ) -> None:
-        """Ask every node, this one too; `then(answers, silent)` when all have answered, or in `COLLECT_S`."""
+        """Ask every node, this one too; `then(answers, silent)` when all have answered, or in `COLLECT_S`.
+
+        Silent is who has not answered by then, and who was lost meanwhile; a node without a pool of this heap
+        answers, too.
+        """
         answers: dict[int, heaps.NodeAnswer] = {}
-        missing = set(self._manager.members.nodes)
-        silent: set[int] = set()
+        asked = frozenset(self._manager.members.nodes)
+        missing = set(asked)
         over = False
 
-        def came(node: int, reply: heaps.NodeAnswer | None) -> None:
-            nonlocal over
-            missing.discard(node)
-            if reply is not None:
-                answers[node] = reply
-            if not missing and not over:
-                over = True
-                then(answers, tuple(sorted(silent)))
-
-        def late() -> None:
+        def finish() -> None:
             nonlocal over
             if not over:
                 over = True
-                then(answers, tuple(sorted(missing)))
+                then(answers, tuple(sorted(asked - answers.keys())))
+
+        def came(node: int, reply: heaps.NodeAnswer | None) -> None:
+            missing.discard(node)
+            if reply is not None and not over:
+                answers[node] = reply
+            if not missing:
+                finish()
 
         for node in list(self._manager.members.nodes):
             if node != self._node:
                 self._ask_node(node, body, partial(came, node))
         pool = self._pools.get(body.heap)
         if pool is None:
-            came(self._node, None)
+            came(self._node, heaps.HeapDone())  # it was destroyed meanwhile
         else:
             self._local(pool, body, lambda reply: came(self._node, reply))
         if not over:
-            self._manager.loop.after(COLLECT_S, late)
+            self._manager.loop.after(COLLECT_S, finish)
 
     def asked(self, link: Link, request: int, asked: heaps.AskHeap) -> None:
         """Another node asks about this one's pool."""
