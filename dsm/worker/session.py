@@ -41,6 +41,9 @@ LOST = "; the node and its arrays are gone: start the program again, or call dsm
 class Descriptors:
     """Descriptors received with an answer; those not taken are closed with this object."""
 
+    #: Of an object whose making a signal handler broke off: it has none yet.
+    _descriptors: list[int] = []  # noqa: RUF012
+
     def __init__(self, descriptors: list[int], cut: bool = False) -> None:
         self._descriptors = descriptors
         #: This process had no room for some of them.
