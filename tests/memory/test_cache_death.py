@@ -1,4 +1,4 @@
-"""A worker is killed at any instruction of its cache: at most one object is lost, none is there twice."""
+"""A worker is killed at any access to its cache: at most one object is lost, none is there twice."""
 
 import mmap
 import signal
@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from dsm.errors import UsageError
-from dsm.memory import cache as module
 from dsm.memory.cache import ALLOCATIONS, CACHE_BYTES, LEAVING, WORDS, WorkerCache, contents, counters
 from dsm.memory.classes import BATCHES, CAPACITIES, CLASSES, class_of
 from dsm.memory.pool import Pool
@@ -23,40 +22,38 @@ class _Killed(BaseException):
     pass
 
 
-class _Fate:
-    """Ends whatever runs inside the cache's module at its n-th instruction."""
+class _Mortal:
+    """The words of a cache, whose user dies before or after its n-th access to them.
 
-    def __init__(self, instructions):
-        self.left = instructions
+    Nothing else that it does is seen by others, so these are all deaths that differ.
+    """
 
-    def __enter__(self):
-        sys.settrace(self._called)
+    def __init__(self, words, accesses):
+        self.words = words
+        self.left = accesses
 
-    def __exit__(self, kind, *_):
-        sys.settrace(None)
-        return kind is _Killed
+    def _live(self):
+        self.left -= 1
+        if self.left < 0:
+            raise _Killed
 
-    def _called(self, frame, event, argument):
-        if frame.f_code.co_filename != module.__file__:
-            return None
-        frame.f_trace_opcodes = True
-        frame.f_trace_lines = False
-        return self._instruction
+    def __getitem__(self, place):
+        self._live()
+        return self.words[place]
 
-    def _instruction(self, frame, event, argument):
-        if event == "opcode":
-            self.left -= 1
-            if self.left < 0:
-                raise _Killed
-        return self._instruction
+    def __setitem__(self, place, value):
+        self._live()
+        self.words[place] = value
+        self._live()
 
 
 class _Life:
     """A worker and its manager: who has which object, as far as each has been told."""
 
-    def __init__(self):
+    def __init__(self, accesses):
         self.words = memoryview(bytearray(CACHE_BYTES)).cast("Q")
         self.cache = WorkerCache(self.words)
+        self.mortal = self.cache._words = _Mortal(self.words, accesses)
         self.pool = Pool()
         self.pool.add_extent(BASE, 1 << 26)
         #: Objects that the program has: class of each.
@@ -105,23 +102,16 @@ class _Life:
             self.free(address)
 
 
-def _instructions():
-    fate = _Fate(1 << 60)
-    life = _Life()
-    with fate:
-        life.live()
-    return (1 << 60) - fate.left
-
-
-def test_death_at_each_instruction_loses_at_most_one_object():
-    total = _instructions()
+def test_death_at_each_access_loses_at_most_one_object():
+    immortal = _Life(1 << 60)
+    immortal.live()
+    total = (1 << 60) - immortal.mortal.left
     lost_at_all = 0
     deaths = 0
-    for instructions in range(total):
-        life = _Life()
-        with _Fate(instructions):
+    for accesses in range(total):
+        life = _Life(accesses)
+        with pytest.raises(_Killed):
             life.live()
-            pytest.fail("it was to be killed")
         deaths += 1
         found = contents(life.words, life.sent, life.received)
         assert len(set(found)) == len(found)
@@ -135,7 +125,7 @@ def test_death_at_each_instruction_loses_at_most_one_object():
         assert life.ended[1] <= frees <= life.begun[1]
         assert abs(asked - 100 * allocations) <= 100 and abs(given - 100 * frees) <= 100
         life.pool.check()
-    assert deaths == total > 1000
+    assert deaths == total > 500
     assert lost_at_all, "some deaths were between two writes"
 
 
@@ -222,7 +212,7 @@ def test_a_damaged_buffer_is_not_believed(word, value, named):
 
 def test_nonsense_on_a_stack_is_refused_by_the_pool():
     """A worker may write anything over its cache: what is none of the pool's objects does no harm."""
-    life = _Life()
+    life = _Life(1 << 60)
     objects = [life.allocate(CLS) for _ in range(3)]
     life.free(objects[0])
     place = next(word for word in range(CLASSES, len(life.words)) if life.words[word] == objects[0])
