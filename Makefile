@@ -72,7 +72,7 @@ demo: setup  ## smooth and shade a real terrain on two nodes and four workers, c
 	@$(BIN)/dsm run -n 4 --nodes 2 examples/terrain.py --check --size $(SIZE)
 
 test: setup  ## run the whole test suite (PYTEST_ARGS="-k name" for a part)
-	@$(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
 
 matrix: setup  ## run the examples over all combinations of nodes, workers and options, and their commands
 	@DSM_MATRIX=1 $(BIN)/python -m pytest -n auto tests/examples $(PYTEST_ARGS)

@@ -763,7 +763,8 @@ def test_a_worker_dies_while_its_eager_memory_is_got():
         dying.start(_large, "left")
         _begun(other, "left")
         dying.kill()
-        wait_until(lambda: other.call(programs.figures, "left").managed == 0)
+        # It is given up, or was the worker's already: then it lives, as any block of a process that died.
+        wait_until(lambda: other.call(programs.figures, "left").managed in (0, LARGE))
         assert other.call(_large, "left")[0] in (0, LARGE)
         assert other.call(programs.check, "left") is None
 

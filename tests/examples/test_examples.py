@@ -26,7 +26,7 @@ NEEDS = {"terrain": "matplotlib", "kmeans": "sklearn", "lease_cache": "sklearn"}
 #: Models that a program without data races cannot tell apart.
 MODELS = ("sequential", "release")
 #: What every example is run over: nodes, workers beyond one for each node, and the model.
-PLACES = {"nodes": (1, 2, 4), "more": (0, 2), "--consistency": MODELS}
+PLACES = {"nodes": (1, 2, 4) if EVERYTHING else (1, 3), "more": (0, 2), "--consistency": MODELS}
 #: The options of each: more workers than work, sizes that nothing divides, pages small and larger than all.
 OPTIONS = {
     "dashboard": {
