@@ -142,12 +142,15 @@ class Lease:
         Counts down here from what the coordinator said last.  Only when that has passed it is asked again:
         another process may have renewed the lease.  One that has shortened it is noticed when it ends.
         """
-        if not self._held.ended and self._held.remaining_ns <= 0:
+        while not self._held.ended:
+            left = self._held.remaining_ns
+            if left > 0:
+                return left / 1e9
             try:
                 self._ask()
             except LeaseExpiredError:
-                return 0.0
-        return 0.0 if self._held.ended else max(0, self._held.remaining_ns) / 1e9
+                break
+        return 0.0
 
     # -- memory ------------------------------------------------------------------------------------------
 
