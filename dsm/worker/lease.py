@@ -326,11 +326,7 @@ class Lease:
         self._check()
         self._need_write_key("released")
         assert self.key is not None
-        try:
-            self._node._connection.session.call(leasing.ReleaseLease(self.id.bytes, self.key), control.Done)
-        except LeaseExpiredError:
-            self._node._leases.ended(self._held.number)
-            raise
+        self._call(leasing.ReleaseLease(self.id.bytes, self.key), control.Done)
         self._node._leases.ended(self._held.number)
 
     def on_expiry(self, callback: Callable[[Lease], object]) -> None:
@@ -357,17 +353,25 @@ class Lease:
     def _told(self, question: leasing.RenewLease | leasing.AskLease) -> None:
         """Ask the coordinator, and note what it says about the time that is left."""
         asked_ns = time.monotonic_ns()
+        answer = self._call(question, leasing.LeaseTime)
+        self._held.told(answer.remaining_ns, asked_ns)
+
+    def _call(self, question: leasing.Request, expect: type[R]) -> R:
+        """Ask the coordinator; when it says that the lease has ended, it has ended here, too."""
         try:
-            answer, _ = self._node._connection.session.call(question, leasing.LeaseTime)
+            return self._node._connection.session.call(question, expect)[0]
         except LeaseExpiredError:
             self._node._leases.ended(self._held.number)
             raise
-        self._held.told(answer.remaining_ns, asked_ns)
 
     def _ask(self) -> None:
+        self._told(leasing.AskLease(self.id.bytes, self._best_key()))
+
+    def _best_key(self) -> bytes:
+        """Return the key that allows most of those that this handle has."""
         key = self.key if self.key is not None else self.read_key
         assert key is not None
-        self._told(leasing.AskLease(self.id.bytes, key))
+        return key
 
     # -- checks ------------------------------------------------------------------------------------------
 
@@ -410,9 +414,7 @@ class Lease:
         return _open, (self._reference(),)
 
     def _reference(self) -> LeaseRef:
-        key = self.key if self.key is not None else self.read_key
-        assert key is not None
-        return LeaseRef(self._node.cluster, self.id, key)
+        return LeaseRef(self._node.cluster, self.id, self._best_key())
 
 
 @dataclass(frozen=True)
