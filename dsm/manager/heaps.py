@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from dsm import proc
 from dsm.errors import DSMError, InternalError, LimitError, Status, WireError, status_of
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 #: Called with a node's answer; None: it is lost, or has not answered in time.
 Told = Callable[[heaps.NodeAnswer | None], None]
-T = TypeVar("T")
 
 
 class HeapDesk:
@@ -291,18 +290,17 @@ class HeapDesk:
 
     # -- other nodes -------------------------------------------------------------------------------------
 
-    def _ask_node(self, node: int, body: heaps.NodeQuestion, then: Told) -> int | None:
+    def _ask_node(self, node: int, body: heaps.NodeQuestion, then: Told) -> None:
         """Ask another node; `then(None)` if it is lost."""
         members = self._manager.members
         link = members.links.get(node)
         if node not in members.nodes or link is None or not 0 <= node < MAX_NODES:
             then(None)
-            return None
+            return
         request = next(self._numbers) & 0xFFFFFFFF
         self._asked[node, request] = then
         payload = meta.encode(heaps.AskHeap(body))
         link.send(members.header(MetaKind.ASK_HEAP, len(payload), request), payload)
-        return request
 
     def _ask_all(
         self,

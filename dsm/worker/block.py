@@ -134,7 +134,7 @@ class Block(msgspec.Struct, eq=False):
         return self._address
 
     def _check(self) -> None:
-        if not self._address:
+        if self.freed:
             raise UsageError(
                 f"a block of {self._nbytes} bytes of heap {self._heap.name!r} is used after this process "
                 "freed it; allocate another one"
@@ -198,13 +198,6 @@ class RegionBlock(Block, eq=False):
         if self._own is None:
             self._heap._make_region(self)
         return self._address
-
-    def _check(self) -> None:
-        if self._freed:
-            raise UsageError(
-                f"a block of {self._nbytes} bytes of heap {self._heap.name!r} is used after this process "
-                "freed it; allocate another one"
-            )
 
     def _usable(self) -> int:
         page = self._heap.options.page_size

@@ -17,7 +17,7 @@ from dsm._native import caches
 from dsm.errors import ClosedError, HeapCorruptionError, UnknownNameError
 from dsm.memory import guards
 from dsm.wire import control, heaps
-from dsm.worker.block import NO_CLASS, Block, WholeBlock
+from dsm.worker.block import Block
 
 if TYPE_CHECKING:
     from dsm.worker.heap import Heap
@@ -34,14 +34,7 @@ def place() -> str:
 
 def allocate(heap: Heap, nbytes: int, align: int, zero: bool) -> Block:
     """Allocate a block with guards around it."""
-    number = heap._record.number
-    given = heap._call(
-        heaps.HeapAllocate(number, nbytes, align, place()),
-        heaps.HeapAllocated,
-        arrived=heap._cache.arrived,
-        undo=lambda answer: heaps.HeapFree(number, heap._home, answer.address),
-    )
-    heap._cache.news(given.extents, given.gone)
+    given = heap._ask_pool(nbytes, align, place())
     address = given.address
     whole = _memory(heap, address, nbytes, align)
     start = guards.front_bytes(align)
@@ -52,11 +45,8 @@ def allocate(heap: Heap, nbytes: int, align: int, zero: bool) -> Block:
     else:
         whole[start : start + nbytes] = bytes([guards.NEW]) * nbytes
     _show(heap)
-    heap._node._connection.session.post(heaps.HeapGuarded(number, heap._home, address))
-    heap._cache.count(1, 0, nbytes, 0)
-    block = WholeBlock(heap, address, nbytes, NO_CLASS, nbytes, heap._home)
-    heap._live[address] = block
-    return block
+    heap._node._connection.session.post(heaps.HeapGuarded(heap._record.number, heap._home, address))
+    return heap._keep_whole(given, nbytes)
 
 
 def free(heap: Heap, address: int) -> None:

@@ -312,16 +312,25 @@ class Heap:
             )
 
     def _alloc_whole(self, nbytes: int, align: int, zero: bool) -> Block:
+        given = self._ask_pool(nbytes, align)
+        if zero and not given.fresh:
+            caches.zero(given.address, nbytes)
+        return self._keep_whole(given, nbytes)
+
+    def _ask_pool(self, nbytes: int, align: int, place: str = "") -> heaps.HeapAllocated:
+        """Get a block straight from the pool of this node; its memory is mapped."""
         number = self._record.number
-        given = self._call(
-            heaps.HeapAllocate(number, nbytes, align),
+        given: heaps.HeapAllocated = self._call(
+            heaps.HeapAllocate(number, nbytes, align, place),
             heaps.HeapAllocated,
             arrived=self._cache.arrived,
             undo=lambda answer: heaps.HeapFree(number, self._home, answer.address),
         )
         self._cache.news(given.extents, given.gone)
-        if zero and not given.fresh:
-            caches.zero(given.address, nbytes)
+        return given
+
+    def _keep_whole(self, given: heaps.HeapAllocated, nbytes: int) -> Block:
+        """Count a block of the pool, and return its handle."""
         self._cache.count(1, 0, nbytes, 0)
         block = WholeBlock(self, given.address, nbytes, NO_CLASS, given.usable, self._home)
         self._live[given.address] = block
