@@ -85,6 +85,23 @@ def attach() -> Node:
         return _node
 
 
+def attach_to(cluster: str, what: str) -> Node:
+    """Attach as `attach` does, for something of that cluster that this process was sent.
+
+    Raises
+    ------
+    UsageError
+        This process is attached to another cluster.
+    """
+    node = attach()
+    if node.cluster != cluster:
+        raise UsageError(
+            f"{what} of cluster {cluster}, but this process is attached to {node.cluster}; start this one "
+            "with the DSM_NODE of the process that made it"
+        )
+    return node
+
+
 def current_node() -> Node | None:
     """Return the open node of this process, if it has one."""
     node = _node

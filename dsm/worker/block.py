@@ -252,14 +252,9 @@ class BlockRef:
         ClosedError, UnknownNameError
             When the heap was destroyed, or the memory of the block was given back.
         """
-        from dsm.worker.attach import attach
+        from dsm.worker.attach import attach_to
 
-        node = attach()
-        if node.cluster != self.cluster:
-            raise UsageError(
-                f"the reference is to a block of cluster {self.cluster}, but this process is attached to "
-                f"{node.cluster}; start this one with the DSM_NODE of the process that made it"
-            )
+        node = attach_to(self.cluster, "the reference is to a block")
         return node._heaps.find(self.heap)._adopt(self)
 
 

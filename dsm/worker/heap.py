@@ -595,12 +595,6 @@ def _manager_of(block: Block) -> str:
 
 
 def _open_heap(cluster: str, number: int) -> Heap:
-    from dsm.worker.attach import attach
+    from dsm.worker.attach import attach_to
 
-    node = attach()
-    if node.cluster != cluster:
-        raise UsageError(
-            f"the heap is one of cluster {cluster}, but this process is attached to {node.cluster}; start "
-            "this one with the DSM_NODE of the process that sent it"
-        )
-    return node._heaps.find(number)
+    return attach_to(cluster, "the heap is one")._heaps.find(number)

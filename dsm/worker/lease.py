@@ -445,14 +445,9 @@ class LeaseRef:
         LeaseExpiredError
             The lease has ended.
         """
-        from dsm.worker.attach import attach
+        from dsm.worker.attach import attach_to
 
-        node = attach()
-        if node.cluster != self.cluster:
-            raise UsageError(
-                f"the reference is to a lease of cluster {self.cluster}, but this process is attached to "
-                f"{node.cluster}; start this one with the DSM_NODE of the process that made it"
-            )
+        node = attach_to(self.cluster, "the reference is to a lease")
         return node.open_lease(self.id, self.key)
 
 

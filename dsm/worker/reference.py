@@ -59,14 +59,9 @@ class ArrayRef:
         LeaseExpiredError
             When it lies in a lease that has ended.
         """
-        from dsm.worker.attach import attach
+        from dsm.worker.attach import attach_to
 
-        node = attach()
-        if node.cluster != self.cluster:
-            raise UsageError(
-                f"the reference is to an array of cluster {self.cluster}, but this process is attached to "
-                f"{node.cluster}; start this one with the DSM_NODE of the process that made it"
-            )
+        node = attach_to(self.cluster, "the reference is to an array")
         if self.lease is not None:
             memory = self.lease.lease()._memory
         else:
