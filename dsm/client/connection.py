@@ -14,8 +14,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
 
 from dsm.errors import ClosedError, DSMError, NodeLostError, UsageError, WaitTimeoutError, WireError
 from dsm.limits import MAX_LEASE_ERROR_BYTES
@@ -45,6 +45,7 @@ _SET: Final = int(Op.SET)
 _pack = REQUEST.pack
 _unpack = REPLY.unpack_from
 
+T = TypeVar("T")
 Buffer = bytes | bytearray | memoryview
 #: Op, token, offset, count and data of a request.
 Asked = tuple[int, bytes, int, int, Buffer]
@@ -314,33 +315,30 @@ class Connection:
         most
             Bytes that the reply's payload may have.
         """
-        self._check_turn()
-        with self.lock:
-            again = False
-            while True:
-                sock = self.usable()
-                number = self._number = (self._number + 1) & 0xFFFFFFFF
-                header = wire.request(op, number, payload=len(data), offset=offset, count=count, token=token)
-                try:
-                    self._send(sock, header, data)
-                    reply = self._receive(sock, REPLY_BYTES)
-                    return self._finish(sock, reply, (op, number), most)
-                except BaseException as error:
-                    if not self._broken(error, op, again):
-                        raise
-                    again = True
+
+        def once(sock: socket.socket) -> tuple[bytes, int, int]:
+            number = self._number = (self._number + 1) & 0xFFFFFFFF
+            header = wire.request(op, number, payload=len(data), offset=offset, count=count, token=token)
+            self._send(sock, header, data)
+            return self._finish(sock, self._receive(sock, REPLY_BYTES), (op, number), most)
+
+        return self._do(op, once)
 
     def exchange(self, asked: Sequence[Asked]) -> list[Any]:
         """Send several GETs and SETs at once; return what each brings: bytes, None, or its error."""
+        return self._do(Op.GET, lambda sock: self._exchange(sock, asked))
+
+    def _do(self, op: Op, once: Callable[[socket.socket], T]) -> T:
+        """Return what one try brings, or a second one where that may be (`get` and `set` do this inline)."""
         self._check_turn()
         with self.lock:
             again = False
             while True:
                 sock = self.usable()
                 try:
-                    return self._exchange(sock, asked)
+                    return once(sock)
                 except BaseException as error:
-                    if not self._broken(error, Op.GET, again):
+                    if not self._broken(error, op, again):
                         raise
                     again = True
 
