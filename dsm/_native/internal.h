@@ -41,7 +41,12 @@
 #define fence_ordered() atomic_thread_fence(memory_order_seq_cst)
 
 /* A region of this process.  Records are never freed: a handler may hold one for as long as it waits. */
-enum dsm_region_state { DSM_OPEN, DSM_CLOSED, DSM_GONE /* its addresses belong to another record now */ };
+enum dsm_region_state {
+  DSM_OPEN,
+  DSM_CLOSING, /* nobody enters: those that are inside may still make it accessible */
+  DSM_CLOSED,  /* reserved and empty; what is poisoned there and mended again stays inaccessible */
+  DSM_GONE,    /* its addresses belong to another record now */
+};
 
 #define DSM_MAPS_OF_A_REGION 4 /* itself, its shadow, two tables */
 

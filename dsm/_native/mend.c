@@ -69,7 +69,10 @@ void dsm_mend(struct dsm_region *region, uint64_t first, uint64_t end) {
   for (;;) {
     uint32_t state = load_ordered(&region->state);
     if (state == DSM_GONE) return;
-    if (!dsm_region_enter(region, state)) continue; /* it is closing */
+    if (state == DSM_CLOSING || !dsm_region_enter(region, state)) { /* it is mended as a closed one in a moment */
+      dsm_pause();
+      continue;
+    }
     if (mend_entered(region, state, first, end) < 0) mend_later(region, first, end);
     dsm_region_leave(region);
     return;

@@ -183,7 +183,10 @@ static struct entry *poison_locked(struct dsm_region *region, uint64_t address, 
   uint64_t first = (address - region->address) / dsm_worker.os_page;
   struct run run = {region, first, first + 1};
   uint32_t state = load_ordered(&region->state);
-  if (state == DSM_GONE) return NULL; /* another region is there now: the instruction faults again */
+  if (state != DSM_OPEN && state != DSM_CLOSED) { /* closing, or another region is there: it faults again */
+    dsm_pause();
+    return NULL;
+  }
   choose_run(&run, entry, state);
   int result = poison_run(&run, state);
   if (result == -ENOMEM && dsm_spare_spend()) result = poison_run(&run, state);

@@ -18,7 +18,8 @@
 #define MAP_FIXED_NOREPLACE 0x100000
 #endif
 
-/* SIGNAL-SAFE.  Closing first says so and then waits until `busy` is zero: one of the two sees the other. */
+/* SIGNAL-SAFE.  Whoever changes the state first says so and then waits until `busy` is zero: one of the two sees the
+ * other. */
 bool dsm_region_enter(struct dsm_region *region, uint32_t state) {
   atomic_fetch_add(&region->busy, 1);
   if (load_ordered(&region->state) == state) return true;
@@ -223,12 +224,13 @@ int dsm_region_map(uint32_t number, uint64_t address, uint64_t pages, uint32_t p
 int dsm_close_locked(struct dsm_region *region, uint32_t status) {
   if (load_ordered(&region->state) != DSM_OPEN) return 0;
   store_ordered(&region->status, status);
-  set_state(region, DSM_CLOSED);
+  set_state(region, DSM_CLOSING);
   int64_t maps = dsm_borders(region, 0, region->pages) + DSM_MAPS_OF_A_REGION;
   atomic_fetch_sub(&dsm_worker.maps, maps);
   int result = reserve(region->address, region->end - region->address, MAP_FIXED) == MAP_FAILED ? -errno : 0;
   store_ordered(&region->poisoned, 0);
   unmap_helpers(region);
+  store_ordered(&region->state, DSM_CLOSED);
   build_bridge(dsm_registry_before(region->address), region);
   build_bridge(region, dsm_registry_next(region->end));
   return result;

@@ -47,7 +47,7 @@ static void obey_one(const struct dsm_command *command) {
   struct dsm_region *region = dsm_registry_number(command->region);
   bool entered = region && dsm_region_enter(region, DSM_OPEN);
   dsm_unlock(&old); /* every signal is blocked in this thread all the time */
-  if (!entered) return;
+  if (!entered) return; /* closed: inside dsm_lock nothing is half closed, so that no thread is at its maps still */
   dsm_lower_range(region, command->page, command->count, dsm_now());
   dsm_region_leave(region);
 }
@@ -55,7 +55,11 @@ static void obey_one(const struct dsm_command *command) {
 /* The ring had overflowed: whatever is mapped and not wanted any more, anywhere. */
 static void obey_all(void) {
   for (struct dsm_region *region = dsm_registry_next(0); region; region = dsm_registry_next(region->end)) {
-    if (!dsm_region_enter(region, DSM_OPEN)) continue;
+    sigset_t old;
+    dsm_lock(&old);
+    bool entered = dsm_region_enter(region, DSM_OPEN);
+    dsm_unlock(&old); /* as in obey_one */
+    if (!entered) continue;
     dsm_lower_range(region, 0, region->pages, dsm_now());
     dsm_region_leave(region);
   }

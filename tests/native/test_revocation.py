@@ -95,7 +95,7 @@ def test_closing_while_threads_fault_never_shows_another_memory(run):
             threads = [threading.Thread(target=touch) for _ in range(3)]
             for thread in threads:
                 thread.start()
-            for _ in range(300):
+            for _ in range(2000):
                 _native.region_close(1)
                 r.map()
             stop.set()
