@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(module.main(given) or 0)
     parser = argparse.ArgumentParser(prog=f"dsm {verb}", description=VERBS[verb][1])
     module.add_arguments(parser)
-    options = parser.parse_args(given)
+    options = parser.parse_intermixed_args(given)  # an option may stand between the words
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name need not fit the terminal's encoding
     try:

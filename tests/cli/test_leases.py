@@ -99,6 +99,8 @@ def test_set_takes_text_a_file_and_standard_input(dsm, token, tmp_path):
     assert dsm("get", token, "--offset", "1020") == b"file"
     dsm("set", token, "-", "--offset", "1", feed=b"")
     assert dsm("get", token, "--length", "2") == "të".encode()[:2]
+    dsm("set", token, "--offset", "2", "between")  # options may stand in front of the data
+    assert dsm("get", "--length", "7", token, "--offset", "2") == b"between"
 
 
 def test_much_goes_through_pipes_and_files(dsm, tmp_path):
@@ -169,6 +171,8 @@ def test_what_is_wrong_ends_with_one_line_and_its_status(dsm, words, status, sai
 def test_files_that_cannot_be_used_are_named(dsm, token):
     assert "/nowhere/in: No such file" in dsm("set", token, "--in", "/nowhere/in", status=1)
     assert "/nowhere/out: No such file" in dsm("get", token, "--out", "/nowhere/out", status=1)
+    assert "/: Is a directory" in dsm("set", token, "--in", "/", status=1)
+    assert "/dev/full: No space left" in dsm("get", token, "--out", "/dev/full", status=1)
     assert "either DATA" in dsm("set", token, status=2)
     assert "do not lie in" in dsm("get", token, "--offset", "1K", "--length", "1", status=2)
 

@@ -15,9 +15,10 @@ status      meaning
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from dsm.client import LeaseClient, connect
 from dsm.client.options import Secret
@@ -72,6 +73,17 @@ def _status(error: DSMError) -> int:
     if isinstance(error, LimitError):
         return 4
     return 2 if isinstance(error, UsageError) else 1
+
+
+@contextlib.contextmanager
+def naming(path: str | None) -> Iterator[None]:
+    """Let an error of the system inside say which file it is about; None: none that has a name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = path
+        raise
 
 
 def write_all(descriptor: int, data: bytes) -> None:

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from dsm.cli.leasing.common import PIECE_BYTES, add_server, run_verb, write_all
+from dsm.cli.leasing.common import PIECE_BYTES, add_server, naming, run_verb, write_all
 from dsm.client import LeaseClient
 from dsm.errors import UsageError
 from dsm.units import bytes_of
@@ -39,7 +39,8 @@ def run(options: argparse.Namespace) -> int:
         descriptor = _open(options.out)
         try:
             while True:
-                write_all(descriptor, data)
+                with naming(options.out):
+                    write_all(descriptor, data)
                 offset += len(data)
                 if offset == end:
                     return

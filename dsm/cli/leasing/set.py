@@ -7,7 +7,7 @@ import os
 import stat
 import sys
 
-from dsm.cli.leasing.common import PIECE_BYTES, add_server, run_verb
+from dsm.cli.leasing.common import PIECE_BYTES, add_server, naming, run_verb
 from dsm.client import LeaseClient, RemoteLease
 from dsm.errors import UsageError
 from dsm.units import bytes_of
@@ -41,7 +41,8 @@ def run(options: argparse.Namespace) -> int:
             return
         descriptor = os.open(options.file, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            _store(lease, descriptor, offset, room)
+            with naming(options.file):
+                _store(lease, descriptor, offset, room)
         finally:
             os.close(descriptor)
 
