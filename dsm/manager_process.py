@@ -6,6 +6,9 @@ launcher, a test.  It starts nothing itself; each of them has its own way to wai
 * the command line: `manager_command` and options, among them ``--ready-fd`` (where the ready line goes) and
   ``--guard-fd``, the read end of a pipe of the starter's.  Lines ``group N`` name process groups; when the
   pipe ends, however that came about, the manager kills them all and ends;
+* the starter's death: a launcher ties its managers to its life (`dsm.parent`), so that SIGKILL reaches those
+  that are starting, stopped or not.  One that is ready may have groups to kill: it asks for SIGCONT instead,
+  which lets it see that the pipe has ended also when it was stopped;
 * the environment: `manager_environment`, with the cluster's secret; SIGTERM ends it cleanly;
 * the ready line, one line of JSON: ``{"node", "socket", "listen", "pid"}``, or ``{"error", "status"}``.
 """

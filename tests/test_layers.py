@@ -28,6 +28,7 @@ FLOORS = {
     "dsm.memory": 1,
     "dsm._native": 2,
     "dsm.log": 2,
+    "dsm.parent": 2,
     "dsm.manager": 3,
     "dsm.worker": 4,
     "dsm.client": 4,
@@ -66,7 +67,7 @@ SIDEWAYS = {
     "dsm.sync": ("dsm.wire.calls",),
     # A benchmark measures clusters, and starts them as the users' own tests do.
     "dsm.bench": ("dsm.testing", "dsm.testing.cluster"),
-    # Processes of a test's cluster end with their starter as those of `dsm run` do.
+    # A signal has the name by which `dsm run` calls it.
     "dsm.testing": ("dsm.launch.processes",),
 }
 #: Libraries with which floor 1 would no longer be pure.

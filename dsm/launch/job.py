@@ -1,8 +1,9 @@
 """One run of a program: its managers and workers from the first process to the last.
 
 Owns the decisions: which failure was first, who is told what and when, which status comes out.  The
-promise is that nothing remains: `run` returns when every process that descends from this one is gone
-(and when we are killed, the managers' guards and PR_SET_PDEATHSIG do the same).
+promise is that nothing remains: `run` returns when every process that descends from this one is gone.  When
+we are killed, the kernel kills the workers and wakes the managers (`dsm.parent`), which kill the groups of
+the workers (`dsm.manager_process`) and end.
 
 How a run ends, `STOP_S` + `ACCUSED_S` being less than two seconds:
 
@@ -149,7 +150,8 @@ class Job:
             self._stop(signal.SIGTERM)
 
     def _start_workers(self) -> None:
-        before_exec = processes.die_with_parent()
+        # Before a worker can start anything, every manager knows of its group.
+        before_exec = processes.die_with_parent(self._cluster.guard)
         blocks = deal(self._options.ranks, self._options.nodes)
         for manager, block in zip(self._cluster, blocks, strict=False):
             for rank in block:
@@ -169,7 +171,6 @@ class Job:
         finally:
             if typed >= 0:
                 os.close(stdin)
-        self._cluster.guard(worker.pid)
         log.logger.info("rank %d is process %d on node %d", rank, worker.pid, manager.node)
         if typed >= 0:
             self._keyboard = Keyboard(self._loop, 0, typed)

@@ -1,7 +1,10 @@
 """Coherence managers as child processes: start one, read its ready line, end it.
 
-Owns the launcher's ends of a manager's pipes: the one on which it says that it is ready, the guard that
-ties it to our life, its output.  What goes over them is said in `dsm.manager_process`.
+Owns the launcher's ends of a manager's pipes: the one on which it says that it is ready, the guard by which
+it knows what to end when we are gone, its output.  What goes over them is said in `dsm.manager_process`.
+
+A manager has a session of its own: in ours, one that is stopped when we die may get the kernel's SIGHUP,
+and would end without having ended others.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from dsm.errors import DSMError
 from dsm.launch.loop import Loop
-from dsm.launch.processes import Process, detach
+from dsm.launch.processes import Process, detach, die_with_parent
 from dsm.manager_process import parse_ready
 
 #: What a manager says at most when it is ready.
@@ -52,7 +55,8 @@ class Manager(Process):
                 stderr=pipe,
                 env=dict(environment),
                 pass_fds=(ready_end, guard_end),
-                process_group=0,
+                start_new_session=True,
+                preexec_fn=die_with_parent(),
             )
         except OSError:
             os.close(self._ready_fd)
@@ -81,7 +85,7 @@ class Manager(Process):
             self.error = str(error)
 
     def guard(self, group: int) -> None:
-        """Have it kill process group `group` when we are gone."""
+        """Have it kill process group `group` when we are gone; it may have ended."""
         with contextlib.suppress(BrokenPipeError):
             os.write(self._guard_fd, b"group %d\n" % group)
 

@@ -8,36 +8,37 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterable
 
 from dsm import proc
+from dsm.parent import die_with
 
-_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-
-#: Bound once: between fork and exec nothing should be looked up.
-_prctl = ctypes.CDLL(None).prctl
 
 
 def become_subreaper(on: bool) -> None:
     """Make orphans among our descendants our children (or not), so that none escapes."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0)
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0)
 
 
-def die_with(parent: int) -> None:
-    """Give this process SIGKILL when `parent`, which started it, dies; end it if that has happened."""
-    _prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != parent:  # it died before the line above
-        os._exit(128 + signal.SIGKILL)
+def die_with_parent(then: Callable[[int], None] = lambda _pid: None) -> Callable[[], None]:
+    """Return what a child does between fork and exec.
 
+    It is tied to us, so that it gets SIGKILL when we die; then it calls `then` with its process number.
+    """
+    parent = os.getpid()
 
-def die_with_parent() -> Callable[[], None]:
-    """Return what a child calls between fork and exec, so that it gets SIGKILL when we die."""
-    return functools.partial(die_with, os.getpid())
+    def before_exec() -> None:
+        die_with(parent)
+        # What `then` writes to may have no reader; what is executed finds the signal as it was.
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        then(os.getpid())
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+    return before_exec
 
 
 class Process:

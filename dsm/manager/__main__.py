@@ -20,6 +20,7 @@ from dsm.errors import DSMError, LimitError
 from dsm.manager.manager import Manager
 from dsm.manager.session import lack
 from dsm.manager_process import Ready, ready_line, refusal_line
+from dsm.parent import wake_at_its_death
 from dsm.wire.secret import load_secret
 
 #: A private manager to which nobody attaches ends after so many seconds.
@@ -46,6 +47,7 @@ class Guard:
         self._fd = fd
         self._text = b""
         self._groups: set[int] = set()
+        wake_at_its_death()
         os.set_blocking(fd, False)
         manager.loop.watch(fd, self._read)
 

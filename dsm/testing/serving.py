@@ -10,7 +10,7 @@ import traceback
 from multiprocessing.connection import Connection
 
 import dsm
-from dsm.launch.processes import die_with
+from dsm.parent import die_with
 from dsm.testing.cluster import WorkerFailed
 
 

@@ -1,7 +1,7 @@
 """A manager that manages nothing: it keeps the launcher's contract and can be told to break it.
 
 FAKE_MANAGER in its environment: ``error`` refuses, ``silent`` ends without a word, ``crash`` prints a
-traceback, ``deaf`` ignores SIGTERM.
+traceback, ``slow`` is never ready, ``deaf`` ignores SIGTERM.
 """
 
 import argparse
@@ -12,6 +12,8 @@ import secrets
 import signal
 import socket
 import sys
+
+from dsm.parent import wake_at_its_death
 
 parser = argparse.ArgumentParser()
 for option in ("--name", "--listen", "--join", "--ranks", "--ready-fd", "--guard-fd"):
@@ -32,6 +34,7 @@ if mode == "error" and options.join:
 if mode == "crash":
     raise RuntimeError("the manager is broken")
 if mode == "slow":
+    print("starting", file=sys.stderr, flush=True)
     signal.pause()
 if mode == "silent":
     sys.exit(3)
@@ -53,6 +56,7 @@ if options.listen:
     host, _, port = options.listen.rpartition(":")
     server = socket.create_server((host, int(port)))
     listen = "{}:{}".format(*server.getsockname())
+wake_at_its_death()
 node = 0
 if options.join:
     host, _, port = options.join.rpartition(":")

@@ -1,5 +1,6 @@
 """`dsm run`: failures, signals, and that nothing survives them."""
 
+import os
 import signal
 import time
 
@@ -219,6 +220,20 @@ def test_a_signal_while_managers_start(launch):
     support.wait_until(support.managers, what="a manager runs")
     run.process.send_signal(signal.SIGTERM)
     assert run.status() == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_manager_that_is_starting_ends_with_the_launcher(launch, stopped):
+    """Also one that hangs: it does not look at its guard yet."""
+    run = launch("-n", 2, program=WAITING, environment={"FAKE_MANAGER": "slow"})
+    run.wait_said("starting")
+    (manager,) = support.managers()
+    if stopped:
+        os.kill(manager, signal.SIGSTOP)
+        support.wait_until(lambda: support.state(manager) == "T")
+    run.process.kill()
+    run.status()
+    support.wait_until(lambda: not support.family(), what="the manager is gone")
 
 
 def test_nothing_survives_the_death_of_the_launcher(launch):

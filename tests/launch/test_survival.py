@@ -1,5 +1,6 @@
 """`dsm run` with real managers, parts of which are stopped or killed while pages cross between nodes."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -8,6 +9,7 @@ import time
 import pytest
 
 import support
+from dsm.launch.processes import become_subreaper
 from launched import Launched
 
 DEADLINE_S = 1.0
@@ -87,21 +89,66 @@ def _is_worker(pid):
     return "program.py" in support.describe(pid) and " run " not in support.describe(pid)
 
 
-@pytest.mark.parametrize("what", ["worker", "manager", "everything"])
-def test_the_death_of_the_launcher_ends_also_what_is_stopped(run, what):
-    job = run("-n", 4, "--nodes", 2, program=EXCHANGE)
-    job.wait_printed("here", 4)
-    chosen = {
-        "worker": [pid for pid in support.family() if _is_worker(pid)][:1],
-        "manager": support.managers()[:1],
-        "everything": [pid for pid in support.family() if pid != job.pid],
-    }[what]
-    for pid in chosen:
+def _stop(pids):
+    for pid in pids:
         os.kill(pid, signal.SIGSTOP)
         support.wait_until(lambda pid=pid: support.state(pid) == "T")
+
+
+@pytest.fixture
+def adopting():
+    """Make the tests adopt orphans.
+
+    They are in the session of the launchers, as a supervisor may be: to the kernel no process group is
+    orphaned then, and it sends no SIGHUP and SIGCONT to those that are stopped when a launcher dies.  On a
+    busy machine it may not either way: when a thread of the group is still on its way into the stop.
+    """
+    adopted = set()
+    become_subreaper(True)
+    yield adopted.update
+    become_subreaper(False)
+    for pid in adopted:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+
+
+def _kill_launcher(job, adopt):
+    adopt(set(support.family()) - {job.pid})
     job.process.kill()
     job.status()
     support.wait_until(lambda: not support.family(), what="all processes are gone")
+
+
+@pytest.mark.parametrize("what", ["worker", "manager", "everything"])
+def test_the_death_of_the_launcher_ends_also_what_is_stopped(run, what, adopting):
+    job = run("-n", 4, "--nodes", 2, program=EXCHANGE)
+    job.wait_printed("here", 4)
+    _stop(
+        {
+            "worker": [pid for pid in support.family() if _is_worker(pid)][:1],
+            "manager": support.managers()[:1],
+            "everything": [pid for pid in support.family() if pid != job.pid],
+        }[what]
+    )
+    _kill_launcher(job, adopting)
+
+
+#: Workers with children of their own, which nothing ties to anybody.
+PARENTS = """
+import subprocess, time, dsm
+node = dsm.attach()
+subprocess.Popen(["sleep", "1000"])
+print("here", flush=True)
+time.sleep(1000)
+"""
+
+
+def test_a_stopped_manager_ends_what_workers_have_started(run):
+    """Whatever else the kernel tells it when its launcher dies."""
+    job = run("-n", 2, program=PARENTS)
+    job.wait_printed("here", 2)
+    _stop(pid for pid in support.family() if pid != job.pid)
+    _kill_launcher(job, adopt=lambda _pids: None)
 
 
 GO_ON = """

@@ -22,7 +22,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 import dsm
-from dsm.launch.processes import die_with
+from dsm.parent import die_with
 from dsm.testing.chaos import cells
 from dsm.testing.chaos.cells import Value
 from dsm.testing.chaos.journal import NODE_LOST_STATUS, Journal, Kind, Outcome, outcome_of
