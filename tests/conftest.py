@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -17,12 +18,24 @@ import pytest
 
 import support
 from dsm import proc
+from dsm.testing.starting import ForkServer
 
 hypothesis.settings.register_profile(
     "default", deadline=None, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.register_profile("ci", hypothesis.settings.get_profile("default"), derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+#: What managers, workers and the functions that workers run import.
+FORKED = ["dsm.manager.__main__", "dsm.testing.serving", "dsm.worker.attach", "numpy", "pytest", "support"]
+
+
+def pytest_configure(config):
+    """Where no bytecode may lie beside the sources, keep it for the run: hundreds of processes read it."""
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", None) and "PYTHONPYCACHEPREFIX" not in os.environ:
+        directory = tempfile.TemporaryDirectory(prefix="dsm-bytecode-")
+        config.add_cleanup(directory.cleanup)
+        os.environ["PYTHONPYCACHEPREFIX"] = directory.name
 
 
 def _complain(name: str, value: str, when: str) -> None:
@@ -45,7 +58,8 @@ def _session_leaves_nothing():
     # Children import the package that is tested, from whatever directory they run in.
     root = str(Path(__file__).parents[1])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    yield
+    with ForkServer(FORKED):
+        yield
     _complain(support.SESSION_MARK, mark, "after the last test")
 
 

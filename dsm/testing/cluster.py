@@ -34,6 +34,7 @@ from typing import Any, Self
 from dsm.errors import DSMError, NodeLostError, PageTimeoutError, UsageError
 from dsm.manager_process import PACKAGE_ROOT, manager_command, manager_environment
 from dsm.testing.network import Network
+from dsm.testing.starting import Process, start
 from dsm.worker.startup import wait_ready
 
 #: Seconds that starting a process, or a call without its own timeout, may take.
@@ -78,11 +79,10 @@ class Worker:
         self.rank = rank
         environment = dict(os.environ, DSM_NODE=address, DSM_RANK=str(rank), DSM_SIZE=str(size))
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [PACKAGE_ROOT, *sys.path]))
-        self.process = subprocess.Popen(
+        self.process = start(
             [*host, sys.executable, "-m", "dsm.testing.serving", str(theirs.fileno()), str(os.getpid())],
-            pass_fds=(theirs.fileno(),),
             env=environment,
-            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
         )
         theirs.close()
         if cpus is not None:
@@ -136,12 +136,11 @@ class ManagerProcess:
         ready, theirs = os.pipe()
         guard, self._guard = os.pipe()
         descriptors = ["--ready-fd", str(theirs), "--guard-fd", str(guard)]
-        self.process = subprocess.Popen(
+        self.process = start(
             [*host, *manager_command(), *options, *descriptors],
-            pass_fds=(theirs, guard),
             env=manager_environment(secret),
-            stdin=subprocess.DEVNULL,
-            process_group=0,
+            pass_fds=[theirs, guard],
+            own_group=True,
         )
         os.close(theirs)
         os.close(guard)
@@ -246,7 +245,7 @@ class Cluster:
         self.close()
 
 
-def _wait(process: subprocess.Popen[bytes]) -> int:
+def _wait(process: Process) -> int:
     """Wait for the process's end, and make it come; returns its exit code."""
     try:
         return process.wait(_END_S)

@@ -14,8 +14,9 @@ from dsm.parent import die_with
 from dsm.testing.cluster import WorkerFailed
 
 
-def main(descriptor: int, parent: int) -> None:
+def main(arguments: list[str]) -> None:
     """Serve until the pipe closes."""
+    descriptor, parent = map(int, arguments)
     die_with(parent)
     pipe = Connection(descriptor)
     try:
@@ -45,4 +46,4 @@ def main(descriptor: int, parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(sys.argv[1:])
