@@ -96,13 +96,9 @@ class Cluster:
         """Ask the cluster for a lease; the connection is told what was `found`."""
 
         def job() -> None:
-            found: Lease | DSMError
-            try:
-                found = self._opened(token)
-            except (NotPermittedError, UnknownLeaseError):
+            found = _tried(connection, "looking for a lease", lambda: self._opened(token))
+            if isinstance(found, (NotPermittedError, UnknownLeaseError)):
                 found = unknown_lease(token[:ID_BYTES])
-            except DSMError as error:
-                found = error
             self._service.tell(connection, lambda: connection.found(token, found))
 
         self._put(job)
@@ -149,14 +145,10 @@ class Cluster:
         self._put(lambda: self._do(connection, Op.SET, number, act))
 
     def _do(self, connection: Connection, op: int, number: int, act: Callable[[], list[bytes]]) -> None:
-        try:
-            answer = act()
-        except DSMError as error:
-            answer = [wire.error_reply(op, number, status_of(error), str(error))]
-        except Exception as error:
-            logger.exception("lease client %s: %s", connection.name, Op(op).name)
-            failed = InternalError(f"the lease server failed in {Op(op).name}: {error!r}")
-            answer = [wire.error_reply(op, number, status_of(failed), str(failed))]
+        found = _tried(connection, Op(op).name, act)
+        if isinstance(found, DSMError):
+            found = [wire.error_reply(op, number, status_of(found), str(found))]
+        answer = found
         self._service.tell(connection, lambda: connection.answered(answer))
 
     def _done(self, lease: Lease, op: int, number: int, offset: int, count: int) -> list[bytes]:
@@ -274,6 +266,17 @@ class Cluster:
         deadline = time.monotonic() + LEASE_LINGER_S
         while self._service.ask(lambda: self._service.receives_into(holding, time.monotonic() > deadline)):
             time.sleep(0.002)
+
+
+def _tried(connection: Connection, doing: str, act: Callable[[], T]) -> T | DSMError:
+    """Return what `act` returns, or why it failed: a bug is told to the client, and costs no thread."""
+    try:
+        return act()
+    except DSMError as error:
+        return error
+    except Exception as error:
+        logger.exception("lease client %s: %s", connection.name, doing)
+        return InternalError(f"the lease server failed in {doing}: {error!r}")
 
 
 def check_foreign(lease: Lease, op: int, offset: int, count: int) -> int:

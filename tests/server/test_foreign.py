@@ -1,0 +1,30 @@
+"""Leases of the cluster through a server, in one process: what fails on the way, and what is counted."""
+
+import pytest
+
+from dsm.errors import Status
+from dsm.wire.leases import Op
+from leasing import Raw
+
+
+@pytest.fixture
+def mapped(node):
+    with node.lease("100K", 60) as lease:
+        yield lease
+
+
+def _shown(lease):
+    return lease.id.bytes + lease.key
+
+
+def test_a_bug_while_a_lease_is_looked_for_is_answered_and_costs_no_thread(server, mapped, monkeypatch):
+    def fails(token):
+        raise OSError("no descriptors")
+
+    with Raw(server.address) as raw:
+        with monkeypatch.context() as broken:
+            broken.setattr(server._service.cluster, "_opened", fails)
+            for _ in range(10):
+                status, _, message, _, _ = raw.ask(Op.INFO, token=_shown(mapped))
+                assert status == Status.INTERNAL and b"no descriptors" in message
+        assert raw.ask(Op.INFO, token=_shown(mapped))[0] == Status.OK
