@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from dsm.errors import (
+    ClosedError,
     DSMError,
     InternalError,
     LeaseExpiredError,
@@ -248,17 +249,21 @@ class Cluster:
         return True
 
     def _begin_move(self, demand: Demand) -> LeaseRecord | None:
-        """Let a lease stand still; None: it is none of this server's.
+        """Let a lease stand still; None: it is none of this server's, or the server has ended.
 
         One that moves already, for who has its other key, is waited for: it is the cluster's then, or stays.
         """
         service, book = self._service, self._service.book
         with self._moves:
-            while service.ask(lambda: book.has(demand.id)):
-                try:
-                    return service.ask(lambda: book.begin_move(demand.id + demand.key, service.now_ms()))
-                except MovingError:
-                    self._moves.wait()
+            try:
+                while service.ask(lambda: book.has(demand.id)):
+                    try:
+                        return service.ask(lambda: book.begin_move(demand.id + demand.key, service.now_ms()))
+                    except MovingError:
+                        self._moves.wait()
+            except ClosedError:
+                if not service.ended.is_set():  # the lease has ended, not the server
+                    raise
         return None
 
     def _wait_for_sets(self, holding: Holding) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+import dsm
 from dsm.errors import Status
 from dsm.wire.leases import Op
 from leasing import Raw
@@ -28,3 +29,19 @@ def test_a_bug_while_a_lease_is_looked_for_is_answered_and_costs_no_thread(serve
                 status, _, message, _, _ = raw.ask(Op.INFO, token=_shown(mapped))
                 assert status == Status.INTERNAL and b"no descriptors" in message
         assert raw.ask(Op.INFO, token=_shown(mapped))[0] == Status.OK
+
+
+def test_a_server_that_has_ended_hides_no_lease_of_another(node):
+    with (
+        dsm.Server(size="1M", node=node) as ended,  # it is asked first
+        dsm.Server(size="1M", node=node) as other,
+        dsm.connect(other.address) as client,
+    ):
+        ended._service.stop()
+        assert ended.ended.wait(10)
+        taken = client.lease(100, 60)
+        taken.set(b"here")
+        with node.open_lease(taken.token) as lease:
+            assert lease.get(0, 4) == b"here"
+        with pytest.raises(dsm.UnknownLeaseError):
+            node.open_lease("0" * 32 + "." + "0" * 32)
