@@ -147,10 +147,9 @@ class Cluster:
 
     def _do(self, connection: Connection, op: int, number: int, act: Callable[[], list[bytes]]) -> None:
         found = _tried(connection, Op(op).name, act)
-        if isinstance(found, DSMError):
+        if failed := isinstance(found, DSMError):
             found = [wire.error_reply(op, number, status_of(found), str(found))]
-        answer = found
-        self._service.tell(connection, lambda: connection.answered(answer))
+        self._service.tell(connection, lambda: connection.answered(op, failed, found))
 
     def _done(self, lease: Lease, op: int, number: int, offset: int, count: int) -> list[bytes]:
         if op == Op.GET:

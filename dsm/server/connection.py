@@ -139,9 +139,10 @@ class Connection:
         self._asked = token, found
         self.resume()
 
-    def answered(self, parts: list[bytes]) -> None:
+    def answered(self, op: int, failed: bool, parts: list[bytes]) -> None:
         """The request that waited has its answer; go on behind it."""
         self._waiting = False
+        self._service.count(op, failed)
         self._lent = len(parts) > 1 and not self.closed
         if not self._lent:
             self._service.give_back(self)
@@ -331,6 +332,9 @@ class Connection:
                 out, size = [], 0
                 if self._queue:
                     break
+            service.gets += gets
+            service.sets += sets
+            gets = sets = 0
             taken = self._request(buffer, position, end, now)
             if self.closed or self._left == _WITHOUT_END:
                 return

@@ -159,6 +159,15 @@ class Service:
         for each in self.foreign.give(connection):
             each.granted()
 
+    def count(self, op: int, failed: bool) -> None:
+        """A request has its answer."""
+        if failed:
+            self.refused += 1
+        elif op == Op.GET:
+            self.gets += 1
+        elif op == Op.SET:
+            self.sets += 1
+
     def forget(self, connection: Connection) -> None:
         """The connection is being closed."""
         self._epoll.unregister(connection.fd)

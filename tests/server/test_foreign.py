@@ -45,3 +45,17 @@ def test_a_server_that_has_ended_hides_no_lease_of_another(node):
             assert lease.get(0, 4) == b"here"
         with pytest.raises(dsm.UnknownLeaseError):
             node.open_lease("0" * 32 + "." + "0" * 32)
+
+
+def test_requests_for_leases_of_the_cluster_are_counted_as_all_others(client, mapped):
+    lease = client.open(mapped.token)
+    before = client.figures()
+    lease.set(b"x" * 100)
+    lease.set(b"x" * 90_000)
+    assert lease.get(0, 2) == b"xx"
+    reader = client.open(mapped.read_token)
+    with pytest.raises(dsm.NotPermittedError):
+        client._renew(reader._shown, 1000)
+    after = client.figures()
+    changes = {name: after[name] - before[name] for name in ("sets", "gets", "refused")}
+    assert changes == {"sets": 2, "gets": 1, "refused": 1}

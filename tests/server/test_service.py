@@ -8,6 +8,7 @@ import threading
 import pytest
 
 import dsm
+from dsm.errors import Status
 from dsm.limits import LEASE_COPY_BYTES, LEASE_TURN_BYTES
 from dsm.server.connection import Connection
 from dsm.server.service import Service
@@ -84,7 +85,7 @@ def _found(service, connection):
 
 
 def _answered(service, connection):
-    service.tell(connection, lambda: connection.answered([]))
+    service.tell(connection, lambda: connection.answered(Op.LIST, False, []))
 
 
 def _moved(service, connection):
@@ -206,6 +207,18 @@ def test_requests_that_move_nothing_have_a_budget_too(running, monkeypatch):
         raw.sock.sendall(b"".join(wire.request(Op.PING, number) for number in range(5000)))
         assert [raw.reply()[1] for _ in range(5000)] == list(range(5000))
     assert sum(handled) == 5000 and max(handled) <= 256
+
+
+def test_requests_are_counted_though_nonsense_comes_behind_them(running):
+    with Raw(running.address) as raw:
+        keys = raw.ask(Op.LEASE, offset=60_000, count=100)[2]
+        store = wire.request(Op.SET, 1, payload=1, count=1, token=keys[:32]) + b"x"
+        load = wire.request(Op.GET, 1, count=1, token=keys[:32])
+        raw.sock.sendall(store + load + load + wire.request(10, 1))
+        raw.exactly(32 + 33 + 33)
+        assert raw.reply()[0] == Status.WIRE
+    figures = running.service.ask(running.service.figures)
+    assert (figures["gets"], figures["sets"], figures["refused"]) == (2, 1, 1)
 
 
 # -- how it ends -------------------------------------------------------------------------------------------

@@ -285,7 +285,7 @@ def test_a_turn_is_bounded_however_much_is_asked_for_at_once(server, client, lea
 
 def test_an_error_of_the_server_costs_one_connection(server, client, lease, node, monkeypatch, caplog):
     theirs = node.lease("4K", "60s")
-    monkeypatch.setattr(Connection, "answered", lambda self, parts: 1 / 0)
+    monkeypatch.setattr(Connection, "answered", lambda self, *answer: 1 / 0)
     with client.clone() as other, pytest.raises(dsm.NodeLostError):
         other.open(theirs.token)
     assert "ZeroDivisionError" in caplog.text
