@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: A server that does not answer is asked again, about any lease, after this time.
 _AGAIN_S = 1.0
+#: How long `close` waits for the thread.
+_CLOSE_S = 1.0
 
 
 def _after(lease: RemoteLease) -> float:
@@ -74,7 +76,10 @@ class Watcher:
                 self._changed.notify()
 
     def close(self) -> None:
-        """End the thread; nobody is called any more.  A callback that runs is not waited for."""
+        """End the thread; nobody is called any more.  A callback that runs is not waited for.
+
+        A thread that connects is not, either: it ends when that has come to its end.
+        """
         with self._changed:
             self._closed = True
             self._queue.clear()
@@ -82,7 +87,7 @@ class Watcher:
             self._changed.notify()
         self._connection.close()
         if thread is not None:
-            thread.join()
+            thread.join(_CLOSE_S)
 
     def forget(self) -> None:
         """In a child of fork: thread and socket are the parent's."""

@@ -409,3 +409,24 @@ def test_a_child_of_fork_holds_no_connection_that_asks_for_ends(server, client):
         finally:
             os.close(writer)
             os.waitpid(child, 0)
+
+
+def test_close_does_not_wait_for_a_thread_that_connects(server):
+    """The one that asks about ends, of a server that drops what is sent to it."""
+    with contextlib.ExitStack() as full:
+        deaf = full.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):  # more than it takes
+            sock = full.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(deaf.getsockname())
+        client = dsm.connect(server.address, timeout=30)
+        lease = client.lease(10, 60)
+        client._connection.address = deaf.getsockname()  # that of the thread's connection, too
+        lease._lasts(0)
+        lease.on_expiry(lambda lease: None)
+        connecting = client._watcher._connection.lock
+        wait_until(lambda: not (connecting.acquire(blocking=False) and connecting.release() is None), 5)
+        begin = time.monotonic()
+        client.close()
+        assert time.monotonic() - begin < 5
+    wait_until(lambda: not [each for each in threading.enumerate() if each.name == "dsm-expiry"], 20)
