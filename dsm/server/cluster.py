@@ -13,7 +13,7 @@ import contextlib
 import threading
 import time
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -33,7 +33,7 @@ from dsm.log import logger
 from dsm.memory.leases import show_id
 from dsm.server.book import MovingError, unknown_lease
 from dsm.wire import leases as wire
-from dsm.wire.leases import ID_BYTES, Op, Row
+from dsm.wire.leases import ID_BYTES, ROW, Op, Row
 from dsm.worker.leasing import Demand, adopt, serve_demands
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ T = TypeVar("T")
 _THREADS = 4
 #: Bytes that are copied before other threads get a turn.
 _PIECE_BYTES = 4 * 1024 * 1024
+#: Clients whose lists are kept for their next page; others get theirs made anew.
+_MAX_LISTS = 8
 
 
 class Cluster:
@@ -78,8 +80,8 @@ class Cluster:
         self._mutex = threading.Lock()
         #: Held while a lease of this server begins to move, or has moved.
         self._moves = threading.Condition()
-        #: What a client that lists leases page by page is shown, and that client.
-        self._listed: tuple[Connection, list[Row]] | None = None
+        #: Rows that clients who list leases page by page are still to be shown, oldest first.
+        self._listed: OrderedDict[Connection, bytes] = OrderedDict()
         self._stop = serve_demands(node, self._demanded)
 
     def close(self) -> None:
@@ -114,19 +116,21 @@ class Cluster:
         """Answer a client with the leases of this server and those of the cluster."""
 
         def act() -> list[bytes]:
-            listed = self._listed
-            if not skip or listed is None or listed[0] is not connection:
-                listed = connection, self._all_rows()
-            rows = listed[1]
-            # Kept for the next page; of one client at a time.
-            self._listed = listed if skip + most < len(rows) else None
-            part = b"".join(row.pack() for row in rows[skip : skip + most])
-            return [wire.reply(Op.LIST, number, part, len(rows))]
+            with self._mutex:
+                kept = self._listed.pop(connection, None)
+            rows = kept if skip and kept is not None else self._all_rows()
+            first, last = skip * ROW.size, (skip + most) * ROW.size
+            if last < len(rows):
+                with self._mutex:
+                    self._listed[connection] = rows
+                    while len(self._listed) > _MAX_LISTS:
+                        self._listed.popitem(last=False)
+            return [wire.reply(Op.LIST, number, rows[first:last], len(rows) // ROW.size)]
 
         self._put(lambda: self._do(connection, Op.LIST, number, act))
 
-    def _all_rows(self) -> list[Row]:
-        """Return every lease, soonest end first; the loop only copies its list."""
+    def _all_rows(self) -> bytes:
+        """Return the row of every lease, soonest end first; the loop only copies its list."""
         service = self._service
         records, now = service.ask(lambda: (service.book.table.live(), service.now_ms()))
         # By id: one that becomes the cluster's just now is in both.
@@ -134,7 +138,7 @@ class Cluster:
         for each in self._node.leases():
             left, age = round(each.expires_in * 1000), round(each.age * 1000)
             rows[each.id.bytes] = Row(each.id.bytes, each.nbytes, left, age, mapped=True)
-        return sorted(rows.values(), key=lambda row: row.remaining_ms)
+        return b"".join(row.pack() for row in sorted(rows.values(), key=lambda row: row.remaining_ms))
 
     def store(self, connection: Connection, lease: Lease, number: int, offset: int, data: memoryview) -> None:
         """Write into a lease of the cluster, and answer."""

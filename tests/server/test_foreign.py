@@ -1,9 +1,12 @@
 """Leases of the cluster through a server, in one process: what fails on the way, and what is counted."""
 
+import contextlib
+
 import pytest
 
 import dsm
 from dsm.errors import Status
+from dsm.wire import leases as wire
 from dsm.wire.leases import Op
 from leasing import Raw
 
@@ -59,3 +62,21 @@ def test_requests_for_leases_of_the_cluster_are_counted_as_all_others(client, ma
     after = client.figures()
     changes = {name: after[name] - before[name] for name in ("sets", "gets", "refused")}
     assert changes == {"sets": 2, "gets": 1, "refused": 1}
+
+
+def test_a_list_is_made_once_for_all_its_pages(server, client, monkeypatch):
+    made, cluster = [], server._service.cluster
+    real = cluster._all_rows
+    monkeypatch.setattr(cluster, "_all_rows", lambda: made.append(0) or real())
+    leases = [client.lease(16, 60) for _ in range(30)]
+    with contextlib.ExitStack() as open_ones:
+        raws = [open_ones.enter_context(Raw(server.address)) for _ in range(3)]
+        pages = [[raw.ask(Op.LIST, offset=skip, count=10) for raw in raws] for skip in (0, 10, 20)]
+    assert len(made) == 3, "once for each client, though they take turns"
+    for i in range(3):
+        found = [row.id for page in pages for row in wire.rows(page[i][2])]
+        assert found == [lease.id.bytes for lease in leases]
+        assert all(page[i][3] == 30 for page in pages)
+    assert not cluster._listed
+    for lease in leases:
+        lease.release()
