@@ -102,7 +102,7 @@ class Cluster:
             found = _tried(connection, "looking for a lease", lambda: self._opened(token))
             if isinstance(found, (NotPermittedError, UnknownLeaseError)):
                 found = unknown_lease(token[:ID_BYTES])
-            self._service.tell(connection, lambda: connection.found(token, found))
+            self._service.call(lambda: connection.found(token, found))
 
         self._put(job)
 
@@ -153,7 +153,7 @@ class Cluster:
         found = _tried(connection, Op(op).name, act)
         if failed := isinstance(found, DSMError):
             found = [wire.error_reply(op, number, status_of(found), str(found))]
-        self._service.tell(connection, lambda: connection.answered(op, failed, found))
+        self._service.call(lambda: connection.answered(op, failed, found))
 
     def _done(self, lease: Lease, op: int, number: int, offset: int, count: int) -> list[bytes]:
         if op == Op.GET:

@@ -108,8 +108,11 @@ class Connection:
 
     # -- events ------------------------------------------------------------------------------------------
 
-    def ready(self, events: int) -> None:
-        """Do what the socket is ready for."""
+    def turn(self, events: int = 0) -> None:
+        """Do what the socket is ready for; without events: handle requests that are here.
+
+        What fails costs this connection only, unless the memory is gone: then it is raised.
+        """
         self._turn_ends = self._service.bytes_out + LEASE_TURN_BYTES
         try:
             if events & _OUT:
@@ -118,21 +121,24 @@ class Connection:
                 self._receive()
             elif events & _GONE and not self.closed:
                 self.close("")
+            elif not (events or self.closed or self._waiting or self._queue):
+                self._again()
+                self._watch()
         except (BlockingIOError, InterruptedError):
             return
-        except OSError as error:
-            self._failed(error)
-
-    def _failed(self, error: OSError) -> None:
-        """The socket is of no use any more."""
-        if isinstance(error, DSMError):  # not the socket: the node, and the memory with it
-            raise error
-        self.close(error.strerror or str(error))
+        except Exception as error:
+            if isinstance(error, OSError) and not isinstance(error, DSMError):
+                self.close(error.strerror or str(error))
+                return
+            if self._service.memory.lost:
+                raise
+            logger.exception("lease client %s: closed", self.name)
+            self.close("an internal error")
 
     def resume(self) -> None:
         """Handle again the request that waited, and what is behind it."""
         self._waiting = False
-        self.take_turn()
+        self.turn()
 
     def found(self, token: bytes, found: Lease | DSMError) -> None:
         """The cluster has a lease, or says why not: handle its request again."""
@@ -146,14 +152,9 @@ class Connection:
         self._lent = len(parts) > 1 and not self.closed
         if not self._lent:
             self._service.give_back(self)
-        if self.closed:
-            return
-        self._turn_ends = self._service.bytes_out + LEASE_TURN_BYTES
-        self._queue += [(memoryview(part), None) for part in parts if part]
-        try:
-            self._drain()
-        except OSError as error:
-            self._failed(error)
+        if not self.closed:
+            self._queue += [(memoryview(part), None) for part in parts if part]
+            self.turn(_OUT)
 
     def granted(self) -> None:
         """There is room now for the bytes of the request that waits: it has a turn in the next round."""
@@ -164,17 +165,6 @@ class Connection:
     def waits(self) -> bool:
         """Whether a request waits for something that is not the client's."""
         return self._waiting
-
-    def take_turn(self) -> None:
-        """Handle requests that are here."""
-        if self.closed or self._waiting or self._queue:
-            return
-        self._turn_ends = self._service.bytes_out + LEASE_TURN_BYTES
-        try:
-            self._again()
-            self._watch()
-        except OSError as error:
-            self._failed(error)
 
     @property
     def sends_ended(self) -> bool:

@@ -223,10 +223,6 @@ class Service:
 
     # -- used by other threads ---------------------------------------------------------------------------
 
-    def tell(self, connection: Connection, act: Callable[[], None]) -> None:
-        """Let the loop's thread do something with a connection soon."""
-        self.call(lambda: self._guarded(connection, act))
-
     def call(self, function: Callable[[], None]) -> None:
         """Let the loop's thread call a function soon, which raises nothing."""
         self._calls.append(function)
@@ -277,7 +273,7 @@ class Service:
         self._due = 0.0
         waiting, self._waiting_for_move = self._waiting_for_move, []
         for connection in waiting:
-            self._guarded(connection, connection.resume)
+            connection.resume()
 
     def stop(self) -> None:
         """End `run`."""
@@ -313,27 +309,10 @@ class Service:
                 if connection is None:
                     self._other(fd)
                     continue
-                try:
-                    connection.ready(events)
-                except Exception:
-                    self._failed(connection)
+                connection.turn(events)
             if monotonic_ns() >= self._due * 1e9:
                 self._on_time()
                 self._due = self._next_due()
-
-    def _guarded(self, connection: Connection, act: Callable[[], None]) -> None:
-        """Do something with a connection; what fails costs that connection only."""
-        try:
-            act()
-        except Exception:
-            self._failed(connection)
-
-    def _failed(self, connection: Connection) -> None:
-        """An exception is being handled: it ends the service if the memory is gone, else the connection."""
-        if self.memory.lost:
-            raise
-        logger.exception("lease client %s: closed", connection.name)
-        connection.close("an internal error")
 
     def _next_due(self) -> float:
         """Return when something is to be done though no client says anything."""
@@ -355,7 +334,7 @@ class Service:
             raise NodeLostError("the manager of its node has ended, and the leased memory with it")
         later, self._later = self._later, {}
         for connection in later:
-            self._guarded(connection, connection.take_turn)
+            connection.turn()
         self._end_due()
         if self.book.cleaning:
             self._clean()
@@ -498,7 +477,7 @@ class Service:
         if done and self._waiting:
             waiting, self._waiting = self._waiting, []
             for connection in waiting:
-                self._guarded(connection, connection.resume)
+                connection.resume()
 
     def close(self) -> None:
         """Close every connection and the listeners."""

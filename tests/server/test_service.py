@@ -77,15 +77,15 @@ def _later(service, connection):
 
 
 def _resumed(service, connection):
-    service.tell(connection, connection.resume)
+    service.call(connection.resume)
 
 
 def _found(service, connection):
-    service.tell(connection, lambda: connection.found(b"?" * 32, dsm.UnknownLeaseError("nobody has it")))
+    service.call(lambda: connection.found(b"?" * 32, dsm.UnknownLeaseError("nobody has it")))
 
 
 def _answered(service, connection):
-    service.tell(connection, lambda: connection.answered(Op.LIST, False, []))
+    service.call(lambda: connection.answered(Op.LIST, False, []))
 
 
 def _moved(service, connection):
@@ -128,13 +128,13 @@ def test_a_bug_in_a_turn_that_comes_later_costs_one_connection(running, monkeypa
 
 
 def test_the_end_of_the_node_is_told_by_its_memory(running, monkeypatch):
-    def fails(self, events):
+    def fails(self):
         raise dsm.ClosedError("closed")
 
     with Raw(running.address) as raw:
         assert raw.ask(Op.PING)[0] == 0
         running.memory.lost = True
-        monkeypatch.setattr(Connection, "ready", fails)
+        monkeypatch.setattr(Connection, "_receive", fails)
         with contextlib.suppress(OSError):
             raw.send(Op.PING)
         running.thread.join(10)
@@ -169,8 +169,7 @@ def test_a_turn_has_one_budget_whatever_is_asked_for_in_it(running, monkeypatch,
 
     with Raw(running.address) as raw:
         keys = raw.ask(Op.LEASE, offset=60_000, count=SIZE)[2]
-        for name in ("ready", "take_turn"):
-            monkeypatch.setattr(Connection, name, measured(name))
+        monkeypatch.setattr(Connection, "turn", measured("turn"))
         monkeypatch.setattr(service, "_on_time", counted)
         asked = min(2000, (64 << 20) // count)
         one = wire.request(Op.GET, 1, count=count, token=keys[:32])

@@ -270,8 +270,7 @@ def test_a_turn_is_bounded_however_much_is_asked_for_at_once(server, client, lea
 
         return act
 
-    for name in ("ready", "take_turn"):
-        monkeypatch.setattr(Connection, name, counted(getattr(Connection, name)))
+    monkeypatch.setattr(Connection, "turn", counted(Connection.turn))
     with Raw(server.address) as raw:
         for count in (256 << 10, 60_000, 100):
             requests = [wire.request(Op.GET, i, token=_token(lease), count=count) for i in range(2000)]
@@ -285,7 +284,7 @@ def test_a_turn_is_bounded_however_much_is_asked_for_at_once(server, client, lea
 
 def test_an_error_of_the_server_costs_one_connection(server, client, lease, node, monkeypatch, caplog):
     theirs = node.lease("4K", "60s")
-    monkeypatch.setattr(Connection, "answered", lambda self, *answer: 1 / 0)
+    monkeypatch.setattr(Connection, "_drain", lambda self: 1 / 0)
     with client.clone() as other, pytest.raises(dsm.NodeLostError):
         other.open(theirs.token)
     assert "ZeroDivisionError" in caplog.text
