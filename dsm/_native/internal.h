@@ -103,6 +103,7 @@ struct dsm_region *dsm_registry_next(uint64_t address); /* the first record that
 struct dsm_region *dsm_registry_before(uint64_t address); /* under dsm_lock: the last that ends at or before it */
 struct dsm_region *dsm_registry_number(uint32_t number);
 int dsm_registry_reserve(uint32_t more); /* room for so many further records; -ENOMEM */
+/* The first that comes is new, the others are what remains of those that are gone. */
 void dsm_registry_change(struct dsm_region *const *gone, uint32_t gone_count, struct dsm_region *const *come,
                          uint32_t come_count);
 struct dsm_region *dsm_region_record(uint32_t number, uint64_t address, uint64_t end, uint32_t page_shift);

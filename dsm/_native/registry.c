@@ -82,10 +82,19 @@ struct dsm_region *dsm_registry_number(uint32_t number) {
   return region;
 }
 
-static void index_number(struct dsm_region *region) {
+/* In front of an older record of that number: the newest is found. */
+static void index_newest(struct dsm_region *region) {
   struct dsm_region **head = &buckets[region->number % BUCKETS];
-  region->next = *head; /* in front of an older record of that number: the newest is found */
+  region->next = *head;
   *head = region;
+}
+
+/* Behind every record of that number, for it may have been given to another region since. */
+static void index_rest(struct dsm_region *rest) {
+  struct dsm_region **link = &buckets[rest->number % BUCKETS];
+  while (*link) link = &(*link)->next;
+  rest->next = NULL;
+  *link = rest;
 }
 
 static void unindex_number(struct dsm_region *region) {
@@ -135,9 +144,13 @@ void dsm_registry_change(struct dsm_region *const *gone, uint32_t gone_count, st
     table_remove(table, gone[i]);
     unindex_number(gone[i]);
   }
-  for (uint32_t i = come_count; i-- > 0;) { /* backwards: by number, the first of them is to be found */
+  for (uint32_t i = 0; i < come_count; i++) {
     table_insert(table, come[i]);
-    index_number(come[i]);
+    if (i == 0) {
+      index_newest(come[i]);
+    } else {
+      index_rest(come[i]);
+    }
   }
   store_release(&sequence, before + 2);
 }

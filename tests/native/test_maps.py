@@ -100,6 +100,25 @@ def test_a_closed_region_can_be_mapped_again_and_others_over_it(run):
     """)
 
 
+def test_a_number_means_its_newest_region_whatever_remains_of_older_ones(run):
+    run("""
+        node = Node(); r = node.region(pages=4)
+        with running(node) as manager:
+            _native.region_close(1)
+            older = fake.Region(1, 16, 12, r.address, 1)  # of another cluster, as it were
+            older.map()
+            _native.region_close(1)
+            r.map()
+            fake.Region(2, 4, 12, r.address + 8 * PAGE, 1).map()  # cuts what remains of the older one
+            r.bytes[0] = 1
+            assert r.applied()[0] == _native.WRITE
+            manager.lower(1, 0, 4, _native.NONE)
+            assert r.applied()[0] == _native.NONE
+            _native.region_close(1)
+            r.map()
+    """)
+
+
 def test_many_regions_are_found(run):
     run("""
         node = Node()
