@@ -23,7 +23,7 @@ static bool slot_of(uint32_t call, uint32_t generation, uint32_t *slot) {
 
 int dsm_call_begin(uint32_t op, uint32_t object, uint64_t a, uint64_t b, uint64_t c) {
   if (op < DSM_OP_CALL) return -EINVAL;
-  if (!load_ordered(&dsm_worker.started)) return -ESRCH;
+  if (!dsm_worker_runs()) return -ESRCH;
   uint32_t generation = load_ordered(&dsm_worker.generation);
   int slot = dsm_slot_take();
   if (slot < 0) return slot;

@@ -88,6 +88,7 @@ struct dsm_worker {
 extern struct dsm_worker dsm_worker;
 
 /* worker.c */
+bool dsm_worker_runs(void); /* started, and nobody has begun to stop it */
 uint64_t dsm_now(void);                      /* SIGNAL-SAFE; CLOCK_MONOTONIC in ns */
 void *dsm_map_file(int fd, uint64_t bytes, uint64_t minimum, int writable); /* NULL with errno; not inherited by fork */
 void dsm_empty_boards(void);

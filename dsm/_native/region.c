@@ -184,6 +184,7 @@ static int take_addresses(struct dsm_region *region, int frames_fd, struct displ
 }
 
 static int map_locked(struct dsm_region *region, int frames_fd, int wanted_fd, int applied_fd) {
+  if (!dsm_worker_runs()) return -ESRCH; /* asked again inside the lock: nothing is mapped once all was closed */
   const struct dsm_region *same = dsm_registry_number(region->number);
   if (same && load_ordered(&same->state) == DSM_OPEN) return -EALREADY;
   struct displacement change = {.gone_count = 0, .come_count = 1};
@@ -199,12 +200,13 @@ static int map_locked(struct dsm_region *region, int frames_fd, int wanted_fd, i
   }
   dsm_registry_change(change.gone, change.gone_count, change.come, change.come_count);
   atomic_fetch_add(&dsm_worker.maps, DSM_MAPS_OF_A_REGION);
+  if (load_ordered(&dsm_worker.lost)) dsm_close_locked(region, load_relaxed(&dsm_worker.status_lost));
   return 0;
 }
 
 int dsm_region_map(uint32_t number, uint64_t address, uint64_t pages, uint32_t page_shift, int frames_fd, int wanted_fd,
                    int applied_fd, uint64_t lease_guard_ns) {
-  if (!load_ordered(&dsm_worker.started)) return -ESRCH;
+  if (!dsm_worker_runs()) return -ESRCH;
   if (page_shift < 12 || page_shift > 21 || UINT64_C(1) << page_shift < dsm_worker.os_page) return -EINVAL;
   uint64_t page_bytes = UINT64_C(1) << page_shift;
   if (pages == 0 || address == 0 || address % page_bytes || pages > (UINT64_C(1) << 47) >> page_shift) return -EINVAL;

@@ -21,6 +21,7 @@ static pthread_t thread;
 static _Atomic int hurried; /* the thread goes before all ordinary ones */
 static bool running;
 static _Atomic int stopping;
+static bool closed_all; /* of the thread itself: the manager is gone, and it has obeyed that */
 
 /* A thread that goes before others must sleep to let them go on; sched_yield would not. */
 void dsm_pause(void) {
@@ -83,8 +84,10 @@ static bool obey(struct dsm_worker_board *board) {
   return true;
 }
 
+/* Whoever noticed that the manager is gone.  What is mapped later is closed as it comes (region.c). */
 static void close_if_lost(void) {
-  if (!load_ordered(&dsm_worker.lost)) return;
+  if (closed_all || !load_ordered(&dsm_worker.lost)) return;
+  closed_all = true;
   sigset_t old;
   dsm_lock(&old);
   dsm_close_all(load_relaxed(&dsm_worker.status_lost));
@@ -92,7 +95,6 @@ static void close_if_lost(void) {
 }
 
 static void tick(void) {
-  close_if_lost(); /* again: a region may have been mapped meanwhile */
   dsm_handler_check();
   dsm_poison_tend();
 }
@@ -107,9 +109,8 @@ static void sleep_until_nudged(struct dsm_worker_board *board, uint64_t until) {
   store_ordered(&board->service_sleeping, 1);
   fence_ordered();
   bool work = load_ordered(&board->commands_posted) != load_relaxed(&board->commands_done);
-  bool lost = load_relaxed(&dsm_worker.lost);
   struct pollfd fds[2] = {{.fd = dsm_worker.options.nudge_fd, .events = POLLIN},
-                          {.fd = lost ? -1 : dsm_worker.options.manager_pidfd, .events = POLLIN}};
+                          {.fd = closed_all ? -1 : dsm_worker.options.manager_pidfd, .events = POLLIN}};
   if (!work && !load_ordered(&stopping) && dsm_lease_sleep(until)) {
     uint64_t now = dsm_now(), rest = until > now ? until - now : 0;
     struct timespec timeout = {.tv_sec = (time_t)(rest / SECOND), .tv_nsec = (long)(rest % SECOND)};
@@ -120,10 +121,7 @@ static void sleep_until_nudged(struct dsm_worker_board *board, uint64_t until) {
   uint64_t count;
   if ((fds[0].revents & POLLIN) && read(fds[0].fd, &count, sizeof count) < 0) { /* somebody else drained it */
   }
-  if (fds[1].revents) {
-    dsm_check_manager();
-    close_if_lost();
-  }
+  if (fds[1].revents) dsm_check_manager();
 }
 
 static void *serve(void *unused) {
@@ -132,6 +130,7 @@ static void *serve(void *unused) {
   struct dsm_worker_board *board = dsm_worker.board;
   uint64_t last_work = 0, last_tick = dsm_now(), spin_ns = (uint64_t)dsm_worker.options.spin_ns;
   while (!load_ordered(&stopping)) {
+    close_if_lost();
     uint64_t look = dsm_lease_look();
     if (obey(board)) {
       last_work = dsm_now();
@@ -157,6 +156,7 @@ int dsm_service_start(void) {
   pthread_attr_init(&attributes);
   pthread_attr_setstacksize(&attributes, STACK_BYTES);
   store_ordered(&stopping, 0);
+  closed_all = false;
   dsm_lease_forget();
   store_ordered(&hurried, 0);
   int result = pthread_create(&thread, &attributes, serve, NULL);

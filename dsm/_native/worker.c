@@ -131,21 +131,23 @@ static void wait_until_slots_free(void) {
   }
 }
 
+bool dsm_worker_runs(void) { return load_ordered(&dsm_worker.started) && !load_ordered(&dsm_worker.ended); }
+
 int dsm_worker_stop(void) {
   sigset_t old;
   dsm_lock(&old);
-  if (!load_ordered(&dsm_worker.started)) {
+  if (!dsm_worker_runs()) {
     dsm_unlock(&old);
     return -ESRCH;
   }
   dsm_close_all(load_relaxed(&dsm_worker.status_closed));
-  store_ordered(&dsm_worker.started, 0);
-  store_ordered(&dsm_worker.ended, 1);
+  store_ordered(&dsm_worker.ended, 1); /* and `started` still: no other start comes between */
   dsm_unlock(&old);
   dsm_service_stop(); /* without the mutex: the service thread takes it */
   dsm_lock(&old);
   wait_until_slots_free();
   dsm_empty_boards();
+  store_ordered(&dsm_worker.started, 0);
   dsm_unlock(&old);
   return 0;
 }

@@ -174,3 +174,23 @@ def test_touching_while_errors_are_handed_over_never_shows_zeros(run):
             assert helper.touch(r.address, 64, PAGE, 0, 8, 0, 0) == 8 * 64 * 255
     """
     )
+
+
+def test_everything_closes_whoever_notices_that_the_manager_is_gone(run):
+    run(
+        WATCH
+        + """
+    node = Node(); r = node.region(pages=8)
+    manager = node.manager()
+    node.worker(manager, spin_ns=10_000_000_000)  # the service thread does not sleep: it cannot be woken
+    watching()
+    r.bytes[:] = 1
+    manager.lower(1, 0, 1, _native.READ)
+    ours = helper.installed()
+    helper.install_useless()
+    until(lambda: helper.installed() == ours)  # what it does once a second it has just done
+    manager.kill()
+    until(_native.worker_lost)
+    until(lambda: r.bytes[0] == 255, 0.8)
+    """
+    )

@@ -277,3 +277,35 @@ def test_a_region_takes_the_place_of_bridges_and_closed_regions(run):
             with open("/proc/self/maps") as lines:
                 assert sum(line.startswith("59") for line in lines) <= 4
     """)
+
+
+def test_nothing_is_mapped_once_the_worker_stops(run):
+    run("""
+        node = Node(); regions = [node.region(pages=2, number=number) for number in range(1, 5)]
+        manager = node.manager()
+        for r in regions:
+            r.frames[:] = 7
+            r.wanted[:] = _native.WRITE
+        def map_until_stopped(r):
+            while not stopping.is_set():
+                _native.region_close(r.number)
+                try:
+                    r.map()
+                except OSError as error:
+                    assert error.errno == errno.ESRCH
+                    return
+        for _ in range(150):
+            stopping = threading.Event()
+            node.worker(manager, error_pause_ns=0)
+            threads = [threading.Thread(target=map_until_stopped, args=(r,)) for r in regions]
+            for thread in threads:
+                thread.start()
+            stopping.set()
+            _native.worker_stop()
+            for thread in threads:
+                thread.join()
+            assert [r.bytes[0] for r in regions] == [255] * 4
+            while (error := _native.error_take()) is not None:
+                _native.error_done(error)
+        manager.close()
+    """)
