@@ -169,10 +169,11 @@ int dsm_apply_range(struct dsm_region *region, uint64_t page, uint64_t count, in
   return 0;
 }
 
-/* Nothing of the region stays accessible: needs no further map, as it ends where the region ends. */
+/* Nothing of the region stays accessible: needs no further map, as it ends where the region ends.  A revocation that
+ * failed must not be acknowledged. */
 static void drop_all(struct dsm_region *region) {
   for (uint64_t p = 0; p < region->pages; p++) dsm_page_lock(region, p);
-  change_locked(region, 0, region->pages, DSM_NONE, -1);
+  if (change_locked(region, 0, region->pages, DSM_NONE, -1) < 0) dsm_die("dsm: access could not be taken away\n");
 }
 
 /* The first page from `page` on that has more than is wanted, or that somebody is just changing.  One that is not

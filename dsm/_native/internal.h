@@ -112,7 +112,7 @@ struct dsm_region *dsm_region_record(uint32_t number, uint64_t address, uint64_t
 /* region.c; both SIGNAL-SAFE.  Between enter and leave the region keeps `state` and its maps exist. */
 bool dsm_region_enter(struct dsm_region *region, uint32_t state);
 void dsm_region_leave(struct dsm_region *region);
-int dsm_close_locked(struct dsm_region *region, uint32_t status);
+void dsm_close_locked(struct dsm_region *region, uint32_t status);
 void dsm_close_all(uint32_t status);
 
 /* apply.c: page locks and levels; all SIGNAL-SAFE, inside enter and leave */

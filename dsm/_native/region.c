@@ -222,20 +222,27 @@ int dsm_region_map(uint32_t number, uint64_t address, uint64_t pages, uint32_t p
   return result;
 }
 
+/* Nobody has access any more.  Without a memory map for the reservation the frames stay below it. */
+static void shut(const struct dsm_region *region) {
+  uint64_t bytes = region->end - region->address;
+  if (reserve(region->address, bytes, MAP_FIXED) != MAP_FAILED) return;
+  if (mprotect((void *)region->address, bytes, PROT_NONE) == 0) return;
+  dsm_die("dsm: a region that was closed could not be made inaccessible\n");
+}
+
 /* Inside dsm_lock.  Closed regions keep the status they were closed with. */
-int dsm_close_locked(struct dsm_region *region, uint32_t status) {
-  if (load_ordered(&region->state) != DSM_OPEN) return 0;
+void dsm_close_locked(struct dsm_region *region, uint32_t status) {
+  if (load_ordered(&region->state) != DSM_OPEN) return;
   store_ordered(&region->status, status);
   set_state(region, DSM_CLOSING);
+  shut(region); /* first of all: its leases may be ending */
   int64_t maps = dsm_borders(region, 0, region->pages) + DSM_MAPS_OF_A_REGION;
   atomic_fetch_sub(&dsm_worker.maps, maps);
-  int result = reserve(region->address, region->end - region->address, MAP_FIXED) == MAP_FAILED ? -errno : 0;
   store_ordered(&region->poisoned, 0);
   unmap_helpers(region);
   store_ordered(&region->state, DSM_CLOSED);
   build_bridge(dsm_registry_before(region->address), region);
   build_bridge(region, dsm_registry_next(region->end));
-  return result;
 }
 
 /* Inside dsm_lock. */
@@ -250,10 +257,12 @@ int dsm_region_close(uint32_t number) {
   dsm_lock(&old);
   struct dsm_region *region = dsm_registry_number(number);
   uint32_t status = load_relaxed(&dsm_worker.status_closed);
-  int result = region ? dsm_close_locked(region, status) : -ENOENT;
-  if (region) store_ordered(&region->status, status); /* a child of fork finds it closed, for another reason */
+  if (region) {
+    dsm_close_locked(region, status);
+    store_ordered(&region->status, status); /* a child of fork finds it closed, for another reason */
+  }
   dsm_unlock(&old);
-  return result;
+  return region ? 0 : -ENOENT;
 }
 
 int dsm_region_apply(uint32_t number, uint64_t page, uint64_t count, int pin) {

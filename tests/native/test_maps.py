@@ -217,6 +217,27 @@ def test_when_no_map_is_left_a_fault_is_a_limit_error(run):
     """)
 
 
+def test_a_region_closes_when_no_map_is_left(run):
+    run("""
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+        libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+        node = Node(); r = node.region(pages=16)
+        with running(node, around=16, worker={"map_limit": 1 << 40, "error_pause_ns": 1000}) as manager:
+            r.bytes[:] = 1
+            used, more = helper.use_up_maps(0), [0] * 100
+            if used < 69_000:
+                for at in range(100):  # shared maps never join: even a map in another's place is one too many
+                    more[at] = libc.mmap(None, PAGE, 3, 0x21, -1, 0)
+                _native.region_close(1)
+                for address in more:
+                    libc.munmap(address, PAGE)
+                assert r.bytes[0] == 255 and r.frames[0] == 1
+                assert _native.error_take().status == CLOSED
+    """)
+
+
 def test_touching_33000_alternating_pages(run):
     run("""
         limit = int(open("/proc/sys/vm/max_map_count").read())
