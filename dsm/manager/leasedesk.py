@@ -6,7 +6,8 @@ coordinator's to know (`dsm.manager.leases`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import deque
+from typing import TYPE_CHECKING, Final
 
 from dsm.errors import Status
 from dsm.manager.session import Session
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from dsm.manager.manager import Manager
 
 #: Ends of leases in one answer.
-_MOST = 4096
+MOST_TOLD: Final = 4096
+#: Ends of leases that are kept for a worker that does not ask.  A process has no more maps
+#: (vm.max_map_count is 65530 unless somebody changed it): older ones it has closed itself.
+MOST_UNTOLD: Final = 65536
 
 
 class LeaseDesk:
@@ -33,7 +37,7 @@ class LeaseDesk:
         self._manager = manager
         #: By worker: where it wants to be told (None: nowhere yet), and what it was not told yet.
         self._waiting: dict[int, tuple[Session, int]] = {}
-        self._ended: dict[int, list[int]] = {}
+        self._ended: dict[int, deque[int]] = {}
 
     def handle(self, session: Session, number: int, body: leasing.Request) -> None:
         """Answer one request, now or later."""
@@ -72,14 +76,14 @@ class LeaseDesk:
             return
         for worker in manager.sessions.workers:
             if manager.coherence.pager.is_mapped(number, worker):
-                self._ended.setdefault(worker, []).append(number)
+                self._ended.setdefault(worker, deque(maxlen=MOST_UNTOLD)).append(number)
                 self._tell(worker)
 
     def _tell(self, worker: int) -> None:
         ended = self._ended.get(worker)
         if ended and worker in self._waiting:
             session, number = self._waiting.pop(worker)
-            told, self._ended[worker] = ended[:_MOST], ended[_MOST:]
+            told = [ended.popleft() for _ in range(min(MOST_TOLD, len(ended)))]
             session.answer(number, leasing.LeasesEnded(told))
 
     def worker_gone(self, worker: int) -> None:
