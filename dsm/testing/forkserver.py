@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dsm.errors import LimitError
-from dsm.launch.processes import die_with
+from dsm.parent import die_with
 from dsm.testing.starting import MOST_BYTES, MOST_DESCRIPTORS
 
 
