@@ -390,6 +390,14 @@ def region_find(address: int) -> tuple[int, int] | None:
     return (region[0], offset[0]) if lib.dsm_region_find(address, region, offset) else None
 
 
+def poison_mark() -> int:
+    """Return a number that stays the same as long as no page of this process is poisoned; -1: one may be.
+
+    What was read between two calls that returned the same number, not -1, is what the regions held.
+    """
+    return int(lib.dsm_poison_mark())
+
+
 def error_take() -> PageError | None:
     """Return the next fault that ended in an error and has no exception yet."""
     error = _ffi.new("struct dsm_error *")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from dsm import units
+from dsm import _native, units
 from dsm.errors import ClosedError, LeaseExpiredError, NotPermittedError, UsageError
 from dsm.memory.token import KEY_BYTES, parse_token, token_of
 from dsm.wire import control, leasing
@@ -272,19 +272,28 @@ class Lease:
         return low, low + count
 
     def _guarded(self, low: int, high: int, write: bool, use: Callable[[np.ndarray[Any, Any]], R]) -> R:
-        """Use a part of the memory, and make sure that the lease had not ended then."""
+        """Use a part of the memory, and make sure that the lease had not ended then.
+
+        Another thread may have been told of the end: it got poison in place of the page, and so did this one,
+        without a fault.  While there may be poison the coordinator says whether the lease has ended; if not,
+        the poison was of another region, or of another error, and the use is repeated.
+        """
         part = self._memory[low:high]
-        try:
-            if high - low > _BULK_BYTES:
-                self._node.prefetch(part, write)
-            result = use(part)
-            self._node.check()
-        except (ClosedError, UsageError):
-            self._check()
-            raise
-        if self._held.ended or self._held.remaining_ns <= 0:
-            self._check()
-        return result
+        while True:
+            mark = _native.poison_mark()
+            try:
+                if high - low > _BULK_BYTES:
+                    self._node.prefetch(part, write)
+                result = use(part)
+                self._node.check()
+            except (ClosedError, UsageError):
+                self._check()
+                raise
+            if self._held.ended or self._held.remaining_ns <= 0:
+                self._check()
+            if mark >= 0 and mark == _native.poison_mark():
+                return result
+            self._ask()
 
     # -- time --------------------------------------------------------------------------------------------
 

@@ -316,7 +316,10 @@ class RegionTable:
         """
 
         def mapped(opened: leasing.LeaseOpened, received: Descriptors) -> None:
-            self._arrived(opened, received)
+            try:
+                self._arrived(opened, received)
+            except ClosedError:  # it ended before it was mapped
+                raise LeaseExpiredError(f"lease {lease} {LEASE_IS_OVER}") from None
             _leases[opened.region.region] = lease
             region = self._open.get(opened.region.region)
             if region is not None and (opened.writable or isinstance(region._opening, control.OpenRegion)):

@@ -415,7 +415,9 @@ def test_many_leases_one_after_the_other_leave_nothing_behind(node):
 
 def test_leases_that_run_out_unused_leave_nothing_behind(node):
     before = len(list(proc.mappings()))
-    handles = [node.lease(5000, 0.05) for _ in range(100)]
+    handles = [node.lease(5000, LONG_S) for _ in range(100)]
+    for each in handles:
+        each.renew(0.05)
     support.wait_until(lambda: all(each._region.closed for each in handles))
     assert len(list(proc.mappings())) <= before + 20
 
@@ -445,10 +447,11 @@ def test_a_callback_that_raises_is_logged_and_disturbs_nothing(node, caplog):
 
 def test_a_slow_callback_holds_up_no_end(node):
     go_on = threading.Event()
-    first, second = node.lease(10, LONG_S), node.lease(10, 0.1)
+    first, second = node.lease(10, LONG_S), node.lease(10, LONG_S)
     first.on_expiry(lambda lease: go_on.wait(20))
     first.release()
     view = second.array()
+    second.renew(0.1)
     support.wait_until(lambda: second._region.closed)
     with pytest.raises(dsm.LeaseExpiredError):
         view.sum()
@@ -457,8 +460,9 @@ def test_a_slow_callback_holds_up_no_end(node):
 
 def test_a_callback_may_use_dsm_and_lease_again(node):
     tokens = []
-    lease = node.lease(10, 0.05)
+    lease = node.lease(10, LONG_S)
     lease.on_expiry(lambda old: tokens.append(node.lease(old.nbytes, LONG_S).token))
+    lease.renew(0.05)
     node.open_lease(support.wait_value(lambda: tokens and tokens[0])).release()
 
 

@@ -355,7 +355,7 @@ def test_a_server_keeps_few_leases_of_the_cluster_mapped(cluster, client, other)
 
 
 def test_a_lease_that_was_given_away_still_ends_in_time(client, other):
-    taken = client.lease(1000, "1500ms")
+    taken = client.lease(1000, "3s")
     assert other.call(read, taken.token)[1]
     wait_until(lambda: _expired(taken), 10)
 

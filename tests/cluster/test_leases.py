@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
 import signal
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -327,6 +329,35 @@ def test_get_returns_nothing_that_was_read_after_the_end(cluster):
         assert 0 < last < latest
 
 
+def _wrong_gets(node, threads):
+    """How often threads that get a lease of ones until it has ended got anything else."""
+    wrong = []
+
+    def read():
+        with contextlib.suppress(dsm.LeaseExpiredError):
+            while True:
+                if kept["lease"].get().strip(b"\1"):
+                    wrong.append(1)
+
+    readers = [threading.Thread(target=read) for _ in range(threads)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    return len(wrong)
+
+
+def test_get_returns_no_byte_that_another_thread_was_given_in_place_of_the_page(cluster):
+    here, there = cluster.workers[0], cluster.workers[2]
+    for _ in range(20):
+        token, _ = here.call(take, 4096, LONG_S)
+        here.call(put, b"\1" * 4096)
+        there.call(open_it, token)
+        reading = here.start(_wrong_gets, 8)
+        there.call(release)
+        assert reading.result() == 0
+
+
 @pytest.mark.parametrize("by", [0, 1, 3])
 def test_who_releases_ends_it_for_all_before_release_returns(cluster, by):
     _everywhere(cluster)
@@ -341,7 +372,8 @@ def test_who_opens_it_too_late_is_told_so(cluster):
     for each in (token, read_token):
         with pytest.raises(dsm.LeaseExpiredError, match="was released"):
             d.call(open_it, each)
-    token, _ = a.call(take, 10, 0.01)
+    token, _ = a.call(take, 10, LONG_S)
+    a.call(renew, 0.01)
     support.wait_until(lambda: a.call(expires_in) == 0.0)
     with pytest.raises(dsm.LeaseExpiredError, match="ran out"):
         d.call(open_it, token)

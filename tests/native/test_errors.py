@@ -81,6 +81,21 @@ def test_without_a_watcher_the_pause_is_bounded_and_more_poison_is_free(run):
     """)
 
 
+def test_the_mark_tells_whether_what_was_read_may_be_poison(run):
+    run("""
+        node = Node(); r = node.region(pages=8); other = node.region(pages=8, number=2)
+        with running(node, worker={"error_pause_ns": 0}) as manager:
+            mark = _native.poison_mark()
+            other.bytes[:] = 1
+            assert mark >= 0 and _native.poison_mark() == mark
+            _native.region_close(1)
+            assert _native.poison_mark() == mark  # nobody has touched it yet
+            assert r.bytes[0] == 255 and _native.poison_mark() == -1
+            _native.error_done(_native.error_take())
+            assert _native.poison_mark() > mark
+    """)
+
+
 def test_closed_regions_are_errors_and_stay_reserved(run):
     run(
         WATCH

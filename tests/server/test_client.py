@@ -393,8 +393,8 @@ def test_a_name_that_cannot_be_one_is_refused():
 def test_a_child_of_fork_holds_no_connection_that_asks_for_ends(server, client):
     before = server.figures()["connections"]
     with client.clone() as other, client.clone() as keeper:
-        lease = other.lease(10, "50ms")
-        keeper.open(lease.token).renew("300ms")
+        lease = other.lease(10, "1s")
+        keeper.open(lease.token).renew("2s")
         lease.on_expiry(lambda lease: None)
         wait_until(lambda: server.figures()["connections"] == before + 3, 5)  # it has asked once
         reader, writer = os.pipe()
