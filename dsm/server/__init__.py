@@ -3,7 +3,9 @@
 =================  ==================================================================================
 `server`           `Server`: where it listens, its thread
 `service`          the loop: connections, turns, time
-`connection`       one client: requests in, answers out
+`connection`       what one client asks
+`channel`          its socket: bytes in, answers out, turns
+`upload`           a SET on its way in
 `book`             pure: which memory is leased until when, and what must be cleaned
 `cluster`          leases of the cluster for clients, and of clients for the cluster
 `memory`           the region

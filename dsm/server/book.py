@@ -66,6 +66,10 @@ def unknown_lease(identity: bytes) -> UnknownLeaseError:
     )
 
 
+class CleaningError(Exception):
+    """There is room for a lease when something is cleaned: ask again then."""
+
+
 class MovingError(Exception):
     """A lease is being given to another authority: ask again when that has ended."""
 

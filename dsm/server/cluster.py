@@ -140,7 +140,7 @@ class Cluster:
             rows[each.id.bytes] = Row(each.id.bytes, each.nbytes, left, age, mapped=True)
         return b"".join(row.pack() for row in sorted(rows.values(), key=lambda row: row.remaining_ms))
 
-    def store(self, connection: Connection, lease: Lease, number: int, offset: int, data: memoryview) -> None:
+    def store(self, connection: Connection, lease: Lease, offset: int, number: int, data: memoryview) -> None:
         """Write into a lease of the cluster, and answer."""
 
         def act() -> list[bytes]:

@@ -32,8 +32,9 @@ from dsm.limits import (
 )
 from dsm.log import logger
 from dsm.memory.token import random_id
-from dsm.server.book import Book, Holding
-from dsm.server.connection import Connection, Waits
+from dsm.server.book import Book, CleaningError, Holding
+from dsm.server.channel import Channel
+from dsm.server.connection import Connection
 from dsm.server.memory import GIVE_BACK_BYTES, Memory
 from dsm.server.share import Share
 from dsm.wire import leases as wire
@@ -87,24 +88,24 @@ class Service:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._waking = threading.Lock()
         self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        self._connections: dict[int, Connection] = {}
+        self._connections: dict[int, Channel] = {}
         #: Those that have not proven themselves, oldest first, and until when.
-        self._half_open: OrderedDict[Connection, float] = OrderedDict()
+        self._half_open: OrderedDict[Channel, float] = OrderedDict()
         #: Connections in the middle of a SET into a lease.
-        self.receiving: set[Connection] = set()
+        self.receiving: set[Channel] = set()
         #: Connections with requests that are here and had no turn, in order.
-        self._later: dict[Connection, None] = {}
+        self._later: dict[Channel, None] = {}
         #: Connections that wait for memory to be cleaned.
-        self._waiting: list[Connection] = []
+        self._waiting: list[Channel] = []
         #: Connections that are being sent memory of an ended lease: how far they were at the last look.
-        self._lingering: dict[Connection, int] = {}
+        self._lingering: dict[Channel, int] = {}
         self._linger_due = 0.0
         #: Offset up to which the first ended lease is cleaned.
         self._clean_at = 0
         #: Connections that wait for a lease to be given to the cluster, or not.
-        self._waiting_for_move: list[Connection] = []
+        self._waiting_for_move: list[Channel] = []
         #: Memory for bytes of the cluster's leases.
-        self.foreign: Share[Connection] = Share(MAX_FOREIGN_BYTES)
+        self.foreign: Share[Channel] = Share(MAX_FOREIGN_BYTES)
         #: What knows leases that are not this server's; None: nothing does.
         self.cluster: Cluster | None = None
         #: Set when the loop has ended.
@@ -126,25 +127,29 @@ class Service:
         """Watch a connection for other events."""
         self._epoll.modify(fd, events)
 
-    def later(self, connection: Connection) -> None:
+    def later(self, connection: Channel) -> None:
         """Give a connection a turn in the next round."""
         self._later[connection] = None
         self._due = 0.0
 
-    def admit(self, connection: Connection) -> None:
+    def admit(self, connection: Channel) -> None:
         """The client has proven itself."""
         self._half_open.pop(connection, None)
 
-    def dismiss(self, connection: Connection) -> None:
+    def dismiss(self, connection: Channel) -> None:
         """Close a connection soon: its last answer is on its way."""
         self._half_open[connection] = time.monotonic() + HANDSHAKE_TIMEOUT_S
         self._due = 0.0
 
-    def wait_for_move(self, connection: Connection) -> None:
+    def wait_for_room(self, connection: Channel) -> None:
+        """Resume a connection when memory has been cleaned."""
+        self._waiting.append(connection)
+
+    def wait_for_move(self, connection: Channel) -> None:
         """Resume a connection when a lease has been given to the cluster, or not."""
         self._waiting_for_move.append(connection)
 
-    def lend(self, connection: Connection, nbytes: int) -> bool:
+    def lend(self, connection: Channel, nbytes: int) -> bool:
         """Let a connection have memory for a lease of the cluster; False: it is `granted` some later.
 
         Others that have some and do not move on are closed then.
@@ -154,7 +159,7 @@ class Service:
         self._watch_borrowers()
         return False
 
-    def give_back(self, connection: Connection) -> None:
+    def give_back(self, connection: Channel) -> None:
         """A connection needs that memory no more, or does not wait for it any more."""
         for each in self.foreign.give(connection):
             each.granted()
@@ -168,7 +173,7 @@ class Service:
         elif op == Op.SET:
             self.sets += 1
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: Channel) -> None:
         """The connection is being closed."""
         self._epoll.unregister(connection.fd)
         del self._connections[connection.fd]
@@ -181,7 +186,7 @@ class Service:
 
         Raises
         ------
-        Waits
+        CleaningError, MovingError
             It cannot be answered yet.
         DSMError
             It cannot be done.
@@ -193,7 +198,7 @@ class Service:
             identity, write_key, read_key = random_id(keys[:16]), keys[16:32], keys[32:]
             leased = book.lease(now, count, offset, identity, write_key, read_key)
             if leased is None:
-                raise WaitsForRoom(self._waiting)
+                raise CleaningError
             return wire.reply(op, number, KEYS.pack(identity, write_key, read_key), count, offset)
         if op == Op.RENEW:
             return wire.reply(op, number, b"", book.renew(token, now, offset).nbytes, offset)
@@ -433,7 +438,7 @@ class Service:
         for connection in self.foreign.taken:
             self._must_move_on(connection)
 
-    def _must_move_on(self, connection: Connection) -> None:
+    def _must_move_on(self, connection: Channel) -> None:
         """Somebody waits for what a connection has: it is closed when it stands still."""
         if not self._lingering:
             self._linger_due = time.monotonic() + LEASE_LINGER_S
@@ -502,17 +507,6 @@ class Service:
             os.close(self._wake)
             self._wake = -1
         os.close(self._spare)
-
-
-class WaitsForRoom(Waits):
-    """A LEASE for which there is room when something is cleaned."""
-
-    def __init__(self, waiting: list[Connection]) -> None:
-        super().__init__()
-        self._waiting = waiting
-
-    def begin(self, connection: Connection) -> None:
-        self._waiting.append(connection)
 
 
 def _tune(sock: socket.socket) -> None:
