@@ -7,6 +7,7 @@ what becomes of leases in `dsm.server.book`.
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,14 @@ from dsm.errors import DSMError, UnknownLeaseError, UsageError, WireError, statu
 from dsm.limits import LEASE_COPY_BYTES, MAX_LEASE_UNREAD_BYTES
 from dsm.log import logger
 from dsm.memory.leases import show_id
+from dsm.memory.token import random_id
 from dsm.server.book import CleaningError, MovingError
 from dsm.server.channel import Channel
 from dsm.server.cluster import check_foreign
 from dsm.server.upload import Upload, ran_out
 from dsm.wire import leases as wire
 from dsm.wire.lease_handshake import Server as Handshake
-from dsm.wire.leases import REPLY, REQUEST, REQUEST_BYTES, Op, Request
+from dsm.wire.leases import KEYS, REPLY, REQUEST, REQUEST_BYTES, Op, Request
 
 if TYPE_CHECKING:
     from dsm.server.book import Holding
@@ -148,18 +150,18 @@ class Connection(Channel):
         asked = Request(*_unpack(buffer, position))
         here = buffer[position + REQUEST_BYTES : end]
         service = self._service
-        op, number, offset, count = asked.op, asked.number, asked.offset, asked.count
+        op = asked.op
         try:
-            wire.check_request(op, asked.flags, asked.zero, asked.payload, offset, count)
+            wire.check_request(op, asked.flags, asked.zero, asked.payload, asked.offset, asked.count)
             if op == _SET:
                 return self._set(asked, here, now)
             if op == _GET:
                 self._get(asked, now)
             elif op == Op.LIST and service.cluster is not None:
                 self._waiting = True
-                service.cluster.rows(self, number, offset, count)
+                service.cluster.rows(self, asked.number, asked.offset, asked.count)
             else:
-                self._send(service.answer(op, number, offset, count, asked.token, now))
+                self._send(self._answer(asked, now))
         except WireError as error:
             return self._refuse(asked, error)
         except CleaningError:
@@ -175,6 +177,33 @@ class Connection(Channel):
         except DSMError as error:
             return self._reject(asked, here, error)
         return REQUEST_BYTES
+
+    def _answer(self, asked: Request, now: int) -> bytes:
+        """Return the reply to a request that moves no bytes of leases."""
+        service, book = self._service, self._service.book
+        op, number, token = asked.op, asked.number, asked.token
+        service.look_soon()
+        if op == Op.LEASE:
+            keys = os.urandom(48)
+            identity, write_key, read_key = random_id(keys[:16]), keys[16:32], keys[32:]
+            if book.lease(now, asked.count, asked.offset, identity, write_key, read_key) is None:
+                raise CleaningError
+            keys = KEYS.pack(identity, write_key, read_key)
+            return wire.reply(op, number, keys, asked.count, asked.offset)
+        if op == Op.RENEW:
+            return wire.reply(op, number, b"", book.renew(token, now, asked.offset).nbytes, asked.offset)
+        if op == Op.RELEASE:
+            holding = book.release(token, now)
+            service.lease_ended(holding)
+            return wire.reply(op, number, b"", holding.nbytes)
+        if op == Op.INFO:
+            holding = book.find(token, now)
+            record = book.table.find(token[:16], token[16:], now)
+            row = book.row(record, now, token in book.writable)
+            return wire.reply(op, number, row.pack(), holding.nbytes, row.remaining_ms)
+        if op == Op.FIGURES:
+            return wire.reply(op, number, wire.pack_figures(service.figures()))
+        return wire.reply(op, number, b"", wire.VERSION)
 
     def _get(self, asked: Request, now: int) -> None:
         """Send from the lease's memory."""

@@ -1,7 +1,7 @@
 """The loop of a lease server: one thread, one epoll, and the clock.
 
-Owns connections as a set: taking them in, their turns, their limits; when leases end; when memory is cleaned.
-What one client asks is in `dsm.server.connection`, what becomes of leases in `dsm.server.book`.
+Owns connections as a set, who waits for what, and when something is due: a turn, the end of a lease,
+cleaning.  What one client asks is in `dsm.server.connection`, what becomes of leases in `dsm.server.book`.
 
 The loop polls, yielding the processor, for a short time after the last event before it sleeps: waking up
 costs more than answering.
@@ -9,38 +9,28 @@ costs more than answering.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import socket
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from dsm.errors import ClosedError, NodeLostError
-from dsm.limits import (
-    FAIR_SHARE,
-    HANDSHAKE_TIMEOUT_S,
-    LEASE_CLEAN_BYTES,
-    LEASE_LINGER_S,
-    MAX_FOREIGN_BYTES,
-    MAX_HALF_OPEN,
-    MAX_LEASE_CONNECTIONS,
-    SPIN_NS,
-)
-from dsm.log import logger
-from dsm.memory.token import random_id
-from dsm.server.book import Book, CleaningError, Holding
+from dsm.limits import MAX_FOREIGN_BYTES, SPIN_NS
+from dsm.server.acceptor import Acceptor
+from dsm.server.book import Book, Holding
 from dsm.server.channel import Channel
+from dsm.server.cleaner import Cleaner
 from dsm.server.connection import Connection
-from dsm.server.memory import GIVE_BACK_BYTES, Memory
+from dsm.server.memory import Memory
 from dsm.server.share import Share
-from dsm.wire import leases as wire
-from dsm.wire.lease_handshake import NONCE_BYTES, TOO_MANY, refusal
+from dsm.server.stragglers import Stragglers
+from dsm.wire.lease_handshake import NONCE_BYTES
 from dsm.wire.lease_handshake import Server as Handshake
-from dsm.wire.leases import KEYS, Op
+from dsm.wire.leases import Op
 
 if TYPE_CHECKING:
     from dsm.server.cluster import Cluster
@@ -48,16 +38,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 #: How long leases are ended in one round.
 _END_NS = 2_000_000
-#: What cleaning a lease costs at least, in bytes of the same time.
-_CLEAN_LEAST_BYTES = 16 * 1024
 #: Bytes that are received at once.
 _BUFFER_BYTES = 512 * 1024
 #: The longest sleep: so late it is noticed that the node has ended.
 _SLEEP_MAX_S = 1.0
-#: An idle client whose host does not answer is given up after about two minutes.
-_KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
-#: An answer from the memory of an ended lease must go on with this many bytes a second.
-_LINGER_BYTES = 256 * 1024
 
 
 class Service:
@@ -82,30 +66,24 @@ class Service:
         #: When something is to be done though no client says anything; 0: look.
         self._due = 0.0
         self._secret = secret
-        self._listeners = {listener.fileno(): listener for listener in listeners}
         self._epoll = select.epoll()
         #: What wakes the loop; -1 when it has ended.
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._waking = threading.Lock()
-        self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         self._connections: dict[int, Channel] = {}
-        #: Those that have not proven themselves, oldest first, and until when.
-        self._half_open: OrderedDict[Channel, float] = OrderedDict()
+        self._acceptor = Acceptor(listeners, self._connections, self.begin)
         #: Connections in the middle of a SET into a lease.
         self.receiving: set[Channel] = set()
         #: Connections with requests that are here and had no turn, in order.
         self._later: dict[Channel, None] = {}
         #: Connections that wait for memory to be cleaned.
         self._waiting: list[Channel] = []
-        #: Connections that are being sent memory of an ended lease: how far they were at the last look.
-        self._lingering: dict[Channel, int] = {}
-        self._linger_due = 0.0
-        #: Offset up to which the first ended lease is cleaned.
-        self._clean_at = 0
+        self._cleaner = Cleaner(self.book, memory)
         #: Connections that wait for a lease to be given to the cluster, or not.
         self._waiting_for_move: list[Channel] = []
         #: Memory for bytes of the cluster's leases.
         self.foreign: Share[Channel] = Share(MAX_FOREIGN_BYTES)
+        self._stragglers = Stragglers()
         #: What knows leases that are not this server's; None: nothing does.
         self.cluster: Cluster | None = None
         #: Set when the loop has ended.
@@ -113,7 +91,7 @@ class Service:
         #: What other threads want done, in order.
         self._calls: deque[Callable[[], None]] = deque()
         self._running = True
-        for fd in (*self._listeners, self._wake):
+        for fd in (*self._acceptor.fds, self._wake):
             self._epoll.register(fd, select.EPOLLIN)
 
     # -- used by connections -----------------------------------------------------------------------------
@@ -134,11 +112,15 @@ class Service:
 
     def admit(self, connection: Channel) -> None:
         """The client has proven itself."""
-        self._half_open.pop(connection, None)
+        self._acceptor.forget(connection)
 
     def dismiss(self, connection: Channel) -> None:
         """Close a connection soon: its last answer is on its way."""
-        self._half_open[connection] = time.monotonic() + HANDSHAKE_TIMEOUT_S
+        self._acceptor.expect(connection)
+        self._due = 0.0
+
+    def look_soon(self) -> None:
+        """Look in this round what is due."""
         self._due = 0.0
 
     def wait_for_room(self, connection: Channel) -> None:
@@ -156,7 +138,8 @@ class Service:
         """
         if connection in self.foreign.taken or self.foreign.take(connection, nbytes):
             return True
-        self._watch_borrowers()
+        self._stragglers.watch(self.foreign.taken)
+        self._due = 0.0
         return False
 
     def give_back(self, connection: Channel) -> None:
@@ -177,43 +160,9 @@ class Service:
         """The connection is being closed."""
         self._epoll.unregister(connection.fd)
         del self._connections[connection.fd]
-        self._half_open.pop(connection, None)
-        self._lingering.pop(connection, None)
+        self._acceptor.forget(connection)
+        self._stragglers.forget(connection)
         self.receiving.discard(connection)
-
-    def answer(self, op: int, number: int, offset: int, count: int, token: bytes, now: int) -> bytes:
-        """Return the reply to a request that moves no bytes of leases.
-
-        Raises
-        ------
-        CleaningError, MovingError
-            It cannot be answered yet.
-        DSMError
-            It cannot be done.
-        """
-        book = self.book
-        self._due = 0.0
-        if op == Op.LEASE:
-            keys = os.urandom(48)
-            identity, write_key, read_key = random_id(keys[:16]), keys[16:32], keys[32:]
-            leased = book.lease(now, count, offset, identity, write_key, read_key)
-            if leased is None:
-                raise CleaningError
-            return wire.reply(op, number, KEYS.pack(identity, write_key, read_key), count, offset)
-        if op == Op.RENEW:
-            return wire.reply(op, number, b"", book.renew(token, now, offset).nbytes, offset)
-        if op == Op.RELEASE:
-            holding = book.release(token, now)
-            self._ended(holding)
-            return wire.reply(op, number, b"", holding.nbytes)
-        if op == Op.INFO:
-            holding = book.find(token, now)
-            record = book.table.find(token[:16], token[16:], now)
-            row = book.row(record, now, token in book.writable)
-            return wire.reply(op, number, row.pack(), holding.nbytes, row.remaining_ms)
-        if op == Op.FIGURES:
-            return wire.reply(op, number, wire.pack_figures(self.figures()))
-        return wire.reply(op, number, b"", wire.VERSION)
 
     def figures(self) -> dict[str, int]:
         """Return what `dsm.wire.leases.FIGURES` names."""
@@ -274,7 +223,7 @@ class Service:
         """A lease is the cluster's now, or stays; who has waited for that goes on."""
         self.book.end_move(holding, moved)
         if moved:
-            self._ended(holding)
+            self.lease_ended(holding)
         self._due = 0.0
         waiting, self._waiting_for_move = self._waiting_for_move, []
         for connection in waiting:
@@ -328,10 +277,9 @@ class Service:
         deadline = self.book.table.next_deadline
         if deadline is not None:
             due = min(due, deadline / 1000)
-        if self._half_open:
-            due = min(due, next(iter(self._half_open.values())))
-        if self._lingering:
-            due = min(due, self._linger_due)
+        for each in (self._acceptor.due, self._stragglers.due):
+            if each is not None:
+                due = min(due, each)
         return due
 
     def _on_time(self) -> None:
@@ -344,13 +292,9 @@ class Service:
         if self.book.cleaning:
             self._clean()
         now = time.monotonic()
-        while self._half_open:
-            connection, until = next(iter(self._half_open.items()))
-            if until > now:
-                break
-            connection.close("its handshake took too long")
-        if self._lingering and now >= self._linger_due:
-            self._look_at_lingering(now)
+        self._acceptor.close_late(now)
+        if self._stragglers.due is not None and now >= self._stragglers.due:
+            self._stragglers.look(now, self.foreign)
 
     def _end_due(self) -> None:
         """End leases that have run out, as long as a turn may last: the rest in the next round."""
@@ -358,41 +302,18 @@ class Service:
         until = time.monotonic_ns() + _END_NS
         while (deadline := table.next_deadline) is not None and deadline <= now:
             for holding in self.book.due(deadline):
-                self._ended(holding)
+                self.lease_ended(holding)
             if time.monotonic_ns() > until:
                 return
 
     def _other(self, fd: int) -> None:
         """A listener, or another thread, has something."""
-        if fd in self._listeners:
-            self._accept(self._listeners[fd])
-        elif fd == self._wake:
-            os.eventfd_read(self._wake)
-            while self._calls:
-                self._calls.popleft()()
-
-    def _accept(self, listener: socket.socket) -> None:
-        for _ in range(FAIR_SHARE):
-            try:
-                sock, address = listener.accept()
-            except BlockingIOError:
-                return
-            except ConnectionAbortedError:
-                continue
-            except OSError as error:
-                self._accept_without_descriptors(listener, error)
-                return
-            if len(self._connections) >= MAX_LEASE_CONNECTIONS:
-                self._turn_away(sock)
-                continue
-            if len(self._half_open) >= MAX_HALF_OPEN:
-                next(iter(self._half_open)).close("a newer one took its place before it had proven itself")
-            try:
-                _tune(sock)
-                self.begin(sock, f"{address[0]}:{address[1]}")
-            except OSError as error:  # it is gone again, or the system watches no more descriptors
-                logger.warning("a lease client cannot be taken: %s", error.strerror)
-                sock.close()
+        if fd != self._wake:
+            self._acceptor.accept(fd)
+            return
+        os.eventfd_read(self._wake)
+        while self._calls:
+            self._calls.popleft()()
 
     def begin(self, sock: socket.socket, name: str) -> Connection:
         """Take a client in."""
@@ -400,86 +321,25 @@ class Service:
         self._epoll.register(sock.fileno(), select.EPOLLIN)
         connection = Connection(self, sock, name, Handshake(self._secret, os.urandom(NONCE_BYTES)))
         self._connections[connection.fd] = connection
-        self._half_open[connection] = time.monotonic() + HANDSHAKE_TIMEOUT_S
+        self._acceptor.expect(connection)
         self._due = 0.0
         return connection
 
-    def _turn_away(self, sock: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            sock.setblocking(False)
-            sock.send(refusal(TOO_MANY))
-        sock.close()
-
-    def _accept_without_descriptors(self, listener: socket.socket, error: OSError) -> None:
-        """Tell one client that there is no descriptor for it: with the one in reserve."""
-        logger.warning("a lease client cannot be taken: %s", error.strerror)
-        os.close(self._spare)
-        try:
-            with contextlib.suppress(OSError):
-                self._turn_away(listener.accept()[0])
-        finally:
-            self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-
     # -- the end of leases -------------------------------------------------------------------------------
 
-    def _ended(self, holding: Holding) -> None:
+    def lease_ended(self, holding: Holding) -> None:
         """A lease has ended: nothing goes on into its memory, and what is sent from it must move on."""
         for connection in [each for each in self.receiving if each.receives_into(holding)]:
             self.receiving.discard(connection)
             connection.drop(holding)
         if not holding.transfers:
             return
-        for connection in self._connections.values():
-            if connection.sends(holding):
-                self._must_move_on(connection)
-
-    def _watch_borrowers(self) -> None:
-        """Somebody waits for memory that others have."""
-        for connection in self.foreign.taken:
-            self._must_move_on(connection)
-
-    def _must_move_on(self, connection: Channel) -> None:
-        """Somebody waits for what a connection has: it is closed when it stands still."""
-        if not self._lingering:
-            self._linger_due = time.monotonic() + LEASE_LINGER_S
-            self._due = 0.0
-        # A whole second is its own, whenever the next look is.
-        self._lingering.setdefault(connection, connection.moved - _LINGER_BYTES)
-
-    def _look_at_lingering(self, now: float) -> None:
-        self._linger_due = now + LEASE_LINGER_S
-        foreign = self.foreign
-        for connection, moved in list(self._lingering.items()):
-            if not (connection.sends_ended or (foreign.waiting and connection in foreign.taken)):
-                del self._lingering[connection]
-            elif connection.waits:  # not for its client
-                self._lingering[connection] = connection.moved - _LINGER_BYTES
-            elif connection.moved - moved >= _LINGER_BYTES:
-                self._lingering[connection] = connection.moved
-            else:
-                connection.close("it does not move on with a transfer that others wait for")
-        if foreign.waiting:
-            self._watch_borrowers()
+        self._stragglers.watch(each for each in self._connections.values() if each.sends(holding))
+        self._due = 0.0
 
     def _clean(self) -> None:
-        """Zero one round's worth of ended leases."""
-        budget = LEASE_CLEAN_BYTES
-        book, memory = self.book, self.memory
-        done = False
-        while budget > 0 and (holding := book.next_to_clean()) is not None:
-            low = max(holding.low, self._clean_at)
-            part = min(max(0, holding.high - low), budget)
-            if part:
-                give_back = holding.high - holding.low > GIVE_BACK_BYTES
-                memory.zero(holding.address - memory.address + low, part, give_back)
-            budget -= max(part, _CLEAN_LEAST_BYTES)
-            if low + part >= holding.high:
-                self._clean_at = 0
-                book.cleaned(holding)
-                done = True
-            else:
-                self._clean_at = low + part
-        if done and self._waiting:
+        """Zero ended leases; who waits for that goes on."""
+        if self._cleaner.clean():
             waiting, self._waiting = self._waiting, []
             for connection in waiting:
                 connection.resume()
@@ -488,16 +348,12 @@ class Service:
         """Close every connection and the listeners."""
         for connection in list(self._connections.values()):
             connection.close("")
-        for listener in self._listeners.values():
-            listener.close()
         self._release()
 
     def abandon(self) -> None:
         """In a child of fork: the connections are the parent's."""
         for connection in self._connections.values():
             connection.sock.close()
-        for listener in self._listeners.values():
-            listener.close()
         self._waking = threading.Lock()
         self._release()
 
@@ -506,11 +362,4 @@ class Service:
         with self._waking:
             os.close(self._wake)
             self._wake = -1
-        os.close(self._spare)
-
-
-def _tune(sock: socket.socket) -> None:
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in _KEEPALIVE:
-        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        self._acceptor.close()

@@ -81,7 +81,7 @@ class Upload:
     @property
     def gathered(self) -> memoryview:
         """All bytes, for the cluster."""
-        assert self._place is not None and not self.left
+        assert self._place is not None
         return self._place
 
     def drop(self, holding: Holding) -> None:

@@ -109,7 +109,8 @@ def under_way(node):
     held = 0
     for each in list(service._connections.values()):
         held += sum(len(view) for view, _ in list(each._queue))
-        held += len(each._gathered[1]) if each._gathered is not None else 0
+        upload = each._upload
+        held += len(upload.gathered) if upload is not None and upload.foreign is not None else 0
     return held, len(service.foreign.taken), len(service.foreign.waiting)
 
 

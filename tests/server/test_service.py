@@ -102,7 +102,7 @@ def _cleaned(service, connection):
     def clean():
         service.book.lease(service.now_ms(), 10, 10_000, b"j" * 16, b"w" * 16, b"r" * 16)
         service._waiting.append(connection)
-        service._ended(service.book.release(b"j" * 16 + b"w" * 16, service.now_ms()))
+        service.lease_ended(service.book.release(b"j" * 16 + b"w" * 16, service.now_ms()))
         service._due = 0.0
 
     service.ask(clean)
@@ -189,7 +189,7 @@ def test_a_turn_has_one_budget_whatever_is_asked_for_in_it(running, monkeypatch,
 
 def test_requests_that_move_nothing_have_a_budget_too(running, monkeypatch):
     answered, handled = [], []
-    real, real_turn = running.service.answer, Connection._handle
+    real, real_turn = Connection._answer, Connection._handle
 
     def counted(*arguments):
         answered.append(0)
@@ -200,7 +200,7 @@ def test_requests_that_move_nothing_have_a_budget_too(running, monkeypatch):
         real_turn(self, *arguments)
         handled.append(len(answered) - before)
 
-    monkeypatch.setattr(running.service, "answer", counted)
+    monkeypatch.setattr(Connection, "_answer", counted)
     with Raw(running.address) as raw:
         monkeypatch.setattr(Connection, "_handle", turn)
         raw.sock.sendall(b"".join(wire.request(Op.PING, number) for number in range(5000)))

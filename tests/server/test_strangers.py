@@ -14,7 +14,7 @@ import pytest
 import dsm
 from dsm import limits
 from dsm.errors import Status
-from dsm.server import service as service_module
+from dsm.server import acceptor
 from dsm.server.connection import Connection
 from dsm.server.share import Share
 from dsm.wire import leases as wire
@@ -368,7 +368,7 @@ def test_memory_that_is_being_sent_is_not_leased_again_until_its_reader_is_done_
 
 
 def test_who_does_not_shake_hands_is_closed_after_a_while(node, monkeypatch):
-    monkeypatch.setattr(service_module, "HANDSHAKE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(acceptor, "HANDSHAKE_TIMEOUT_S", 0.2)
     with dsm.Server(size="1M", node=node) as server, Raw(server.address, greet=False) as raw:
         raw.sock.sendall(b"DSM")
         begin = time.monotonic()
@@ -377,7 +377,7 @@ def test_who_does_not_shake_hands_is_closed_after_a_while(node, monkeypatch):
 
 
 def test_a_new_connection_takes_the_place_of_the_oldest_that_is_half_open(node, monkeypatch):
-    monkeypatch.setattr(service_module, "MAX_HALF_OPEN", 3)
+    monkeypatch.setattr(acceptor, "MAX_HALF_OPEN", 3)
     with dsm.Server(size="1M", node=node) as server:
         half = [Raw(server.address, greet=False) for _ in range(4)]
         assert half[0].is_closed()
@@ -392,7 +392,7 @@ def test_a_new_connection_takes_the_place_of_the_oldest_that_is_half_open(node, 
 
 
 def test_more_connections_than_a_server_takes_are_told_so(node, monkeypatch):
-    monkeypatch.setattr(service_module, "MAX_LEASE_CONNECTIONS", 2)
+    monkeypatch.setattr(acceptor, "MAX_LEASE_CONNECTIONS", 2)
     with dsm.Server(size="1M", node=node) as server, dsm.connect(server.address) as client:
         with client.clone(), pytest.raises(dsm.LimitError, match="as many connections as it takes"):
             client.clone()
