@@ -63,13 +63,26 @@ uint64_t dsm_next_mapped(struct dsm_region *region, uint64_t page, uint64_t end)
   return end;
 }
 
+/* No poison is left in [page, end), all locked by us: who gets a page sees its frame, whoever else failed on it. */
+static int uncover(struct dsm_region *region, uint64_t page, uint64_t end) {
+  int result = 0;
+  for (; page < end && result == 0; page++) {
+    uint8_t applied = load_relaxed(&region->applied[page]);
+    if (!(applied & DSM_POISONED)) continue;
+    result = dsm_uncover(region, page);
+    if (result == 0) store_relaxed(&region->applied[page], applied & (DSM_PINNED | DSM_LOCKED));
+  }
+  return result;
+}
+
 /* mprotect [page, end), all locked by us, to `level`; store what holds then and unlock.  `pin` as in
  * dsm_region_apply. */
 static int change_locked(struct dsm_region *region, uint64_t page, uint64_t end, uint8_t level, int pin) {
   int64_t before = dsm_borders(region, page, end);
   bool leased = level == DSM_READ && region->leases;
   if (leased) dsm_lease_note(region, page, end);
-  int result = dsm_protect(region, page, end - page, level);
+  int result = level != DSM_NONE && load_relaxed(&region->covered) ? uncover(region, page, end) : 0;
+  if (result == 0) result = dsm_protect(region, page, end - page, level);
   if (leased && result == 0 && dsm_lease_over(region, page, end)) { /* this thread had to wait for its processor */
     result = dsm_protect(region, page, end - page, DSM_NONE);
     if (result == 0) level = DSM_NONE;
@@ -77,9 +90,10 @@ static int change_locked(struct dsm_region *region, uint64_t page, uint64_t end,
   for (uint64_t p = page; p < end; p++) {
     uint8_t old = load_relaxed(&region->applied[p]);
     uint8_t now = result < 0 && (old & DSM_LEVEL) > level ? old & DSM_LEVEL : level;
-    uint8_t pinned = pin < 0 ? old & DSM_PINNED : pin ? DSM_PINNED : 0;
+    uint8_t kept = old & DSM_POISONED;
+    kept |= pin < 0 ? old & DSM_PINNED : pin ? DSM_PINNED : 0;
     /* The levels of all first, their locks below: borders are counted while nobody else changes them. */
-    store_relaxed(&region->applied[p], now | pinned | DSM_LOCKED);
+    store_relaxed(&region->applied[p], now | kept | DSM_LOCKED);
   }
   atomic_fetch_add(&dsm_worker.maps, dsm_borders(region, page, end) - before);
   for (uint64_t p = page; p < end; p++) dsm_page_unlock(region, p, load_relaxed(&region->applied[p]));

@@ -61,13 +61,14 @@ struct fault {
 };
 
 static void poison(const struct fault *fault, uint32_t status, uint32_t peer) {
-  dsm_poison(fault->region, fault->address, status, peer);
+  dsm_poison(fault->region, fault->address, fault->need, status, peer);
 }
 
-/* How a fault ends that was applied, or could not be. */
+/* How a fault ends that was applied, or could not be: what the kernel refused may count as applied. */
 static void finish(const struct fault *fault, enum dsm_applied applied) {
   if (applied == DSM_SHUT) poison(fault, load_relaxed(&fault->region->status), 0);
-  if (applied == DSM_EXHAUSTED) poison(fault, load_relaxed(&dsm_worker.status_limit), 0);
+  if (applied != DSM_EXHAUSTED) return;
+  dsm_poison(fault->region, fault->address, DSM_NONE, load_relaxed(&dsm_worker.status_limit), 0);
 }
 
 static void count_fault(uint32_t need, uint64_t start) {

@@ -59,6 +59,7 @@ struct dsm_region {
   _Atomic uint32_t state;  /* enum dsm_region_state */
   _Atomic uint32_t busy;   /* threads that are changing its maps now; closing waits for them */
   _Atomic uint32_t status; /* closed: what a touch ends with */
+  _Atomic uint32_t covered; /* open: how many pages are DSM_POISONED */
   _Atomic uint64_t poisoned; /* OS pages from (low half) up to (high half) are to be mended yet; 0 = none */
   _Atomic uint8_t *wanted; /* open only, as are the next two */
   _Atomic uint8_t *applied;
@@ -162,13 +163,16 @@ bool dsm_chain_dying(void);
 
 /* poison.c */
 int dsm_poison_prepare(void);
-void dsm_poison(struct dsm_region *region, uint64_t address, uint32_t status, uint32_t peer); /* SIGNAL-SAFE */
+/* SIGNAL-SAFE.  Not if the page is there by now with the level that was needed; `need` 0: also then. */
+void dsm_poison(struct dsm_region *region, uint64_t address, uint32_t need, uint32_t status, uint32_t peer);
 uint32_t dsm_open_error(uint32_t *peer); /* SIGNAL-SAFE */
 void dsm_poison_reserve(void);
 void dsm_poison_tend(void);
 void dsm_poison_forget(void);
 
-/* mend.c; SIGNAL-SAFE.  OS pages [first, end). */
+/* mend.c; SIGNAL-SAFE. */
+int dsm_uncover(struct dsm_region *region, uint64_t page); /* locked by us: inaccessible, and no poison */
+/* OS pages [first, end). */
 void dsm_mend(struct dsm_region *region, uint64_t first, uint64_t end);
 void dsm_mend_rest(void);
 

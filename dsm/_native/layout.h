@@ -42,6 +42,7 @@
 #define DSM_WRITE 3u
 #define DSM_LEVEL 3u   /* mask */
 #define DSM_MARK 0x10u /* wanted: tell the manager when a worker first uses this page */
+#define DSM_POISONED 0x20u /* applied: private memory lies over a part of the page; it goes before the page is mapped */
 #define DSM_PINNED 0x40u /* applied: keep it mapped when merging maps */
 #define DSM_LOCKED 0x80u /* applied: the page lock */
 

@@ -19,34 +19,30 @@ static void mend_later(struct dsm_region *region, uint64_t first, uint64_t end) 
   } while (!atomic_compare_exchange_weak(&region->poisoned, &old, new));
 }
 
-/* [page, end) of an open region, all locked by us: fresh inaccessible maps of the frames in place
- * of whatever is there.  mremap of a shared map with an old size of 0 makes a second map of it (mremap(2)). */
-static int restore(struct dsm_region *region, uint64_t page, uint64_t end) {
-  uint64_t offset = page << region->page_shift, bytes = (end - page) << region->page_shift;
+/* A poisoned page of an open region, locked by us: a fresh inaccessible map of its frame in place of whatever is
+ * there.  mremap of a shared map with an old size of 0 makes a second map of it (mremap(2)). */
+int dsm_uncover(struct dsm_region *region, uint64_t page) {
+  uint64_t offset = page << region->page_shift, bytes = UINT64_C(1) << region->page_shift;
   void *target = (void *)(region->address + offset);
   void *source = (void *)(region->shadow + offset);
   if (mremap(source, 0, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, target) == MAP_FAILED) return -errno;
   madvise(target, bytes, MADV_DONTFORK);
+  atomic_fetch_sub(&region->covered, 1);
   return 0;
 }
 
-static int mend_open(struct dsm_region *region, uint64_t page, uint64_t end) {
-  for (uint64_t p = page; p < end; p++) dsm_page_lock(region, p);
-  int result = restore(region, page, end);
-  for (uint64_t p = page; p < end; p++) {
-    uint8_t applied = load_relaxed(&region->applied[p]) & (uint8_t)~DSM_LOCKED;
-    if (result < 0) {
-      dsm_page_unlock(region, p, applied);
-    } else if (!(applied & DSM_PINNED) || dsm_protect(region, p, 1, applied & DSM_LEVEL) < 0) {
-      dsm_page_unlock(region, p, applied & DSM_PINNED);
-    } else {
-      dsm_page_unlock(region, p, applied);
-    }
+/* A page that was given to somebody since it was poisoned is left alone. */
+static int mend_open(struct dsm_region *region, uint64_t page) {
+  uint8_t applied = dsm_page_lock(region, page);
+  int result = applied & DSM_POISONED ? dsm_uncover(region, page) : 0;
+  if (result == 0 && applied & DSM_POISONED) {
+    applied &= DSM_PINNED | DSM_LEVEL;
+    bool stays = applied & DSM_PINNED && dsm_protect(region, page, 1, applied & DSM_LEVEL) == 0;
+    if (!stays) applied &= DSM_PINNED;
   }
+  dsm_page_unlock(region, page, applied);
   return result;
 }
-
-#define MEND_PAGES 1024
 
 static int mend_entered(struct dsm_region *region, uint32_t state, uint64_t first, uint64_t end) {
   uint64_t os_page = dsm_worker.os_page;
@@ -58,9 +54,7 @@ static int mend_entered(struct dsm_region *region, uint32_t state, uint64_t firs
   uint64_t page = first * os_page >> region->page_shift;
   uint64_t behind = ((end * os_page - 1) >> region->page_shift) + 1;
   int result = 0;
-  for (; page < behind && result == 0; page += MEND_PAGES) {
-    result = mend_open(region, page, behind - page > MEND_PAGES ? page + MEND_PAGES : behind);
-  }
+  for (; page < behind && result == 0; page++) result = mend_open(region, page);
   return result;
 }
 

@@ -65,7 +65,10 @@ static int64_t join(struct dsm_region *region, uint64_t page, uint64_t end) {
   int64_t before = dsm_borders(region, page, locked);
   bool done = dsm_protect(region, page, locked - page, DSM_NONE) == 0;
   if (done) {
-    for (uint64_t p = page; p < locked; p++) store_relaxed(&region->applied[p], DSM_NONE | DSM_LOCKED);
+    for (uint64_t p = page; p < locked; p++) {
+      uint8_t kept = load_relaxed(&region->applied[p]) & DSM_POISONED;
+      store_relaxed(&region->applied[p], DSM_NONE | kept | DSM_LOCKED);
+    }
   }
   int64_t saved = before - dsm_borders(region, page, locked);
   for (uint64_t p = page; p < locked; p++) dsm_page_unlock(region, p, load_relaxed(&region->applied[p]));

@@ -66,16 +66,33 @@ static void lock_entries(void) {
 
 static void unlock_entries(void) { store_release(&locked, 0); }
 
-/* 1 done, 0 the region has changed meanwhile, or a negative errno. */
-static int poison_run(const struct run *run, uint32_t state) {
-  struct dsm_region *region = run->region;
-  uint64_t os_page = dsm_worker.os_page, page = run->first * os_page >> region->page_shift;
-  if (!dsm_region_enter(region, state)) return 0;
-  uint8_t applied = state == DSM_OPEN ? dsm_page_lock(region, page) : 0;
-  int result = place_poison(region->address + run->first * os_page, (run->end - run->first) * os_page);
-  if (state == DSM_OPEN) dsm_page_unlock(region, page, applied);
-  dsm_region_leave(region);
+static int place_run(const struct run *run) {
+  uint64_t os_page = dsm_worker.os_page;
+  int result = place_poison(run->region->address + run->first * os_page, (run->end - run->first) * os_page);
   return result < 0 ? result : 1;
+}
+
+/* As poison_run, of an open region.  Another thread may have got the page meanwhile: its stores are not lost. */
+static int poison_page(const struct run *run, uint32_t need) {
+  struct dsm_region *region = run->region;
+  uint64_t page = run->first * dsm_worker.os_page >> region->page_shift;
+  uint8_t applied = dsm_page_lock(region, page);
+  bool came = need && (applied & need) == need && !(applied & DSM_POISONED);
+  int result = came ? 0 : place_run(run);
+  if (result == 1 && !(applied & DSM_POISONED)) {
+    atomic_fetch_add(&region->covered, 1);
+    applied |= DSM_POISONED;
+  }
+  dsm_page_unlock(region, page, applied);
+  return result;
+}
+
+/* 1 done, 0 what the fault was about has changed meanwhile, or a negative errno. */
+static int poison_run(const struct run *run, uint32_t state, uint32_t need) {
+  if (!dsm_region_enter(run->region, state)) return 0;
+  int result = state == DSM_OPEN ? poison_page(run, need) : place_run(run);
+  dsm_region_leave(run->region);
+  return result;
 }
 
 static struct entry *open_entry(uint64_t thread) {
@@ -178,7 +195,8 @@ static void tell_again(struct entry *entry) {
 }
 
 /* The thread's new error, to wait for; NULL when there is nothing to wait for. */
-static struct entry *poison_locked(struct dsm_region *region, uint64_t address, uint32_t status, uint32_t peer) {
+static struct entry *poison_locked(struct dsm_region *region, uint64_t address, uint32_t need, uint32_t status,
+                                   uint32_t peer) {
   uint64_t thread = (uint64_t)syscall(SYS_gettid);
   struct entry *entry = open_entry(thread);
   uint64_t first = (address - region->address) / dsm_worker.os_page;
@@ -190,9 +208,9 @@ static struct entry *poison_locked(struct dsm_region *region, uint64_t address, 
   }
   choose_run(&run, entry, state);
   atomic_fetch_add(&poisonings, 1);
-  int result = poison_run(&run, state);
-  if (result == -ENOMEM && dsm_spare_spend()) result = poison_run(&run, state);
-  if (result == 0) return NULL; /* closed meanwhile: likewise */
+  int result = poison_run(&run, state, need);
+  if (result == -ENOMEM && dsm_spare_spend()) result = poison_run(&run, state, need);
+  if (result == 0) return NULL; /* closed meanwhile, or the page is there: likewise */
   if (result < 0) dsm_die("dsm: a page could not be served, and there is no memory map left to say so\n");
   add_relaxed(&dsm_worker.board->poisoned, 1);
   if (entry) {
@@ -209,9 +227,9 @@ static struct entry *poison_locked(struct dsm_region *region, uint64_t address, 
   return entry;
 }
 
-void dsm_poison(struct dsm_region *region, uint64_t address, uint32_t status, uint32_t peer) {
+void dsm_poison(struct dsm_region *region, uint64_t address, uint32_t need, uint32_t status, uint32_t peer) {
   lock_entries();
-  struct entry *entry = poison_locked(region, address, status, peer);
+  struct entry *entry = poison_locked(region, address, need, status, peer);
   unlock_entries();
   if (!entry) return;
   if (dsm_tell_thread()) {
@@ -230,7 +248,7 @@ int64_t dsm_poison_mark(void) {
 int dsm_error_take(struct dsm_error *error) {
   for (uint32_t i = 0; i < ERRORS; i++) {
     uint32_t posted = POSTED;
-    if (load_relaxed(&entries[i].state) != POSTED) continue;
+    if (load_acquire(&entries[i].state) != POSTED) continue;
     *error = entries[i].error;
     if (atomic_compare_exchange_strong(&entries[i].state, &posted, TAKEN)) return 1;
   }

@@ -268,6 +268,9 @@ class Manager:
             self.board.complete(worker, slot, status, result)
         self.held = []
 
+    def do_release_first(self, status: int) -> None:
+        self.board.complete(*self.held.pop(0), status)
+
     def do_unapplied(self, worker: int, slot: int) -> bool:
         return self.board.unapplied(worker, slot)
 

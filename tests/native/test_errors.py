@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 WATCH = """
     errors = []
     def watch():
@@ -189,6 +191,81 @@ def test_touching_while_errors_are_handed_over_never_shows_zeros(run):
             assert helper.touch(r.address, 64, PAGE, 0, 8, 0, 0) == 8 * 64 * 255
     """
     )
+
+
+@pytest.mark.parametrize("shift", [12, 16])
+def test_who_gets_a_page_sees_its_frame_though_another_thread_failed_on_it(run, shift):
+    run(f"""
+    node = Node(); r = node.region(pages=8, shift={shift})
+    with running(node, silent=[3], worker={{"error_pause_ns": 0}}) as manager:
+        r.frames[:] = 1
+        address = r.address + (3 << {shift}) + (1 << {shift}) - PAGE
+        def touch():
+            found.append(helper.touch(address, 1, PAGE, 0, 1, 0, 0))
+        found, threads = [], [threading.Thread(target=touch) for _ in range(2)]
+        for count, thread in enumerate(threads, 1):
+            thread.start()
+            until(lambda: manager.held() == count)
+        manager.release_first(4)
+        until(lambda: found == [255])
+        getattr(manager, "raise")(1, 3, 1, _native.WRITE)
+        manager.release(0)
+        for thread in threads:
+            thread.join()
+        assert found == [255, 1]
+        helper.touch(address, 1, PAGE, 1, 1, 0, 0)
+        r.bytes[3 << {shift}] = 7
+        error = _native.error_take()
+        assert error.page == 3
+        _native.error_done(error)
+        assert r.applied()[3] == _native.WRITE and r.frames[3 << {shift}] == 7 and manager.log()[2:] == []
+    """)
+
+
+def test_a_page_that_came_meanwhile_is_not_poisoned(run):
+    run("""
+    node = Node(); r = node.region(pages=8)
+    with running(node, silent=[3], worker={"error_pause_ns": 0}) as manager:
+        r.frames[:] = 1
+        found = []
+        def touch():
+            found.append(helper.touch(r.address + 3 * PAGE, 1, PAGE, 0, 1, 0, 0))
+        thread = threading.Thread(target=touch)
+        thread.start()
+        until(lambda: manager.held() == 1)
+        getattr(manager, "raise")(1, 3, 1, _native.WRITE)
+        r.bytes[3 * PAGE] = 5
+        manager.release(4)
+        thread.join()
+        r.bytes[3 * PAGE + 1] = 6
+        assert found == [5] and list(r.frames[3 * PAGE : 3 * PAGE + 3]) == [5, 6, 1]
+        assert _native.error_take() is None
+    """)
+
+
+def test_poison_stays_away_when_its_page_was_taken_away_meanwhile(run):
+    run("""
+    node = Node(); r = node.region(pages=8)
+    with running(node, refuse={"3": 4}, worker={"error_pause_ns": 0, "map_limit": 32}) as manager:
+        r.frames[:] = 1
+        assert helper.touch(r.address + 3 * PAGE, 1, PAGE, 0, 1, 0, 0) == 255
+        getattr(manager, "raise")(1, 0, 8, _native.READ)
+        for level in (_native.READ, _native.NONE):
+            _native.region_apply(1, 0, 8)
+            assert (r.bytes == 1).all() and (r.applied() == _native.READ).all()
+            manager.lower(1, 0, 8, level)
+            assert (r.applied() == level).all()
+        assert helper.touch(r.address + 3 * PAGE, 1, PAGE, 0, 1, 0, 0) == 255
+        getattr(manager, "raise")(1, 4, 1, _native.READ)
+        assert r.bytes[4 * PAGE] == 1
+        manager.lower(1, 0, 8, _native.NONE)  # beside poison
+        getattr(manager, "raise")(1, 3, 1, _native.WRITE)
+        _native.region_apply(1, 3, 1)
+        assert r.bytes[3 * PAGE] == 1
+        while (error := _native.error_take()) is not None:
+            _native.error_done(error)
+        assert r.applied()[3] == _native.WRITE
+    """)
 
 
 def test_everything_closes_whoever_notices_that_the_manager_is_gone(run):
