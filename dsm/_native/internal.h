@@ -170,9 +170,12 @@ void dsm_poison_reserve(void);
 void dsm_poison_tend(void);
 void dsm_poison_forget(void);
 
-/* mend.c; SIGNAL-SAFE. */
-int dsm_uncover(struct dsm_region *region, uint64_t page); /* locked by us: inaccessible, and no poison */
-/* OS pages [first, end). */
+/* cover.c; SIGNAL-SAFE, inside enter and leave.  1 done, or a negative errno. */
+int dsm_cover(struct dsm_region *region, uint64_t first, uint64_t end); /* closed: OS pages [first, end) */
+int dsm_cover_open(struct dsm_region *region, uint64_t first, uint32_t need); /* one OS page; 0: see dsm_poison */
+int dsm_uncover(struct dsm_region *region, uint64_t page); /* locked by us: inaccessible now; 0 done */
+
+/* mend.c; SIGNAL-SAFE.  OS pages [first, end). */
 void dsm_mend(struct dsm_region *region, uint64_t first, uint64_t end);
 void dsm_mend_rest(void);
 

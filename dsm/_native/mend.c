@@ -19,18 +19,6 @@ static void mend_later(struct dsm_region *region, uint64_t first, uint64_t end) 
   } while (!atomic_compare_exchange_weak(&region->poisoned, &old, new));
 }
 
-/* A poisoned page of an open region, locked by us: a fresh inaccessible map of its frame in place of whatever is
- * there.  mremap of a shared map with an old size of 0 makes a second map of it (mremap(2)). */
-int dsm_uncover(struct dsm_region *region, uint64_t page) {
-  uint64_t offset = page << region->page_shift, bytes = UINT64_C(1) << region->page_shift;
-  void *target = (void *)(region->address + offset);
-  void *source = (void *)(region->shadow + offset);
-  if (mremap(source, 0, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, target) == MAP_FAILED) return -errno;
-  madvise(target, bytes, MADV_DONTFORK);
-  atomic_fetch_sub(&region->covered, 1);
-  return 0;
-}
-
 /* A page that was given to somebody since it was poisoned is left alone. */
 static int mend_open(struct dsm_region *region, uint64_t page) {
   uint8_t applied = dsm_page_lock(region, page);

@@ -1,10 +1,9 @@
 /* Worker side: faults that cannot be served.
  *
- * Owns poison pages (private memory, all 0xFF, so that floats read NaN) and the table of errors that wait for a
- * Python thread to raise them.  A page is mended (mend.c) when its error was handed over, not before the thread
- * has gone on.
+ * Owns where poison lies (cover.c) and the table of errors that wait for a Python thread to raise them.  A page is
+ * mended (mend.c) when its error was handed over, not before the thread has gone on.
  *
- * From place_poison down to dsm_poison everything is SIGNAL-SAFE: it runs in the handler, every signal masked, and
+ * From lock_entries down to dsm_poison everything is SIGNAL-SAFE: it runs in the handler, every signal masked, and
  * calls only system calls and dsm_tell_thread.  What follows dsm_poison is for the thread that raises errors.
  *
  * A thread that was told of its error goes on, but the error stays open until it is raised (done): until
@@ -15,8 +14,6 @@
  */
 #include "internal.h"
 
-#include <stdlib.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 
 #define ERRORS 256
@@ -48,17 +45,6 @@ static _Atomic uint32_t open_errors; /* entries that are not FREE */
 static _Atomic uint64_t poisonings; /* counted before there is poison */
 static _Atomic int locked; /* poisoning and mending, one at a time: what is in between is in no doubt */
 
-/* Complete before it is there: moved into its place, so that no thread sees it half filled. */
-static int place_poison(uint64_t address, uint64_t bytes) {
-  void *page = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (page == MAP_FAILED) return -errno;
-  memset(page, 0xff, bytes);
-  if (mremap(page, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)address) != MAP_FAILED) return 0;
-  int result = -errno;
-  munmap(page, bytes);
-  return result;
-}
-
 /* Held for some system calls, never while waiting for anybody; every signal is masked. */
 static void lock_entries(void) {
   while (atomic_exchange(&locked, 1)) dsm_pause();
@@ -66,32 +52,12 @@ static void lock_entries(void) {
 
 static void unlock_entries(void) { store_release(&locked, 0); }
 
-static int place_run(const struct run *run) {
-  uint64_t os_page = dsm_worker.os_page;
-  int result = place_poison(run->region->address + run->first * os_page, (run->end - run->first) * os_page);
-  return result < 0 ? result : 1;
-}
-
-/* As poison_run, of an open region.  Another thread may have got the page meanwhile: its stores are not lost. */
-static int poison_page(const struct run *run, uint32_t need) {
-  struct dsm_region *region = run->region;
-  uint64_t page = run->first * dsm_worker.os_page >> region->page_shift;
-  uint8_t applied = dsm_page_lock(region, page);
-  bool came = need && (applied & need) == need && !(applied & DSM_POISONED);
-  int result = came ? 0 : place_run(run);
-  if (result == 1 && !(applied & DSM_POISONED)) {
-    atomic_fetch_add(&region->covered, 1);
-    applied |= DSM_POISONED;
-  }
-  dsm_page_unlock(region, page, applied);
-  return result;
-}
-
 /* 1 done, 0 what the fault was about has changed meanwhile, or a negative errno. */
 static int poison_run(const struct run *run, uint32_t state, uint32_t need) {
-  if (!dsm_region_enter(run->region, state)) return 0;
-  int result = state == DSM_OPEN ? poison_page(run, need) : place_run(run);
-  dsm_region_leave(run->region);
+  struct dsm_region *region = run->region;
+  if (!dsm_region_enter(region, state)) return 0;
+  int result = state == DSM_OPEN ? dsm_cover_open(region, run->first, need) : dsm_cover(region, run->first, run->end);
+  dsm_region_leave(region);
   return result;
 }
 
