@@ -10,6 +10,7 @@ wait for and to die with, and the server has no children.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import fcntl
 import gc
@@ -19,15 +20,16 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from dsm.errors import LimitError
 from dsm.parent import die_with
 from dsm.testing.starting import MOST_BYTES, MOST_DESCRIPTORS
 
 
-def main(arguments: list[str]) -> int | str | None:
+def main(arguments: list[str]) -> int:
     """Serve until the starter closes; in a fork, run what was asked for."""
     control = socket.socket(fileno=int(arguments[0]))
     die_with(int(arguments[1]))
@@ -39,8 +41,19 @@ def main(arguments: list[str]) -> int | str | None:
     if command is None:
         return 0
     name, sys.argv = _module(command), command[command.index("-m") + 1 :]
-    status: int | str | None = sys.modules[name].main(sys.argv[1:])
-    return status
+    _end(sys.modules[name].main(sys.argv[1:]) or 0)
+
+
+def _end(status: int) -> NoReturn:
+    """End as an interpreter does whose program is over, but leave to the kernel what all forks share.
+
+    To take the imported modules apart copies the pages that hold them: thirty milliseconds.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as in multiprocessing's forks
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _module(command: Sequence[str]) -> str:
