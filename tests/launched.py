@@ -1,11 +1,14 @@
-"""A `dsm` command as a process of a test, with its output in files."""
+"""A `dsm` command as a process of a test, with its output in files.
+
+How long a process takes to start or to end says nothing on a busy machine: what waits for its words waits as
+long as it lives, and only a test as a whole has a deadline.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
-
-import support
+import time
 
 
 class Launched:
@@ -37,8 +40,8 @@ class Launched:
     def stderr(self):
         return self._err.read_text()
 
-    def status(self, timeout_s=20):
-        return self.process.wait(timeout_s)
+    def status(self):
+        return self.process.wait()
 
     def stop(self):
         """Kill it if it still runs; its guards do the rest."""
@@ -47,9 +50,14 @@ class Launched:
         self.process.wait(10)
 
     def wait_printed(self, text, count=1):
-        support.wait_until(
-            lambda: self.stdout.count(text) >= count, what=f"{text!r} is printed {count} times"
-        )
+        self._wait_for(lambda: self.stdout, text, count)
 
     def wait_said(self, text, count=1):
-        support.wait_until(lambda: self.stderr.count(text) >= count, what=f"{text!r} is said {count} times")
+        self._wait_for(lambda: self.stderr, text, count)
+
+    def _wait_for(self, words, text, count):
+        ended = False
+        while words().count(text) < count:
+            assert not ended, f"it ended before it said {text!r} {count} times: {self.stdout}{self.stderr}"
+            ended = self.process.poll() is not None
+            time.sleep(0.005)

@@ -16,6 +16,10 @@ _DRIVER = """
 import sys
 from dsm.launch import {verb} as verb, managers
 command = [sys.executable, {fake!r}]
+from dsm.launch import job
+for name, value in {settings!r}.items():
+    assert hasattr(job, name)
+    setattr(job, name, value)
 for module in (managers, verb, sys.modules.get("dsm.launch.job")):
     if hasattr(module, "manager_command"):
         module.manager_command = lambda: command
@@ -25,14 +29,18 @@ sys.exit(verb.main(sys.argv[1:]))
 
 @pytest.fixture
 def launch(tmp_path):
-    """Return a function that starts a verb; `program` is the text of a worker."""
+    """Return a function that starts a verb; `program` is the text of a worker.
+
+    `settings` are times of `dsm.launch.job`: with one that is longer than any test, what happens has not
+    happened because that time was over.
+    """
     started = []
 
-    def start(*arguments, program=None, verb="run", environment=None, **options):
+    def start(*arguments, program=None, verb="run", environment=None, settings=None, **options):
         words = [
             sys.executable,
             "-c",
-            _DRIVER.format(verb=verb, fake=str(FAKE_MANAGER)),
+            _DRIVER.format(verb=verb, fake=str(FAKE_MANAGER), settings=settings or {}),
             *map(str, arguments),
         ]
         if program is not None:

@@ -2,13 +2,15 @@
 
 import os
 import signal
-import time
 
 import pytest
 
 import support
 from dsm import proc
+from dsm.launch.job import ACCUSED_S, STOP_S
 
+#: Longer than a test may take.
+NEVER_S = 1000
 WAITING = """
 print("here", flush=True)
 wait()
@@ -19,6 +21,7 @@ def test_the_first_failure_stops_all_and_speaks_last(launch):
     run = launch(
         "-n",
         4,
+        settings={"STOP_S": NEVER_S},
         program="""
         if rank == 2:
             sys.stdin.read()
@@ -27,14 +30,14 @@ def test_the_first_failure_stops_all_and_speaks_last(launch):
         wait()
         """,
     )
-    started = time.monotonic()
     assert run.status() == 1
-    assert time.monotonic() - started < 5
     assert run.stderr.endswith("ValueError: the origin\n")
     assert "dsm run: rank 2 failed first, with status 1; the others were stopped." in run.stderr
 
 
-def test_workers_that_ignore_the_request_are_gone_within_two_seconds(launch):
+def test_workers_that_ignore_the_request_are_killed(launch):
+    """Within the two seconds that are promised, as far as it is the launcher that waits."""
+    assert STOP_S + ACCUSED_S < 2
     run = launch(
         "-n",
         3,
@@ -43,7 +46,6 @@ def test_workers_that_ignore_the_request_are_gone_within_two_seconds(launch):
         print("deaf", flush=True)
         signal.sigwait({signal.SIGUSR1})
         if rank == 1:
-            print("failing", time.monotonic(), flush=True)
             sys.exit(5)
         wait()
         """,
@@ -51,9 +53,6 @@ def test_workers_that_ignore_the_request_are_gone_within_two_seconds(launch):
     run.wait_printed("deaf", 3)
     run.process.send_signal(signal.SIGUSR1)
     assert run.status() == 5
-    ended = time.monotonic()
-    failed = float(run.stdout.split("failing ")[1].split()[0])
-    assert ended - failed < 2.0
     assert support.family() == []
 
 
@@ -84,6 +83,7 @@ def test_who_accuses_a_peer_is_not_the_origin(launch):
     run = launch(
         "-n",
         3,
+        settings={"ACCUSED_S": NEVER_S},
         program="""
         import atexit
         from pathlib import Path
@@ -153,6 +153,7 @@ def test_ctrl_c_reaches_every_worker(launch):
     run = launch(
         "-n",
         3,
+        settings={"INTERRUPT_S": NEVER_S},
         program="""
         try:
             print("here", flush=True)
@@ -173,6 +174,7 @@ def test_a_program_may_end_well_on_ctrl_c(launch):
     run = launch(
         "-n",
         2,
+        settings={"INTERRUPT_S": NEVER_S},
         program="""
         try:
             print("here", flush=True)
@@ -190,6 +192,7 @@ def test_ctrl_c_twice_kills(launch):
     run = launch(
         "-n",
         2,
+        settings={"INTERRUPT_S": NEVER_S, "STOP_S": NEVER_S},
         program="""
         signal.signal(signal.SIGINT, lambda *_: print("no", flush=True))
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -200,10 +203,8 @@ def test_ctrl_c_twice_kills(launch):
     run.wait_printed("here", 2)
     run.process.send_signal(signal.SIGINT)
     run.wait_printed("no", 2)
-    started = time.monotonic()
     run.process.send_signal(signal.SIGINT)
     assert run.status() == 130
-    assert time.monotonic() - started < 1.0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
