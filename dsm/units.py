@@ -9,7 +9,7 @@ import math
 import operator
 import re
 
-from dsm.errors import UsageError
+from dsm.errors import TooLargeError, UsageError
 
 _SIZES = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _DURATIONS_MS = {"ms": 1, "s": 1000, "": 1000, "m": 60_000, "h": 3_600_000}
@@ -17,6 +17,7 @@ _NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z]*)\s*")
 #: Characters of a size or duration, and bytes of a size, beyond which nobody means it.
 _MAX_TEXT = 40
 _MAX_BYTES = 2**63 - 1
+_WIRE_BITS = 64
 #: No duration is longer (30 years), so that no arithmetic with times ends.
 MAX_DURATION_MS = 10**12
 
@@ -35,6 +36,8 @@ def bytes_of(size: int | str, what: str = "size") -> int:
     ------
     UsageError
         It is neither, negative, or no whole number of bytes.
+    TooLargeError
+        It is a number that is no size on any wire.
     """
     if isinstance(size, str):
         match = _NUMBER.fullmatch(size[:_MAX_TEXT])
@@ -56,8 +59,11 @@ def bytes_of(size: int | str, what: str = "size") -> int:
         raise UsageError(
             f"{what} is {repr(size)[:_MAX_TEXT]}; pass bytes as an integer, or text as in '64K'"
         ) from None
+    shown = value if value.bit_length() <= _WIRE_BITS else f"a number of {value.bit_length()} bits"
     if value < 0:
-        raise UsageError(f"{what} is {value}; it cannot be negative")
+        raise UsageError(f"{what} is {shown}; it cannot be negative")
+    if value.bit_length() > _WIRE_BITS:
+        raise TooLargeError(f"{what} is {shown}; no memory has so many bytes")
     return value
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dsm.errors import UsageError
+from dsm.errors import TooLargeError, UsageError
 from dsm.units import MAX_DURATION_MS, bytes_of, milliseconds_of, show_bytes, show_milliseconds
 
 
@@ -43,6 +43,7 @@ def test_sizes(text, size):
         "9" * 30 + ".5",
         "8388608T",
         -1,
+        -(1 << 70),
         1.5,
         None,
         True,
@@ -55,6 +56,13 @@ def test_sizes(text, size):
 def test_what_is_no_size(text):
     with pytest.raises(UsageError, match="size"):
         bytes_of(text)
+
+
+def test_no_size_is_longer_than_a_word():
+    assert bytes_of(2**64 - 1) == 2**64 - 1
+    for size in (2**64, 1 << 50_000):
+        with pytest.raises(TooLargeError, match="size"):
+            bytes_of(size)
 
 
 @pytest.mark.parametrize(

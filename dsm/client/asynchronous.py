@@ -20,7 +20,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from dsm.client import calls
-from dsm.client.connection import REPEATABLE, Buffer
+from dsm.client.connection import REPEATABLE
+from dsm.client.contents import Buffer, fixed
 from dsm.client.lease import Handle, contiguous
 from dsm.client.options import Secret, checked_timeout, server_address, server_secret
 from dsm.errors import (
@@ -52,11 +53,6 @@ Answer = tuple[bytes, int, int]
 
 class _SilentError(ConnectionError):
     """The server said nothing and took nothing for the timeout."""
-
-
-def _is_fixed(data: Buffer) -> bool:
-    """Whether these bytes cannot change."""
-    return isinstance(data, memoryview) and isinstance(data.obj, bytes)
 
 
 class _Call:
@@ -239,16 +235,19 @@ class _Protocol(asyncio.BufferedProtocol):
         """Send a request, when there is room; return the future of its reply."""
         if self.over:
             raise _another(self.lost or ConnectionResetError("the connection was closed"))
-        number = self._number = (self._number + 1) & 0xFFFFFFFF
-        future: asyncio.Future[Answer] = self._loop.create_future()
-        self._calls.append(_Call((op, number), most, future))
+        # All that may raise comes first: half a request would take the next one for its data.  The transport
+        # may keep what it is given longer than the caller waits for the reply: it can be cancelled.
+        contents = fixed(data)
+        number = (self._number + 1) & 0xFFFFFFFF
         header = wire.request(op, number, payload=len(data), offset=offset, count=count, token=token)
-        if len(data) > _BUFFER_BYTES:
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        self._number = number
+        self._calls.append(_Call((op, number), most, future))
+        if len(contents) > _BUFFER_BYTES:
             self._write(header)
-            # The transport may keep them longer than the caller waits for the reply: it can be cancelled.
-            self._write(data if isinstance(data, bytes) or _is_fixed(data) else bytes(data))
+            self._write(contents)
         else:
-            self._write(header + data)
+            self._write(header + contents)
         return future
 
     def give_up(self) -> None:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
+from dsm.client.contents import Buffer, fixed, send_all
 from dsm.errors import ClosedError, DSMError, NodeLostError, UsageError, WaitTimeoutError, WireError
 from dsm.limits import MAX_LEASE_ERROR_BYTES
 from dsm.wire import leases as wire
@@ -46,7 +47,6 @@ _pack = REQUEST.pack
 _unpack = REPLY.unpack_from
 
 T = TypeVar("T")
-Buffer = bytes | bytearray | memoryview
 #: Op, token, offset, count and data of a request.
 Asked = tuple[int, bytes, int, int, Buffer]
 
@@ -282,6 +282,8 @@ class Connection:
         if count > _AT_ONCE:
             self.ask(Op.SET, token=token, offset=offset, count=count, data=data)
             return
+        if type(data) is not bytes:
+            data = fixed(data)  # what is the matter with a page of it is raised before anything is sent
         self._check_turn()
         with self.lock:
             again = False
@@ -396,7 +398,7 @@ class Connection:
             sock.sendall(header)
             return
         sock.sendall(header, socket.MSG_MORE)
-        sock.sendall(data)
+        send_all(sock, data)
 
     def _receive(self, sock: socket.socket, most: int) -> bytes:
         """Return the first bytes of a reply."""

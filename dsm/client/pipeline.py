@@ -13,7 +13,8 @@ from dsm.errors import DSMError, UsageError
 from dsm.wire.leases import Op
 
 if TYPE_CHECKING:
-    from dsm.client.connection import Buffer, Connection
+    from dsm.client.connection import Connection
+    from dsm.client.contents import Buffer
 
 T = TypeVar("T")
 
@@ -70,6 +71,7 @@ class Pipeline:
 
     def get(self, lease: RemoteLease, offset: int = 0, n: int | None = None) -> Result[bytes]:
         """Ask for bytes, as `RemoteLease.get`."""
+        _check(lease)
         if type(offset) is not int or type(n) is not int or offset < 0 or n < 0 or offset + n > lease._nbytes:
             offset, n = lease._range(offset, n)
         result: Result[bytes] = Result()
@@ -79,6 +81,7 @@ class Pipeline:
 
     def set(self, lease: RemoteLease, data: Buffer, offset: int = 0) -> Result[None]:
         """Write bytes, as `RemoteLease.set`; they must not change before the block ends."""
+        _check(lease)
         if type(data) is not bytes:
             data = contiguous(data)
         offset, _ = lease._range(offset, len(data))
@@ -153,3 +156,11 @@ class Pipeline:
     ) -> None:
         if kind is None:
             self.execute()
+
+
+def _check(lease: Any) -> None:
+    if type(lease) is not RemoteLease:
+        raise UsageError(
+            f"lease is {type(lease).__name__}; pass what client.lease() or client.open() returned: tokens, "
+            "also those of mapped leases, are opened first"
+        )

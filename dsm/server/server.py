@@ -82,6 +82,8 @@ class Server:
                 f"listen is {listen!r}: others can reach that, and there is no secret; pass secret= "
                 "(`dsm serve --secret-file F`), or listen on 127.0.0.1"
             )
+        if node is not None:
+            _check_node(node)
         self._node = node
         self._thread: threading.Thread | None = None
         self._service: Service | None = None
@@ -230,6 +232,13 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _check_node(node: object) -> None:
+    from dsm.worker.node import Node
+
+    if not isinstance(node, Node):
+        raise UsageError(f"node is {type(node).__name__}; pass what dsm.attach() returned")
 
 
 def _bind(host: str, port: int, open_to_all: bool) -> list[socket.socket]:

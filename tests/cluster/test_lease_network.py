@@ -1,5 +1,6 @@
 """Leases over the network and mapped ones are the same leases: a server's become the cluster's, and back."""
 
+import asyncio
 import contextlib
 import signal
 import threading
@@ -353,6 +354,37 @@ def test_a_server_keeps_few_leases_of_the_cluster_mapped(cluster, client, other)
     wait_until(lambda: serving.call(leases_mapped) == (0, 0, 0), 10)
     with pytest.raises(dsm.LeaseExpiredError):
         serving.call(mine, 2)
+
+
+def _fill(node, value):
+    node.array("pages", 3 << 20, "u1")[:] = value
+
+
+def _send(node, address, how):
+    """Set a lease of the network to an array whose pages are on another node."""
+    pages = node.array("pages", 3 << 20, "u1")
+    if how == "asyncio":
+
+        async def send():
+            async with await dsm.connect_async(address) as client, await client.lease("3M", "60s") as lease:
+                await lease.set(pages)
+                return await lease.get()
+
+        return set(asyncio.run(send()))
+    with dsm.connect(address) as client, client.lease("3M", "60s") as lease:
+        if how == "pipeline":
+            with client.pipeline() as pipeline:
+                pipeline.set(lease, pages)
+        else:
+            lease.set(pages[:100_000])
+            lease.set(pages[100_000:], 100_000)
+        return set(lease.get())
+
+
+@pytest.mark.parametrize("how", ["threads", "pipeline", "asyncio"])
+def test_pages_that_are_on_another_node_are_sent(cluster, other, how):
+    cluster.workers[2].call(_fill, 7)
+    assert other.call(_send, cluster.address, how) == {7}
 
 
 def test_a_lease_that_was_given_away_still_ends_in_time(client, other):

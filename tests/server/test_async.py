@@ -47,6 +47,28 @@ def test_bytes_of_every_size_come_back(server, count):
     _run(server, work)
 
 
+def test_what_cannot_be_asked_disturbs_no_other_request(server, node):
+    """The memory of a mapped lease that has ended raises while its bytes are copied for the request."""
+    ended = node.lease("1M", "60s")
+    array = ended.array()
+    ended.release()
+
+    async def work(client):
+        async with await client.lease("1M", "60s") as lease, await client.lease("1K", "60s") as other:
+            for size in (1000, 1 << 20):
+                innocent = asyncio.create_task(other.set(b"innocent"))
+                with pytest.raises(dsm.LeaseExpiredError):
+                    await lease.set(array[:size])
+                for wrong in (2**63, 2**64):
+                    with pytest.raises(dsm.TooLargeError):
+                        await client.lease(wrong, 1)
+                await innocent
+                assert await other.get(0, 8) == b"innocent"
+            assert await lease.get() == bytes(1 << 20)
+
+    _run(server, work)
+
+
 def test_a_cancelled_request_takes_nothing_from_the_others(server):
     async def work(client):
         async with await client.lease("8M", 60) as lease:

@@ -150,8 +150,9 @@ def test_bytes_that_are_not_the_leases_are_refused(client, offset, n):
 def test_what_cannot_be_leased_is_refused(client, nbytes, duration, words):
     with pytest.raises(dsm.UsageError, match=words):
         client.lease(nbytes, duration)
-    with pytest.raises(dsm.TooLargeError):
-        client.lease(1 << 63, 60)
+    for size in (1 << 63, 1 << 64, 1 << 100_000):
+        with pytest.raises(dsm.TooLargeError):
+            client.lease(size, 60)
 
 
 def test_a_list_shows_the_soonest_end_first_and_no_keys(client):
@@ -183,6 +184,28 @@ def test_figures_are_true(client):
     after = client.figures()
     assert (after["released"], after["used"]) == (before["released"] + 1, 0)
     assert after["peak_used"] >= 5000
+
+
+@pytest.mark.parametrize("size", [1000, 1 << 20])
+def test_memory_that_has_ended_is_not_sent(node, client, size):
+    ended = node.lease("1M", "60s")
+    array = ended.array()
+    ended.release()
+    with client.lease("1M", "60s") as lease:
+        with pytest.raises(dsm.LeaseExpiredError), client.pipeline() as pipeline:
+            pipeline.set(lease, array[:size])
+        with pytest.raises(dsm.LeaseExpiredError):
+            lease.set(array[:size])
+        assert lease.get() == bytes(1 << 20)
+
+
+@pytest.mark.parametrize("what", ["0" * 32, None, 7])
+def test_a_pipeline_takes_leases_of_clients_only(client, what):
+    with client.pipeline() as pipeline:
+        with pytest.raises(dsm.UsageError, match=r"client\.open"):
+            pipeline.get(what)
+        with pytest.raises(dsm.UsageError, match=r"client\.open"):
+            pipeline.set(what, b"")
 
 
 def test_a_pipeline_brings_answers_in_order_and_its_first_error(client):
@@ -368,6 +391,7 @@ def test_a_server_says_its_figures_in_process(server, client):
         ({"listen": "127.0.0.1:70000"}, "HOST:PORT"),
         ({"size": 0}, "size is 0"),
         ({"size": "1Q"}, "size is '1Q'"),
+        ({"node": "host:1"}, "node is str"),
         ({"secret": "short"}, "at least 16 are needed"),
         ({"secret": 32}, "is a int; pass text or bytes"),
     ],
