@@ -5,9 +5,12 @@ Owns nothing but the map; knows neither nodes nor the shim, and needs no numpy.
 =================  ==================================================================================
 `sync`             `connect`, `LeaseClient`: a call returns with its answer
 `asynchronous`     `connect_async`, `AsyncLeaseClient`: the same to await
-`lease`            `RemoteLease`, the handle
+`protocol`         its connection, with many requests under way
+`lease`            `RemoteLease`, the handle; `async_lease`: `AsyncRemoteLease`
 `pipeline`         many requests in one round trip
 `connection`       one socket: the handshake, requests and replies, what happens when it breaks
+`exchange`         several requests on one socket at once
+`failures`         what a socket's errors become
 `calls`            what is asked and how it is understood, for both kinds
 `expiry`           the thread that tells of leases that have ended
 `options`          address, secret and timeout from arguments and environment

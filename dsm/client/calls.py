@@ -16,6 +16,9 @@ from dsm.wire.leases import KEYS
 if TYPE_CHECKING:
     import uuid
 
+#: Bytes to be written.
+Buffer = bytes | bytearray | memoryview
+
 #: Rows of one question for the list of leases.
 ROWS_AT_ONCE = MAX_LEASE_ROWS
 #: Bytes that an answer with rows, and one with figures, may have.

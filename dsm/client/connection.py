@@ -17,8 +17,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
-from dsm.client.contents import Buffer, fixed, send_all
-from dsm.errors import ClosedError, DSMError, NodeLostError, UsageError, WaitTimeoutError, WireError
+from dsm.client import failures
+from dsm.client.calls import Buffer
+from dsm.client.contents import fixed, send_all
+from dsm.client.exchange import Asked, exchange
+from dsm.errors import DSMError, NodeLostError, UsageError, WireError
 from dsm.limits import MAX_LEASE_ERROR_BYTES
 from dsm.wire import leases as wire
 from dsm.wire.address import show_address
@@ -33,13 +36,8 @@ _SPIN_NS: Final = 50_000
 _REST: Final = 32
 #: A connection that was not used for this long is looked at before it is trusted with a request.
 _IDLE_NS: Final = 1_000_000_000
-#: What may be asked twice: it changes nothing, or the second time changes nothing more.
-REPEATABLE: Final = frozenset((Op.GET, Op.SET, Op.RENEW, Op.INFO, Op.LIST, Op.FIGURES, Op.PING))
-
 #: How long `close` waits for who is in a call; a thread that connects sees it later, and keeps nothing.
 _CLOSE_S: Final = 1.0
-#: So much fits into a socket whose other end does not read.
-_SURE_BYTES: Final = 8 * 1024
 
 _GET: Final = int(Op.GET)
 _SET: Final = int(Op.SET)
@@ -47,65 +45,6 @@ _pack = REQUEST.pack
 _unpack = REPLY.unpack_from
 
 T = TypeVar("T")
-#: Op, token, offset, count and data of a request.
-Asked = tuple[int, bytes, int, int, Buffer]
-
-
-class Answers:
-    """The replies to several GETs and SETs, as they arrive.
-
-    Parameters
-    ----------
-    asked
-        The requests.
-    first
-        Number of the first.
-    nbytes
-        Bytes of all replies when all goes well.
-    """
-
-    def __init__(self, asked: Sequence[Asked], first: int, nbytes: int) -> None:
-        self._asked = asked
-        self._first = first
-        self._buffer = memoryview(bytearray(nbytes + MAX_LEASE_ERROR_BYTES))
-        self._filled = 0
-        #: What each brought: bytes, None, or its error.
-        self.found: list[Any] = []
-
-    @property
-    def complete(self) -> bool:
-        """Whether every request has its answer."""
-        return len(self.found) == len(self._asked)
-
-    @property
-    def room(self) -> memoryview:
-        """Where the next bytes go."""
-        return self._buffer[self._filled :]
-
-    def take(self, got: int) -> None:
-        """Cut replies out of what has arrived."""
-        end = self._filled + got
-        buffer, found, asked = self._buffer, self.found, self._asked
-        position = 0
-        while end - position >= REPLY_BYTES and len(found) < len(asked):
-            op, status, zero, number, payload, _, _ = _unpack(buffer, position)
-            sent, _, _, count, _ = asked[len(found)]
-            most = count if sent == _GET else 0
-            if op != sent or status or zero or payload != most:
-                wire.check_reply((sent, number), op, status, zero, number, payload, most)
-            if number != (self._first + len(found)) & 0xFFFFFFFF:
-                raise WireError("the server's replies do not come in the order of the requests")
-            after = position + REPLY_BYTES + payload
-            if after > end:
-                break
-            if status:
-                found.append(wire.error_of(status, bytes(buffer[position + REPLY_BYTES : after])))
-            else:
-                found.append(bytes(buffer[position + REPLY_BYTES : after]) if sent == _GET else None)
-            position = after
-        if position:
-            buffer[: end - position] = bytes(buffer[position:end])
-        self._filled = end - position
 
 
 class Connection:
@@ -144,15 +83,8 @@ class Connection:
         where = show_address(*self.address)
         try:
             sock = socket.create_connection(self.address, self.timeout)
-        except TimeoutError:
-            raise WaitTimeoutError(f"no lease server answers at {where} within {self.timeout} s") from None
-        except OSError as error:
-            raise NodeLostError(
-                f"no lease server answers at {where}: {error.strerror or error}; start one with `dsm serve`, "
-                "or check the address"
-            ) from None
-        except ValueError as error:  # also of names that are none in the domain name system
-            raise UsageError(f"{where} is no address: {error}; write HOST:PORT") from None
+        except (OSError, ValueError) as error:
+            raise failures.not_reached(where, error, self.timeout) from None
         self._sock = sock  # so that `close` finds it
         try:
             self._check_open()
@@ -172,7 +104,7 @@ class Connection:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ClosedError("this lease client was closed; connect again")
+            raise failures.closed()
 
     def _check_turn(self) -> None:
         """Refuse a call in the middle of another one of the same thread: it would wait for itself."""
@@ -195,8 +127,8 @@ class Connection:
                     )
                 if out := handshake.feed(data):
                     sock.sendall(out)
-        except TimeoutError:
-            raise WaitTimeoutError(f"no lease server answers at {where} within {self.timeout} s") from None
+        except TimeoutError as error:
+            raise failures.not_reached(where, error, self.timeout) from None
         except DSMError as error:
             raise type(error)(f"{where}: {error}") from None
         except OSError as error:
@@ -328,7 +260,13 @@ class Connection:
 
     def exchange(self, asked: Sequence[Asked]) -> list[Any]:
         """Send several GETs and SETs at once; return what each brings: bytes, None, or its error."""
-        return self._do(Op.GET, lambda sock: self._exchange(sock, asked))
+
+        def once(sock: socket.socket) -> list[Any]:
+            first = self._number + 1
+            self._number += len(asked)
+            return exchange(sock, asked, first, self.timeout)
+
+        return self._do(Op.GET, once)
 
     def _do(self, op: Op, once: Callable[[socket.socket], T]) -> T:
         """Return what one try brings, or a second one where that may be (`get` and `set` do this inline)."""
@@ -343,52 +281,6 @@ class Connection:
                     if not self._broken(error, op, again):
                         raise
                     again = True
-
-    def _exchange(self, sock: socket.socket, asked: Sequence[Asked]) -> list[Any]:
-        first = self._number + 1
-        self._number += len(asked)
-        parts: list[Buffer] = []
-        back = 0
-        for number, (op, token, offset, count, data) in enumerate(asked, first):
-            back += REPLY_BYTES
-            if op == _SET:
-                parts.append(_pack(op, 0, 0, number & 0xFFFFFFFF, count, offset, count, token))
-                parts.append(data)
-            else:
-                parts.append(_pack(op, 0, 0, number & 0xFFFFFFFF, 0, offset, count, token))
-                back += count
-        out = b"".join(parts)
-        answers = Answers(asked, first, back)
-        if min(len(out), back) <= _SURE_BYTES:
-            sock.sendall(out)
-        else:
-            self._send_and_receive(sock, memoryview(out), answers)
-        while not answers.complete:
-            got = sock.recv_into(answers.room)
-            if not got:
-                raise ConnectionResetError("the server closed the connection")
-            answers.take(got)
-        return answers.found
-
-    def _send_and_receive(self, sock: socket.socket, out: memoryview, answers: Answers) -> None:
-        """Send while replies come: neither side may wait for the other with a full socket."""
-        poll = select.poll()
-        poll.register(sock, select.POLLIN | select.POLLOUT)
-        wait = None if self.timeout is None else self.timeout * 1000
-        while out:
-            ready = poll.poll(wait)
-            if not ready:
-                raise BlockingIOError("no reply and no room")
-            events = ready[0][1]
-            if answers.complete:
-                raise WireError("the server answered what it was not asked yet; the connection is closed")
-            if events & ~select.POLLOUT:
-                got = sock.recv_into(answers.room)
-                if not got:
-                    raise ConnectionResetError("the server closed the connection")
-                answers.take(got)
-            if events & select.POLLOUT:
-                out = out[sock.send(out, socket.MSG_DONTWAIT) :]
 
     # -- steps -------------------------------------------------------------------------------------------
 
@@ -472,20 +364,12 @@ class Connection:
             return False
         where = show_address(*self.address)
         if self._closed:
-            raise ClosedError("this lease client was closed while it waited for the server") from None
+            raise failures.closed_meanwhile() from None
         if isinstance(error, BlockingIOError):
-            raise WaitTimeoutError(
-                f"the lease server at {where} did not answer {op.name} within {self.timeout} s; it may have "
-                "done it all the same"
-            ) from None
-        if op in REPEATABLE and not again:
+            raise failures.silent(where, op, self.timeout) from None
+        if op in failures.REPEATABLE and not again:
             return True
-        reason = error.strerror or error
-        raise NodeLostError(
-            f"the connection to the lease server at {where} broke in {op.name}: {reason}; it may "
-            f"have done it "
-            "all the same"
-        ) from None
+        raise failures.broken(where, op, error) from None
 
 
 def _timeval(seconds: float | None) -> bytes:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import socket
 
-Buffer = bytes | bytearray | memoryview
+from dsm.client.calls import Buffer
+
 #: Bytes that are copied at once.  `memcpy` goes from the first to the last up to there; of more it reads
 #: several pages in turn, which no read-ahead of faults follows.
 _PIECE_BYTES = 256 * 1024

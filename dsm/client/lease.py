@@ -18,7 +18,7 @@ from dsm.units import milliseconds_of
 if TYPE_CHECKING:
     import uuid
 
-    from dsm.client.contents import Buffer
+    from dsm.client.calls import Buffer
     from dsm.client.sync import LeaseClient
 
 

@@ -13,8 +13,9 @@ from dsm.errors import DSMError, UsageError
 from dsm.wire.leases import Op
 
 if TYPE_CHECKING:
+    from dsm.client.calls import Buffer
     from dsm.client.connection import Connection
-    from dsm.client.contents import Buffer
+    from dsm.client.exchange import Asked
 
 T = TypeVar("T")
 
@@ -66,7 +67,7 @@ class Pipeline:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         #: Op, token, offset, count, data; and who gets the answer.
-        self._asked: list[tuple[int, bytes, int, int, Any]] = []
+        self._asked: list[Asked] = []
         self._results: list[Result[Any]] = []
 
     def get(self, lease: RemoteLease, offset: int = 0, n: int | None = None) -> Result[bytes]:
@@ -127,7 +128,7 @@ class Pipeline:
         if first is not None:
             raise first
 
-    def _exchange(self, asked: list[tuple[int, bytes, int, int, Any]], results: list[Result[Any]]) -> None:
+    def _exchange(self, asked: list[Asked], results: list[Result[Any]]) -> None:
         connection = self._connection
         if len(asked) == 1:
             op, token, offset, count, data = asked[0]

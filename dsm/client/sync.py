@@ -13,12 +13,12 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from dsm.client import calls
+from dsm.client import calls, failures
 from dsm.client.connection import Connection
 from dsm.client.lease import RemoteLease
 from dsm.client.options import Secret, checked_timeout, server_address, server_secret
 from dsm.client.pipeline import Pipeline
-from dsm.errors import ClosedError, UsageError
+from dsm.errors import UsageError
 from dsm.units import bytes_of, milliseconds_of
 from dsm.wire import leases as wire
 from dsm.wire.address import show_address
@@ -213,7 +213,7 @@ class LeaseClient:
             raise UsageError(f"callback is a {type(callback).__name__}; pass a function of one argument")
         with self._mutex:
             if self.closed:
-                raise ClosedError("this lease client was closed; connect again")
+                raise failures.closed()
             if self._watcher is None:
                 mine = self._connection
                 self._watcher = Watcher(Connection(mine.address, mine.secret, mine.timeout))

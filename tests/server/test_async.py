@@ -11,7 +11,7 @@ import time
 import pytest
 
 import dsm
-from dsm.client.asynchronous import _Protocol
+from dsm.client.protocol import Protocol
 from dsm.wire import leases as wire
 from leasing import Raw
 from support import wait_until
@@ -457,7 +457,7 @@ def test_bytes_of_a_set_that_was_cancelled_are_not_looked_at_any_more():
             return False
 
     async def main():
-        protocol = _Protocol(None, asyncio.get_running_loop())
+        protocol = Protocol(None, asyncio.get_running_loop())
         protocol._transport = Transport()
         data = bytearray(b"a") * 100_000
         protocol.ask(wire.Op.SET, bytes(32), 0, len(data), memoryview(data), 0)
