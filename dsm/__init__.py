@@ -69,7 +69,8 @@ if TYPE_CHECKING:
     from dsm.worker.heap import Heap
     from dsm.worker.heapstatistics import HeapStatistics, PoolStatistics
     from dsm.worker.layouts import ArrayInfo
-    from dsm.worker.lease import Lease, LeaseInfo, LeaseRef
+    from dsm.worker.lease import Lease
+    from dsm.worker.leaseref import LeaseInfo, LeaseRef
     from dsm.worker.node import Node
     from dsm.worker.ranges import Pin
     from dsm.worker.reference import ArrayRef, ref
@@ -90,8 +91,8 @@ _HOMES = {
     "attach": "dsm.worker.attach",
     "ArrayInfo": "dsm.worker.layouts",
     "Lease": "dsm.worker.lease",
-    "LeaseInfo": "dsm.worker.lease",
-    "LeaseRef": "dsm.worker.lease",
+    "LeaseInfo": "dsm.worker.leaseref",
+    "LeaseRef": "dsm.worker.leaseref",
     "Block": "dsm.worker.block",
     "BlockRef": "dsm.worker.block",
     "Heap": "dsm.worker.heap",

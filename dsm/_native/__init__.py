@@ -390,12 +390,12 @@ def region_find(address: int) -> tuple[int, int] | None:
     return (region[0], offset[0]) if lib.dsm_region_find(address, region, offset) else None
 
 
-def poison_mark() -> int:
-    """Return a number that stays the same as long as no page of this process is poisoned; -1: one may be.
+def region_mark(address: int) -> int:
+    """Return a number that stays the same while the region there is open and no page of it is poisoned; else -1.
 
-    What was read between two calls that returned the same number, not -1, is what the regions held.
+    What was read between two calls that returned the same number, not -1, is what the region held.
     """
-    return int(lib.dsm_poison_mark())
+    return int(lib.dsm_region_mark(address))
 
 
 def error_take() -> PageError | None:

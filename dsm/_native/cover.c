@@ -28,13 +28,30 @@ int dsm_cover_open(struct dsm_region *region, uint64_t first, uint32_t need) {
   uint64_t page = first * dsm_worker.os_page >> region->page_shift;
   uint8_t applied = dsm_page_lock(region, page);
   bool poisoned = applied & DSM_POISONED, came = need && (applied & need) == need;
-  int result = came && !poisoned ? 0 : dsm_cover(region, first, first + 1);
-  if (result == 1 && !poisoned) {
-    atomic_fetch_add(&region->covered, 1);
-    applied |= DSM_POISONED;
+  int result = 0;
+  if (!came || poisoned) {
+    /* Both counts are told before there is poison: see dsm_region_mark. */
+    atomic_fetch_add(&region->covered, !poisoned);
+    atomic_fetch_add(&region->coverings, 1);
+    result = dsm_cover(region, first, first + 1);
+    if (result == 1) {
+      applied |= DSM_POISONED;
+    } else {
+      atomic_fetch_sub(&region->covered, !poisoned);
+    }
   }
   dsm_page_unlock(region, page, applied);
   return result;
+}
+
+/* Whoever reads poison between two calls reads it behind both counts.  Either the first call sees a page covered, or
+ * the second another number of coverings. */
+int64_t dsm_region_mark(uint64_t address) {
+  struct dsm_region *region = dsm_registry_find(address);
+  if (!region) return -1;
+  uint64_t coverings = load_ordered(&region->coverings);
+  if (load_ordered(&region->covered) || load_ordered(&region->state) != DSM_OPEN) return -1;
+  return (int64_t)coverings;
 }
 
 /* A fresh map of the page's frame in place of whatever is there.  mremap of a shared map with an old size of 0 makes a

@@ -59,7 +59,8 @@ struct dsm_region {
   _Atomic uint32_t state;  /* enum dsm_region_state */
   _Atomic uint32_t busy;   /* threads that are changing its maps now; closing waits for them */
   _Atomic uint32_t status; /* closed: what a touch ends with */
-  _Atomic uint32_t covered; /* open: how many pages are DSM_POISONED */
+  _Atomic uint32_t covered; /* open: how many pages are, or are about to be, DSM_POISONED */
+  _Atomic uint64_t coverings; /* how often one was covered */
   _Atomic uint64_t poisoned; /* OS pages from (low half) up to (high half) are to be mended yet; 0 = none */
   _Atomic uint8_t *wanted; /* open only, as are the next two */
   _Atomic uint8_t *applied;

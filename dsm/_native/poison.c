@@ -42,7 +42,6 @@ struct entry {
 
 static struct entry entries[ERRORS];
 static _Atomic uint32_t open_errors; /* entries that are not FREE */
-static _Atomic uint64_t poisonings; /* counted before there is poison */
 static _Atomic int locked; /* poisoning and mending, one at a time: what is in between is in no doubt */
 
 /* Held for some system calls, never while waiting for anybody; every signal is masked. */
@@ -173,7 +172,6 @@ static struct entry *poison_locked(struct dsm_region *region, uint64_t address, 
     return NULL;
   }
   choose_run(&run, entry, state);
-  atomic_fetch_add(&poisonings, 1);
   int result = poison_run(&run, state, need);
   if (result == -ENOMEM && dsm_spare_spend()) result = poison_run(&run, state, need);
   if (result == 0) return NULL; /* closed meanwhile, or the page is there: likewise */
@@ -203,12 +201,6 @@ void dsm_poison(struct dsm_region *region, uint64_t address, uint32_t need, uint
   } else {
     wait_told(entry);
   }
-}
-
-/* Between the count and the entry that stays open as long as there is poison, the lock is held. */
-int64_t dsm_poison_mark(void) {
-  uint64_t count = load_ordered(&poisonings);
-  return load_ordered(&locked) || load_ordered(&open_errors) ? -1 : (int64_t)count;
 }
 
 int dsm_error_take(struct dsm_error *error) {

@@ -169,9 +169,9 @@ int dsm_region_close(uint32_t region);
 int dsm_region_apply(uint32_t region, uint64_t page, uint64_t count, int pin);
 /* 1 with *region and *offset when `address` lies in one of our regions (open or closed), else 0. */
 int dsm_region_find(uint64_t address, uint32_t *region, uint64_t *offset);
-/* -1 while any page may be poisoned.  The same number twice: nothing was poisoned from the first call to the second,
- * in no thread, so that what was read in between is what regions held. */
-int64_t dsm_poison_mark(void);
+/* -1 while a page of the region that has `address` may be poisoned, or it is closed.  The same other number twice: what
+ * was read in between, by any thread, is what the region held. */
+int64_t dsm_region_mark(uint64_t address);
 
 /* A fault that ended in an error, for the Python thread to raise. */
 struct dsm_error {

@@ -14,9 +14,10 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from dsm.callbacks import checked_callback
 from dsm.client.calls import Buffer
 from dsm.client.lease import Handle, contiguous
-from dsm.errors import ClosedError, DSMError, PeerError, UnknownLeaseError, UsageError
+from dsm.errors import ClosedError, DSMError, PeerError, UnknownLeaseError
 from dsm.log import logger
 from dsm.units import milliseconds_of
 from dsm.wire import leases as wire
@@ -53,13 +54,13 @@ class AsyncRemoteLease(Handle):
         """Write bytes; as `dsm.RemoteLease.set`.  They must not change before it returns."""
         view = contiguous(data)
         first, count = self._range(offset, len(view))
-        self._check_writable("set()")
+        self._need_write_key("written to")
         await self._client._ask(Op.SET, token=self._shown, offset=first, count=count, data=view)
 
     async def renew(self, duration: float | str) -> None:
         """Let the lease end `duration` from now: seconds, or text as in ``"60s"``."""
         milliseconds = milliseconds_of(duration)
-        self._check_writable("renew()")
+        self._need_write_key("renewed")
         asked = time.monotonic()
         await self._client._ask(Op.RENEW, token=self._shown, offset=milliseconds)
         self._lasts(milliseconds, asked)
@@ -67,7 +68,7 @@ class AsyncRemoteLease(Handle):
 
     async def release(self) -> None:
         """End the lease now; its memory is zeroed and can be leased again."""
-        self._check_writable("release()")
+        self._need_write_key("released")
         await self._client._ask(Op.RELEASE, token=self._shown)
         self._deadline = -math.inf
         self._changed.set()
@@ -77,8 +78,7 @@ class AsyncRemoteLease(Handle):
 
         As `dsm.RemoteLease.on_expiry`; what the callback returns is awaited if it can be.
         """
-        if not callable(callback):
-            raise UsageError(f"callback is a {type(callback).__name__}; pass a function of one argument")
+        checked_callback(callback)
         self._client._check_open()
         task = asyncio.get_running_loop().create_task(self._wait_expiry(callback))
         self._client._watchers.add(task)

@@ -1,7 +1,7 @@
 """Who wants to know when a lease ends is told by a thread of the client.
 
-Owns that thread and its own connection: before it tells anybody it asks the server, because others may have
-renewed the lease.  Both are there only while somebody waits.
+Owns that thread and its own connection: before anybody is told (`dsm.callbacks`) it asks the server, because
+others may have renewed the lease.  Both are there only while somebody waits.
 """
 
 from __future__ import annotations
@@ -10,18 +10,15 @@ import heapq
 import math
 import threading
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from dsm.callbacks import Callback, Callbacks
 from dsm.errors import ClosedError, DSMError, UnknownLeaseError
-from dsm.log import logger
 from dsm.wire.leases import ROW, Op
 
 if TYPE_CHECKING:
     from dsm.client.connection import Connection
     from dsm.client.lease import RemoteLease
-
-    Callback = Callable[[RemoteLease], object]
 
 #: A server that does not answer is asked again, about any lease, after this time.
 _AGAIN_S = 1.0
@@ -51,9 +48,9 @@ class Watcher:
         self._count = 0
         self._silent_until = -math.inf
         self._closed = False
-        #: The thread, while somebody waits; and whether it is in somebody's callback.
+        #: The thread, while somebody waits.
         self._thread: threading.Thread | None = None
-        self._telling = False
+        self._callbacks = Callbacks("dsm-expiry-callbacks")
 
     def add(self, lease: RemoteLease, callback: Callback) -> None:
         """Call `callback` when `lease` has ended."""
@@ -83,10 +80,11 @@ class Watcher:
         with self._changed:
             self._closed = True
             self._queue.clear()
-            thread = None if self._telling else self._thread
+            thread = self._thread
             self._changed.notify()
+        self._callbacks.close()
         self._connection.close()
-        if thread is not None:
+        if thread is not None and thread is not threading.current_thread():
             thread.join(_CLOSE_S)
 
     def forget(self) -> None:
@@ -101,7 +99,7 @@ class Watcher:
         while (due := self._next()) is not None:
             lease, callback = due
             if self._has_ended(lease):
-                self._tell(lease, callback)
+                self._callbacks.call(callback, lease)
             else:
                 with self._changed:
                     if not self._closed:
@@ -140,15 +138,3 @@ class Watcher:
         if lease._deadline != -math.inf:
             lease._lasts(remaining, asked)
         return False
-
-    def _tell(self, lease: RemoteLease, callback: Callback) -> None:
-        with self._changed:
-            if self._closed:
-                return
-            self._telling = True
-        try:
-            callback(lease)
-        except BaseException:  # also of `sys.exit`: others wait, too
-            logger.exception("what was to be called at the end of %r failed", lease)
-        with self._changed:
-            self._telling = False

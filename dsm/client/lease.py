@@ -11,8 +11,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from dsm.errors import NotPermittedError, UsageError
-from dsm.memory.token import token_of
+from dsm.errors import UsageError
+from dsm.memory.handle import LeaseHandle
 from dsm.units import milliseconds_of
 
 if TYPE_CHECKING:
@@ -22,18 +22,15 @@ if TYPE_CHECKING:
     from dsm.client.sync import LeaseClient
 
 
-class Handle:
-    """What a handle knows of its lease, however it is reached."""
+class Handle(LeaseHandle):
+    """What a client's handle knows: also how long the lease lasts, by what was told last."""
 
     def __init__(
         self, identity: bytes, key: bytes | None, read_key: bytes | None, nbytes: int, remaining_ms: int
     ) -> None:
-        self._id = identity
-        self._key = key
-        self._read_key = read_key
-        self._nbytes = nbytes
+        super().__init__(identity, key, read_key, nbytes)
         #: Id and the best key, as requests show them.
-        self._shown = identity + (key or read_key or bytes(16))
+        self._shown = identity + self._best_key
         self._deadline = 0.0
         self._lasts(remaining_ms)
 
@@ -49,64 +46,9 @@ class Handle:
         return uuid.UUID(bytes=self._id)
 
     @property
-    def key(self) -> bytes | None:
-        """The key that allows to write, renew and release; None when this handle has only the other one."""
-        return self._key
-
-    @property
-    def read_key(self) -> bytes | None:
-        """The key that allows to read; None when the handle was opened with the other one."""
-        return self._read_key
-
-    @property
-    def token(self) -> str | None:
-        """Id and write key as one text, for who may write; None without that key."""
-        return None if self._key is None else token_of(self._id, self._key)
-
-    @property
-    def read_token(self) -> str | None:
-        """Id and read key, for who may only read; None without that key."""
-        return None if self._read_key is None else token_of(self._id, self._read_key)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes, as they were asked for."""
-        return self._nbytes
-
-    @property
-    def writable(self) -> bool:
-        """Whether this handle may write, renew and release."""
-        return self._key is not None
-
-    @property
     def expires_in(self) -> float:
         """Seconds until the lease ends, as far as this handle knows; 0 when it has ended."""
         return max(0.0, self._deadline - time.monotonic())
-
-    @property
-    def expired(self) -> bool:
-        """Whether it has ended, as far as this handle knows."""
-        return self.expires_in == 0.0
-
-    def _range(self, offset: Any, count: Any) -> tuple[int, int]:
-        """Return the bytes that are meant; None as a count: all behind the offset."""
-        whole = count is None
-        try:
-            first = offset.__index__()
-            number = self._nbytes - first if whole else count.__index__()
-        except AttributeError:
-            first = number = -1
-        if first < 0 or number < 0 or first + number > self._nbytes:
-            raise UsageError(
-                f"{'all bytes' if whole else f'{count!r} bytes'} at offset {offset!r} do not lie in {self!r}"
-            )
-        return first, number
-
-    def _check_writable(self, what: str) -> None:
-        if self._key is None:
-            raise NotPermittedError(
-                f"{what} needs the write key of the lease, and this handle has the one for reading"
-            )
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id}: {self._nbytes} bytes, {self.expires_in:.1f} s left>"
@@ -171,13 +113,13 @@ class RemoteLease(Handle):
         if type(offset) is not int or offset < 0 or offset + len(data) > self._nbytes:
             offset, _ = self._range(offset, len(data))
         if self._key is None:
-            self._check_writable("set()")
+            self._need_write_key("written to")
         self._set(self._shown, offset, data)
 
     def renew(self, duration: float | str) -> None:
         """Let the lease end `duration` from now: seconds, or text as in ``"60s"``."""
         milliseconds = milliseconds_of(duration)
-        self._check_writable("renew()")
+        self._need_write_key("renewed")
         asked = time.monotonic()
         self._client._renew(self._shown, milliseconds)
         self._lasts(milliseconds, asked)
@@ -185,7 +127,7 @@ class RemoteLease(Handle):
 
     def release(self) -> None:
         """End the lease now; its memory is zeroed and can be leased again."""
-        self._check_writable("release()")
+        self._need_write_key("released")
         self._client._release(self._shown)
         self._deadline = -math.inf
         self._client._timed(self)

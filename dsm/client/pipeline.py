@@ -86,7 +86,7 @@ class Pipeline:
         if type(data) is not bytes:
             data = contiguous(data)
         offset, _ = lease._range(offset, len(data))
-        lease._check_writable("set()")
+        lease._need_write_key("written to")
         result: Result[None] = Result()
         self._asked.append((_SET, lease._shown, offset, len(data), data))
         self._results.append(result)

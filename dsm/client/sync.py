@@ -13,12 +13,12 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from dsm.callbacks import checked_callback
 from dsm.client import calls, failures
 from dsm.client.connection import Connection
 from dsm.client.lease import RemoteLease
 from dsm.client.options import Secret, checked_timeout, server_address, server_secret
 from dsm.client.pipeline import Pipeline
-from dsm.errors import UsageError
 from dsm.units import bytes_of, milliseconds_of
 from dsm.wire import leases as wire
 from dsm.wire.address import show_address
@@ -209,8 +209,7 @@ class LeaseClient:
     def _watch(self, lease: RemoteLease, callback: Callable[[RemoteLease], object]) -> None:
         from dsm.client.expiry import Watcher
 
-        if not callable(callback):
-            raise UsageError(f"callback is a {type(callback).__name__}; pass a function of one argument")
+        checked_callback(callback)
         with self._mutex:
             if self.closed:
                 raise failures.closed()

@@ -1,4 +1,4 @@
-"""`Lease`: memory for a time, mapped by this process; what describes it, and what refers to it.
+"""`Lease`: memory for a time, mapped by this process.
 
 Owns what a holder can do with a lease.  Who has which until when is the coordinator's to say: this process
 counts down what it was told, never too slowly, and asks when that has passed.
@@ -10,19 +10,20 @@ import contextlib
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from dsm import _native, units
-from dsm.errors import ClosedError, LeaseExpiredError, NotPermittedError, UsageError
-from dsm.memory.token import KEY_BYTES, parse_token, token_of
+from dsm import units
+from dsm.callbacks import checked_callback
+from dsm.errors import ClosedError, LeaseExpiredError, UsageError
+from dsm.memory.handle import LeaseHandle
 from dsm.wire import control, leasing
 from dsm.worker import layouts
 from dsm.worker.leasebook import Held
+from dsm.worker.leaseref import LeaseRef, open_reference
 from dsm.worker.regions import LEASE_IS_OVER, Region
 
 if TYPE_CHECKING:
@@ -31,35 +32,6 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 #: Copies of more bytes bring the pages first, all at once.
 _BULK_BYTES = 64 * 1024
-
-
-@dataclass(frozen=True)
-class LeaseInfo:
-    """A mapped lease, as `Node.leases` lists it; keys are not shown.
-
-    Attributes
-    ----------
-    id
-        As `Lease.id`.
-    nbytes
-        Its size, as it was asked for.
-    expires_in, age
-        Seconds that it lasts at least, and since it began to be mapped memory.
-    node
-        The node that it was taken on: its pages are lost with that one.
-    region
-        Number of its region.
-    heap
-        Name of the heap that it counts for, or None.
-    """
-
-    id: uuid.UUID
-    nbytes: int
-    expires_in: float
-    age: float
-    node: int
-    region: int
-    heap: str | None
 
 
 class _ReadOnly:
@@ -74,7 +46,7 @@ class _ReadOnly:
         return {**self._region.__array_interface__, "data": (address, True)}
 
 
-class Lease:
+class Lease(LeaseHandle):
     """Memory of the cluster for a time; made by `Node.lease` and `Node.open_lease`.
 
     Every lease has whole pages of its own, which are zero in the beginning and no other lease ever gets.
@@ -102,13 +74,11 @@ class Lease:
         write_key: bytes | None,
         read_key: bytes | None,
     ) -> None:
+        super().__init__(identity, write_key, read_key, region.size)
         self._node = node
         self._region = region
         self._held = held
         self.id = uuid.UUID(bytes=identity)
-        self.nbytes = region.size
-        self.key = write_key
-        self.read_key = read_key
         self._memory: np.ndarray[Any, Any] = np.asarray(
             region if write_key is not None else _ReadOnly(region)
         )
@@ -116,40 +86,23 @@ class Lease:
     # -- what it is --------------------------------------------------------------------------------------
 
     @property
-    def writable(self) -> bool:
-        """Whether it was opened with its write key."""
-        return self.key is not None
-
-    @property
-    def token(self) -> str | None:
-        """Text with id and write key, for who may write; None without that key."""
-        return None if self.key is None else token_of(self.id.bytes, self.key)
-
-    @property
-    def read_token(self) -> str | None:
-        """Text with id and read key, for who may only read; None without that key."""
-        return None if self.read_key is None else token_of(self.id.bytes, self.read_key)
-
-    @property
-    def expired(self) -> bool:
-        """Whether it has ended: it ran out, or somebody released it."""
-        return self.expires_in == 0.0
-
-    @property
     def expires_in(self) -> float:
         """Seconds that it lasts at least; 0.0 when it has ended.
 
         Counts down here from what the coordinator said last.  Only when that has passed it is asked again:
-        another process may have renewed the lease.  One that has shortened it is noticed when it ends.
+        another process may have renewed the lease.  One that has shortened it is noticed when it ends, or
+        by the first access that is too late, of whatever thread.
         """
+        sure = self._held.sure
         while not self._held.ended:
             left = self._held.remaining_ns
-            if left > 0:
+            if sure and left > 0:
                 return left / 1e9
             try:
                 self._ask()
             except LeaseExpiredError:
                 break
+            sure = True
         return 0.0
 
     # -- memory ------------------------------------------------------------------------------------------
@@ -222,9 +175,9 @@ class Lease:
         LeaseExpiredError
             The lease has ended: what was read after the end that was known here is not returned.
         """
-        low, high = self._range(offset, n)
+        first, count = self._range(offset, n)
         self._check()
-        return self._guarded(low, high, False, lambda part: part.tobytes())
+        return self._guarded(first, count, False, lambda part: part.tobytes())
 
     def set(self, data: Any, offset: int = 0) -> None:
         """Write bytes.
@@ -252,48 +205,39 @@ class Lease:
                 f"data of type {type(data).__name__} cannot be written to a lease ({error}); "
                 "pass bytes, or a contiguous array"
             ) from None
-        low, high = self._range(offset, len(source))
+        first, count = self._range(offset, len(source))
         self._check()
         self._need_write_key("written to")
 
         def write(part: np.ndarray[Any, Any]) -> None:
             part[:] = source
 
-        self._guarded(low, high, True, write)
+        self._guarded(first, count, True, write)
 
-    def _range(self, offset: int, n: int | None) -> tuple[int, int]:
-        advice = f"pass a number from 0 to {self.nbytes}, the bytes of the lease"
-        low = layouts.number(offset, "offset", advice)
-        count = max(0, self.nbytes - low) if n is None else layouts.number(n, "n", advice)
-        if low < 0 or count < 0 or low + count > self.nbytes:
-            raise UsageError(
-                f"{count} bytes at offset {low} do not lie in {self!r}; it has {self.nbytes} bytes"
-            )
-        return low, low + count
-
-    def _guarded(self, low: int, high: int, write: bool, use: Callable[[np.ndarray[Any, Any]], R]) -> R:
+    def _guarded(self, first: int, count: int, write: bool, use: Callable[[np.ndarray[Any, Any]], R]) -> R:
         """Use a part of the memory, and make sure that the lease had not ended then.
 
         Another thread may have been told of the end: it got poison in place of the page, and so did this one,
-        without a fault.  While there may be poison the coordinator says whether the lease has ended; if not,
-        the poison was of another region, or of another error, and the use is repeated.
+        without a fault.  If the lease has not ended after all, the poison was of another error: the pages are
+        brought, and the use is repeated.
         """
-        part = self._memory[low:high]
+        part = self._memory[first : first + count]
+        bring = count > _BULK_BYTES
         while True:
-            mark = _native.poison_mark()
+            mark = self._held.mark
             try:
-                if high - low > _BULK_BYTES:
+                if bring:
                     self._node.prefetch(part, write)
                 result = use(part)
                 self._node.check()
             except (ClosedError, UsageError):
                 self._check()
                 raise
-            if self._held.ended or self._held.remaining_ns <= 0:
+            if not self._held.sure:
                 self._check()
-            if mark >= 0 and mark == _native.poison_mark():
+            if 0 <= mark == self._held.mark:
                 return result
-            self._ask()
+            bring = True
 
     # -- time --------------------------------------------------------------------------------------------
 
@@ -355,15 +299,14 @@ class Lease:
         UsageError
             It cannot be called.
         """
-        if not callable(callback):
-            raise UsageError(f"callback is {layouts.shown(callback)}; pass a function of one argument")
+        checked_callback(callback)
         self._node._leases.on_end(self._held, callback, self)
 
     def _told(self, question: leasing.RenewLease | leasing.AskLease) -> None:
         """Ask the coordinator, and note what it says about the time that is left."""
-        asked_ns = time.monotonic_ns()
+        asked_ns, mark = time.monotonic_ns(), self._held.mark
         answer = self._call(question, leasing.LeaseTime)
-        self._held.told(answer.remaining_ns, asked_ns)
+        self._held.told(answer.remaining_ns, asked_ns, mark)
 
     def _call(self, question: leasing.Request, expect: type[R]) -> R:
         """Ask the coordinator; when it says that the lease has ended, it has ended here, too."""
@@ -374,13 +317,7 @@ class Lease:
             raise
 
     def _ask(self) -> None:
-        self._told(leasing.AskLease(self.id.bytes, self._best_key()))
-
-    def _best_key(self) -> bytes:
-        """Return the key that allows most of those that this handle has."""
-        key = self.key if self.key is not None else self.read_key
-        assert key is not None
-        return key
+        self._told(leasing.AskLease(self.id.bytes, self._best_key))
 
     # -- checks ------------------------------------------------------------------------------------------
 
@@ -390,15 +327,8 @@ class Lease:
             raise LeaseExpiredError(f"lease {self.id} {LEASE_IS_OVER}")
         if self._node.closed:
             raise ClosedError(f"{self!r} cannot be used: this process has closed its node; attach again")
-        if self._held.remaining_ns <= 0:
+        if not self._held.sure:
             self._ask()
-
-    def _need_write_key(self, done: str) -> None:
-        if self.key is None:
-            raise NotPermittedError(
-                f"lease {self.id} cannot be {done}: it was opened with its read key; open it with its token "
-                "(Lease.token), not its read token"
-            )
 
     # -- protocols ---------------------------------------------------------------------------------------
 
@@ -420,81 +350,7 @@ class Lease:
         return f"<dsm.Lease {self.id}: {self.nbytes} bytes{access}{over}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open, (self._reference(),)
+        return open_reference, (self._reference(),)
 
     def _reference(self) -> LeaseRef:
-        return LeaseRef(self._node.cluster, self.id, self._best_key())
-
-
-@dataclass(frozen=True)
-class LeaseRef:
-    """A reference to a lease, with the key that it was opened with; made by `ref`.
-
-    Attributes
-    ----------
-    cluster
-        Identity of the cluster.
-    id
-        As `Lease.id`.
-    key
-        The capability; whoever has the reference has it.
-    """
-
-    cluster: str
-    id: uuid.UUID
-    key: bytes = field(repr=False)
-
-    def lease(self) -> Lease:
-        """Open the lease in this process, which attaches if it has not yet.
-
-        Raises
-        ------
-        UsageError
-            This process is attached to another cluster.
-        LeaseExpiredError
-            The lease has ended.
-        """
-        from dsm.worker.attach import attach_to
-
-        node = attach_to(self.cluster, "the reference is to a lease")
-        return node.open_lease(self.id, self.key)
-
-
-def _open(reference: LeaseRef) -> Lease:
-    return reference.lease()
-
-
-def identity_of(what: Any, key: Any) -> tuple[bytes, bytes]:
-    """Return id and key of a lease, from a token, or from an id and a key.
-
-    Raises
-    ------
-    UsageError
-        They are neither.
-    """
-    if key is None:
-        if isinstance(what, str):
-            return parse_token(what)
-        raise UsageError(
-            f"{layouts.shown(what)} is no token of a lease; pass Lease.token, or an id and a key"
-        )
-    if isinstance(what, uuid.UUID):
-        identity = what.bytes
-    elif isinstance(what, bytes) and len(what) == KEY_BYTES:
-        identity = what
-    else:
-        try:
-            identity = uuid.UUID(what).bytes
-        except (ValueError, TypeError, AttributeError):
-            given = what.partition(".")[0] if isinstance(what, str) else what  # behind the dot may be a key
-            raise UsageError(
-                f"{layouts.shown(given)} is no id of a lease; pass Lease.id, or a token alone"
-            ) from None
-    if isinstance(key, str):
-        try:
-            key = bytes.fromhex(key)
-        except ValueError:
-            key = b""
-    if not isinstance(key, bytes) or len(key) != KEY_BYTES:
-        raise UsageError(f"the key is no key of a lease; pass Lease.key or Lease.read_key, {KEY_BYTES} bytes")
-    return identity, key
+        return LeaseRef(self._node.cluster, self.id, self._best_key)

@@ -14,8 +14,9 @@ import numpy as np
 
 from dsm.errors import UsageError
 from dsm.worker.block import Block, BlockRef
-from dsm.worker.lease import Lease, LeaseRef
+from dsm.worker.lease import Lease
 from dsm.worker.leasebook import Held
+from dsm.worker.leaseref import LeaseRef
 from dsm.worker.node import Node
 from dsm.worker.ranges import expired, region_of
 

@@ -179,6 +179,7 @@ def test_which_keys_a_handle_has(node, lease):
         (1.0, 1),
         (0, "1"),
         (True, 1),
+        pytest.param(10**5000, 1, id="huge"),
     ],
 )
 def test_get_stays_inside(lease, offset, n):

@@ -347,13 +347,37 @@ def _wrong_gets(node, threads):
     return len(wrong)
 
 
-def test_get_returns_no_byte_that_another_thread_was_given_in_place_of_the_page(cluster):
+def _wrong_sums(node, threads):
+    """How often threads that sum a lease of ones until it has ended got another sum of one that goes on."""
+    lease = kept["lease"]
+    array = lease.array()
+    wrong = []
+
+    def read():
+        with contextlib.suppress(dsm.LeaseExpiredError):
+            while True:
+                total = int(array.sum())
+                if lease.expired:
+                    return
+                if total != lease.nbytes:
+                    wrong.append(total)
+
+    readers = [threading.Thread(target=read) for _ in range(threads)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    return len(wrong)
+
+
+@pytest.mark.parametrize("wrong", [_wrong_gets, _wrong_sums])
+def test_what_another_thread_was_given_in_place_of_a_page_is_noticed(cluster, wrong):
     here, there = cluster.workers[0], cluster.workers[2]
     for _ in range(20):
         token, _ = here.call(take, 4096, LONG_S)
         here.call(put, b"\1" * 4096)
         there.call(open_it, token)
-        reading = here.start(_wrong_gets, 8)
+        reading = here.start(wrong, 8)
         there.call(release)
         assert reading.result() == 0
 

@@ -85,16 +85,18 @@ def test_without_a_watcher_the_pause_is_bounded_and_more_poison_is_free(run):
 
 def test_the_mark_tells_whether_what_was_read_may_be_poison(run):
     run("""
-        node = Node(); r = node.region(pages=8); other = node.region(pages=8, number=2)
-        with running(node, worker={"error_pause_ns": 0}) as manager:
-            mark = _native.poison_mark()
-            other.bytes[:] = 1
-            assert mark >= 0 and _native.poison_mark() == mark
-            _native.region_close(1)
-            assert _native.poison_mark() == mark  # nobody has touched it yet
-            assert r.bytes[0] == 255 and _native.poison_mark() == -1
+        node = Node(); r = node.region(pages=8); other = node.region(pages=4, number=2)
+        with running(node, worker={"error_pause_ns": 0}, refuse={"5": 4}):
+            def marks():
+                return [_native.region_mark(each.address + 5000) for each in (r, other)]
+            assert marks() == [0, 0] and _native.region_mark(4096) == -1
+            r.bytes[: 4 * PAGE] = 1
+            assert marks() == [0, 0]
+            assert r.bytes[5 * PAGE] == 255 and marks() == [-1, 0]
             _native.error_done(_native.error_take())
-            assert _native.poison_mark() > mark
+            assert marks() == [1, 0]  # something was poisoned meanwhile
+            _native.region_close(2)
+            assert marks() == [1, -1]
     """)
 
 

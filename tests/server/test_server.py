@@ -127,8 +127,10 @@ def test_full_and_too_large_are_different(client):
 
 
 @pytest.mark.parametrize(
-    ("offset", "n"), [(-1, 1), (0, 101), (101, None), (1 << 63, 1), (0, -1), (0, 1 << 70), ("0", 1), (0, 1.5)]
-)
+    ("offset", "n"),
+    [(-1, 1), (0, 101), (101, None), (1 << 63, 1), (0, -1), (0, 1 << 70), ("0", 1), (0, 1.5),
+     pytest.param(0, 10**5000, id="huge"), (True, 1)],
+)  # fmt: skip
 def test_bytes_that_are_not_the_leases_are_refused(client, offset, n):
     with client.lease(100, 60) as lease, pytest.raises(dsm.UsageError, match="do not lie in"):
         lease.get(offset, n)

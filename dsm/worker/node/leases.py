@@ -18,8 +18,9 @@ from dsm.memory.leases import digest, show_id
 from dsm.memory.token import ID_BYTES, KEY_BYTES, random_id
 from dsm.wire import leasing
 from dsm.worker import layouts
-from dsm.worker.lease import Lease, LeaseInfo, identity_of
+from dsm.worker.lease import Lease
 from dsm.worker.leasebook import Held
+from dsm.worker.leaseref import LeaseInfo, identity_of
 from dsm.worker.node.parts import Part
 
 
@@ -150,8 +151,8 @@ class Leases(Part):
         found: list[Held] = []
 
         def arrived(opened: leasing.LeaseOpened) -> None:
-            held = book.mapped(opened.region.region, show_id(identity))
-            held.told(opened.remaining_ns, asked_ns)
+            held = book.mapped(opened.region.region, show_id(identity), opened.region.address)
+            held.told(opened.remaining_ns, asked_ns, held.mark)
             if opened.writable:
                 held.write_key = key
             held.read_key = held.read_key or (read_key if opened.writable else key)
