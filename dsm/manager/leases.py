@@ -26,7 +26,8 @@ from dsm.errors import (
 from dsm.limits import LEASE_RELEASE_WAIT_S, MAX_CONTROL_BYTES, MAX_REGION_BYTES
 from dsm.log import logger
 from dsm.manager.demands import Demands, Worker
-from dsm.memory.leases import LeaseRecord, LeaseTable, show_id
+from dsm.memory.leases import LeaseRecord, LeaseTable
+from dsm.memory.token import show_id
 from dsm.types import Region, RegionOptions
 from dsm.units import show_bytes
 from dsm.wire import control, leasing

@@ -26,7 +26,7 @@ from dsm.manager.gathering import Gathering
 from dsm.manager.link import Link
 from dsm.manager.pager import SLOT_BITS
 from dsm.manager.session import Session
-from dsm.memory.leases import show_id
+from dsm.memory.token import show_id
 from dsm.proc import process_state
 from dsm.sync.reply import Description, Party
 from dsm.wire import control

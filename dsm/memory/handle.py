@@ -10,8 +10,7 @@ import operator
 from typing import Any
 
 from dsm.errors import NotPermittedError, UsageError
-from dsm.memory.leases import show_id
-from dsm.memory.token import token_of
+from dsm.memory.token import show_id, token_of
 
 
 class LeaseHandle:

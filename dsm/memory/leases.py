@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dsm.errors import InternalError, LeaseExpiredError, NotPermittedError, UnknownLeaseError, UsageError
-from dsm.memory.token import ID_BYTES, KEY_BYTES
+from dsm.memory.token import ID_BYTES, KEY_BYTES, show_id
 from dsm.units import MAX_DURATION_MS, show_milliseconds
 
 DIGEST_BYTES = 32
@@ -63,14 +63,6 @@ class LeaseRecord:
 def digest(key: bytes) -> bytes:
     """Return what is kept of a key."""
     return hashlib.sha256(key).digest()
-
-
-def show_id(identity: bytes) -> str:
-    """Return an id as messages show it: a UUID with dashes, or the hexadecimal digits of what is none."""
-    text = identity.hex()
-    if len(identity) != ID_BYTES:
-        return text or "of no bytes"
-    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
 
 
 class LeaseTable:

@@ -19,6 +19,14 @@ def random_id(random: bytes) -> bytes:
     return random[:6] + bytes((random[6] & 0x0F | 0x40, random[7], random[8] & 0x3F | 0x80)) + random[9:]
 
 
+def show_id(identity: bytes) -> str:
+    """Return an id as messages show it: a UUID with dashes, or the hexadecimal digits of what is none."""
+    text = identity.hex()
+    if len(identity) != ID_BYTES:
+        return text or "of no bytes"
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+
+
 def token_of(identity: bytes, key: bytes) -> str:
     """Return the token of a lease and a key."""
     return f"{identity.hex()}.{key.hex()}"

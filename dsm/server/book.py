@@ -11,8 +11,9 @@ from collections import deque
 
 from dsm.errors import FullError, NotPermittedError, TooLargeError, UnknownLeaseError
 from dsm.limits import MAX_SERVER_LEASES, OS_PAGE_BYTES
-from dsm.memory.leases import LeaseRecord, LeaseTable, show_id
+from dsm.memory.leases import LeaseRecord, LeaseTable
 from dsm.memory.pool import Pool
+from dsm.memory.token import show_id
 from dsm.units import show_bytes
 from dsm.wire.leases import ID_BYTES, Row
 

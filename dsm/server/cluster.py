@@ -30,7 +30,7 @@ from dsm.errors import (
 )
 from dsm.limits import LEASE_LINGER_S, MAX_FOREIGN_LEASES, MAX_FOREIGN_TRANSFER_BYTES
 from dsm.log import logger
-from dsm.memory.leases import show_id
+from dsm.memory.token import show_id
 from dsm.server.book import MovingError, unknown_lease
 from dsm.wire import leases as wire
 from dsm.wire.leases import ID_BYTES, ROW, Op, Row

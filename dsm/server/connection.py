@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,15 +17,14 @@ import numpy as np
 from dsm.errors import DSMError, UnknownLeaseError, UsageError, WireError, status_of
 from dsm.limits import LEASE_COPY_BYTES, MAX_LEASE_UNREAD_BYTES
 from dsm.log import logger
-from dsm.memory.leases import show_id
-from dsm.memory.token import random_id
+from dsm.memory.token import random_id, show_id
 from dsm.server.book import CleaningError, MovingError
 from dsm.server.channel import Channel
 from dsm.server.cluster import check_foreign
 from dsm.server.upload import Upload, ran_out
 from dsm.wire import leases as wire
 from dsm.wire.lease_handshake import Server as Handshake
-from dsm.wire.leases import KEYS, REPLY, REQUEST, REQUEST_BYTES, Op, Request
+from dsm.wire.leases import KEYS, REPLY, REQUEST, REQUEST_BYTES, Op
 
 if TYPE_CHECKING:
     from dsm.server.book import Holding
@@ -38,6 +38,20 @@ _GET = int(Op.GET)
 _SET = int(Op.SET)
 _unpack = REQUEST.unpack_from
 _pack = REPLY.pack
+
+
+@dataclass(slots=True)
+class Request:
+    """A request's header, as `REQUEST` unpacks it."""
+
+    op: int
+    flags: int
+    zero: int
+    number: int
+    payload: int
+    offset: int
+    count: int
+    token: bytes
 
 
 class Connection(Channel):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from dsm.errors import DSMError, LeaseExpiredError
 from dsm.limits import LEASE_TURN_BYTES
-from dsm.memory.leases import show_id
+from dsm.memory.token import show_id
 
 if TYPE_CHECKING:
     from dsm.server.book import Holding

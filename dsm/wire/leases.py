@@ -31,7 +31,6 @@ PING                                                      a: the protocol's vers
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, NamedTuple
 
@@ -58,20 +57,6 @@ NO_TOKEN: Final = bytes(TOKEN_BYTES)
 KEYS: Final = struct.Struct("<16s16s16s")
 #: A count that stands for all bytes behind the offset.
 TO_THE_END: Final = 2**64 - 1
-
-
-@dataclass(slots=True)
-class Request:
-    """A request's header, as `REQUEST` unpacks it."""
-
-    op: int
-    flags: int
-    zero: int
-    number: int
-    payload: int
-    offset: int
-    count: int
-    token: bytes
 
 
 class Op(IntEnum):

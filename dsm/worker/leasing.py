@@ -21,7 +21,7 @@ from dsm.errors import (
     status_of,
 )
 from dsm.log import logger
-from dsm.memory.leases import show_id
+from dsm.memory.token import show_id
 from dsm.wire import control, leasing
 from dsm.wire.leasing import Demand
 from dsm.worker.session import Session

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from dsm.errors import LeaseExpiredError, NotPermittedError, UnknownLeaseError, UsageError
-from dsm.memory.leases import LeaseTable, digest, show_id
+from dsm.memory.leases import LeaseTable, digest
+from dsm.memory.token import show_id
 from dsm.units import MAX_DURATION_MS
 
 

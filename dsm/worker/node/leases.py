@@ -14,8 +14,8 @@ from typing import Any
 from dsm import units
 from dsm.errors import TooLargeError, UsageError
 from dsm.limits import MAX_REGION_BYTES
-from dsm.memory.leases import digest, show_id
-from dsm.memory.token import ID_BYTES, KEY_BYTES, random_id
+from dsm.memory.leases import digest
+from dsm.memory.token import ID_BYTES, KEY_BYTES, random_id, show_id
 from dsm.wire import leasing
 from dsm.worker import layouts
 from dsm.worker.lease import Lease
