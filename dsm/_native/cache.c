@@ -104,41 +104,40 @@ int dsm_cache_put(struct dsm_cache *cache, uint64_t address, uint64_t nbytes, ui
   return kept;
 }
 
-/* Returns how many found room: those from there on are to be given back.  A batch that was put here before is not
- * put here again: its caller may have been interrupted. */
-uint32_t dsm_cache_fill(struct dsm_cache *cache, uint32_t cls, const uint64_t *addresses, uint32_t n, uint64_t number) {
+/* All of a batch or nothing: 0, there is no room for it.  One that was put here before is not put here again: its caller
+ * may have been interrupted. */
+int dsm_cache_fill(struct dsm_cache *cache, uint32_t cls, const uint64_t *addresses, uint32_t n, uint64_t number) {
   if (cls >= cache->classes) return 0;
   lock(cache);
   _Atomic uint64_t *filled = &cache->words[cache->classes + FILLED];
-  if (number <= load_relaxed(filled)) {
-    unlock(cache);
-    return n;
-  }
+  int there = number <= load_relaxed(filled);
   uint64_t top = load_relaxed(&cache->words[cls]);
-  uint64_t room = cache->limit[cls] + cache->batch[cls] - top;
-  if (n > room) n = (uint32_t)room;
-  for (uint32_t at = 0; at < n; at++) store_relaxed(&cache->words[top + 1 + at], addresses[at]);
-  store_release(&cache->words[cls], top + n);
-  store_release(filled, number);
+  if (!there && n <= cache->limit[cls] + cache->batch[cls] - top) {
+    for (uint32_t at = 0; at < n; at++) store_relaxed(&cache->words[top + 1 + at], addresses[at]);
+    store_release(&cache->words[cls], top + n);
+    store_release(filled, number);
+    there = 1;
+  }
   unlock(cache);
-  return n;
+  return there;
 }
 
-/* Moves a batch to the outbox; returns how many objects, which are in `addresses`, too. */
-uint32_t dsm_cache_surplus(struct dsm_cache *cache, uint32_t cls, uint64_t number, uint64_t *addresses) {
+/* Moves a batch to the outbox, unless another one is on its way; returns how many objects.  The number is given here:
+ * two callers of which one interrupts the other would give it twice, and the manager takes each number once. */
+uint32_t dsm_cache_surplus(struct dsm_cache *cache, uint32_t cls) {
   if (cls >= cache->classes) return 0;
   lock(cache);
   _Atomic uint64_t *leaving = &cache->words[cache->classes + LEAVING];
+  uint64_t before = load_relaxed(leaving);
   uint64_t top = load_relaxed(&cache->words[cls]);
   uint32_t n = cache->batch[cls];
   if (n > top - cache->bottom[cls]) n = (uint32_t)(top - cache->bottom[cls]);
-  if (load_relaxed(leaving) & 0xFFFF) n = 0; /* another batch is on its way */
+  if (before & 0xFFFF) n = 0;
   if (n) {
     for (uint32_t at = 0; at < n; at++) {
-      addresses[at] = load_relaxed(&cache->words[top - at]);
-      store_relaxed(&cache->words[cache->classes + OUTBOX + at], addresses[at]);
+      store_relaxed(&cache->words[cache->classes + OUTBOX + at], load_relaxed(&cache->words[top - at]));
     }
-    store_release(leaving, number << 16 | n);
+    store_release(leaving, ((before >> 16) + 1) << 16 | n);
     store_release(&cache->words[cls], top - n);
   }
   unlock(cache);
@@ -163,11 +162,12 @@ void dsm_cache_count(struct dsm_cache *cache, uint64_t allocated, uint64_t freed
 }
 
 /* As `dsm.memory.rings.Ring.put`: one call, so that no signal handler in Python comes between its steps. */
-int dsm_ring_put(uint64_t *ring, uint32_t slots, uint64_t entry) {
+int dsm_ring_put(uint64_t *ring, uint32_t slots, uint64_t place, uint64_t nbytes) {
   _Atomic uint64_t *words = (_Atomic uint64_t *)ring;
   uint64_t at = load_relaxed(&words[1]);
   if (at - load_acquire(&words[0]) >= slots) return 0;
-  store_relaxed(&words[2 + at % slots], entry);
+  store_relaxed(&words[2 + 2 * (at % slots)], place);
+  store_relaxed(&words[3 + 2 * (at % slots)], nbytes);
   store_release(&words[1], at + 1);
   return 1;
 }

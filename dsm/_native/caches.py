@@ -40,7 +40,6 @@ class Cache:
         self._map = mmap.mmap(fd, nbytes)
         #: The file as 64-bit words.
         self.words = memoryview(self._map).cast("Q")
-        self._batch = _ffi.new("uint64_t[]", max_batch)
         steps = _ffi.new("uint8_t[]", by_step)
         made = lib.dsm_cache_new(
             _ffi.from_buffer("uint64_t[]", self.words),
@@ -56,15 +55,13 @@ class Cache:
         #: For the C functions; freed with this object.
         self.handle = _ffi.gc(made, lib.dsm_cache_free)
 
-    def fill(self, cls: int, addresses: Sequence[int], number: int) -> Sequence[int]:
-        """Put a batch on a stack; return what found no room."""
-        kept = lib.dsm_cache_fill(self.handle, cls, list(addresses), len(addresses), number)
-        return addresses[kept:]
+    def fill(self, cls: int, addresses: Sequence[int], number: int) -> bool:
+        """Put a batch on a stack, once; False: there is no room for all of it, and nothing was done."""
+        return bool(lib.dsm_cache_fill(self.handle, cls, list(addresses), len(addresses), number))
 
-    def surplus(self, cls: int, number: int) -> tuple[int, ...]:
-        """Move a batch to the outbox and return it; none when one before it has not been sent."""
-        count = lib.dsm_cache_surplus(self.handle, cls, number, self._batch)
-        return tuple(_ffi.unpack(self._batch, count)) if count else ()
+    def surplus(self, cls: int) -> int:
+        """Move a batch to the outbox; return how many objects: 0 also when one before it was not sent."""
+        return int(lib.dsm_cache_surplus(self.handle, cls))
 
     def sent(self, number: int) -> None:
         """The batch in the outbox has arrived."""
@@ -75,9 +72,9 @@ class Cache:
         lib.dsm_cache_count(self.handle, allocated, freed, asked & _MASK, given & _MASK)
 
 
-def put_away(ring: memoryview, slots: int, entry: int) -> bool:
+def put_away(ring: memoryview, slots: int, place: int, nbytes: int) -> bool:
     """Put an entry into a ring (`dsm.memory.rings`), in one step for handlers; False: it is full."""
-    return bool(lib.dsm_ring_put(_ffi.from_buffer("uint64_t[]", ring), slots, entry))
+    return bool(lib.dsm_ring_put(_ffi.from_buffer("uint64_t[]", ring), slots, place, nbytes))
 
 
 def zero(address: int, nbytes: int) -> None:

@@ -115,15 +115,15 @@ uint64_t dsm_cache_take(struct dsm_cache *cache, uint64_t nbytes, int zero);
 uint64_t dsm_cache_take_of(struct dsm_cache *cache, uint32_t cls, uint64_t nbytes, int zero);
 /* 1; 0: there is no room, or no such class. */
 int dsm_cache_put(struct dsm_cache *cache, uint64_t address, uint64_t nbytes, uint32_t cls);
-/* Put a batch from the manager on a stack, once; returns how many found room.  Numbers ascend. */
-uint32_t dsm_cache_fill(struct dsm_cache *cache, uint32_t cls, const uint64_t *addresses, uint32_t n, uint64_t number);
-/* Move a batch to the outbox, and to `addresses`; 0: none, or the one before it is still there. */
-uint32_t dsm_cache_surplus(struct dsm_cache *cache, uint32_t cls, uint64_t number, uint64_t *addresses);
+/* Put a batch from the manager on a stack, once: 1; 0: there is no room for all of it.  Numbers ascend. */
+int dsm_cache_fill(struct dsm_cache *cache, uint32_t cls, const uint64_t *addresses, uint32_t n, uint64_t number);
+/* Move a batch to the outbox, with the next number; how many objects: 0: none, or the one before it is still there. */
+uint32_t dsm_cache_surplus(struct dsm_cache *cache, uint32_t cls);
 void dsm_cache_sent(struct dsm_cache *cache, uint64_t number);
 /* Count blocks that did not go through the cache. */
 void dsm_cache_count(struct dsm_cache *cache, uint64_t allocated, uint64_t freed, uint64_t asked, uint64_t given);
 /* Put an entry into a ring, whose layout is in dsm/memory/rings.py; 0: it is full.  One thread at a time. */
-int dsm_ring_put(uint64_t *ring, uint32_t slots, uint64_t entry);
+int dsm_ring_put(uint64_t *ring, uint32_t slots, uint64_t place, uint64_t nbytes);
 /* memset and memmove on addresses. */
 void dsm_zero(uint64_t address, uint64_t nbytes);
 void dsm_copy(uint64_t to, uint64_t from, uint64_t nbytes);

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 Told = Callable[[heaps.NodeAnswer | None], None]
 
 
+#: Blocks with their own regions that are noted before those are looked for that are gone.
+FORGET_EACH = 1024
+
+
 class HeapDesk:
     """Answers questions about heaps.
 
@@ -211,7 +215,7 @@ class HeapDesk:
         """Answer what concerns this node's pool; `HeapRefused` for errors."""
         try:
             if isinstance(body, heaps.HeapFree):
-                then(pool.free(body.address, body.place))
+                then(pool.free(body.address, body.nbytes, body.place))
             elif isinstance(body, heaps.HeapRetire):
                 pool.retire(body.addresses)
                 then(heaps.HeapDone())
@@ -219,16 +223,18 @@ class HeapDesk:
                 pool.guarded(body.address)
                 then(heaps.HeapDone())
             elif isinstance(body, heaps.HeapGrow):
-                then(pool.grow_block(body.address, body.nbytes))
+                then(pool.grow_block(body.address, body.nbytes, body.before))
+            elif isinstance(body, heaps.HeapUnasked):
+                pool.unasked[body.region] = max(0, min(body.nbytes, 1 << 62))
+                self._forget_blocks(pool.unasked, len(pool.unasked) % FORGET_EACH == 0)
+                then(heaps.HeapDone())
             elif isinstance(body, heaps.HeapFind):
                 then(pool.find(body.address, body.place))
             elif isinstance(body, heaps.HeapTrim):
                 pool.trim(lambda: then(heaps.HeapDone()))
             elif isinstance(body, heaps.HeapFigures):
-                here = self._manager.coherence.frames
-                pool.locked_blocks = {
-                    number: size for number, size in pool.locked_blocks.items() if number in here
-                }
+                self._forget_blocks(pool.locked_blocks)
+                self._forget_blocks(pool.unasked)
                 then(heaps.HeapCounted((pool.count(),)))
             elif isinstance(body, heaps.HeapCheck):
                 then(heaps.HeapChecked(pool.check()))
@@ -237,7 +243,7 @@ class HeapDesk:
             elif isinstance(body, heaps.HeapFlush):
                 self._drain(pool, list(pool.caches), lambda refused: then(heaps.HeapDone()))
             else:
-                then(heaps.HeapGiven(tuple(pool.come_home(body.addresses))))
+                then(heaps.HeapGiven(tuple(pool.come_home(body.blocks))))
         except DSMError as error:
             if isinstance(error, InternalError):
                 logger.error("a question about heap %d: %s", body.heap, error, exc_info=True)
@@ -245,15 +251,18 @@ class HeapDesk:
 
     def _drain(self, pool: NodePool, workers: list[int], then: Callable[[tuple[int, ...]], None]) -> None:
         """Send home what these workers have freed; `then(refused)` when it is there."""
-        away: dict[int, list[int]] = {}
+        away: dict[int, list[tuple[int, int]]] = {}
         for worker in workers:
             cache = pool.caches.get(worker)
-            for node, addresses in (cache.away() if cache is not None else {}).items():
-                away.setdefault(node, []).extend(addresses)
+            for node, blocks in (cache.away() if cache is not None else {}).items():
+                away.setdefault(node, []).extend(blocks)
         self._send_home(pool, away, then)
 
     def _send_home(
-        self, pool: NodePool, away: dict[int, list[int]], then: Callable[[tuple[int, ...]], None]
+        self,
+        pool: NodePool,
+        away: dict[int, list[tuple[int, int]]],
+        then: Callable[[tuple[int, ...]], None],
     ) -> None:
         mine = away.pop(self._node, [])
         refused: list[int] = pool.come_home(mine) if mine else []
@@ -271,9 +280,16 @@ class HeapDesk:
             if not left:
                 then(tuple(refused))
 
-        for node, addresses in away.items():
-            body = heaps.HeapHome(pool.heap.number, tuple(addresses))
-            self._ask_node(node, body, partial(came, len(addresses)))
+        for node, blocks in away.items():
+            body = heaps.HeapHome(pool.heap.number, tuple(blocks))
+            self._ask_node(node, body, partial(came, len(blocks)))
+
+    def _forget_blocks(self, table: dict[int, int], now: bool = True) -> None:
+        """Forget what was noted of blocks with their own regions that are there no more."""
+        if now:
+            here = self._manager.coherence.frames
+            for number in [number for number in table if number not in here]:
+                del table[number]
 
     def _counted(
         self, pool: NodePool, answers: dict[int, heaps.NodeAnswer], silent: tuple[int, ...]
@@ -387,6 +403,7 @@ class HeapDesk:
 
         def backed(locked: int) -> None:
             pool.locked_blocks[region.region] = locked
+            self._forget_blocks(pool.locked_blocks, len(pool.locked_blocks) % FORGET_EACH == 0)
             then()
 
         self._backing.begin(region.region, backed)

@@ -8,7 +8,7 @@ extents through functions that it is given, and knows neither sessions nor links
 from __future__ import annotations
 
 import contextlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -74,16 +74,18 @@ class NodePool:
         self._used_to: dict[int, int] = {}
         self._ends: dict[int, int] = {}
         self.locked: dict[int, int] = {}
-        #: The same of blocks that are regions of their own.
+        #: The same of blocks that are regions of their own; and what nobody asked for of their pages.
         self.locked_blocks: dict[int, int] = {}
+        self.unasked: dict[int, int] = {}
         #: Extents that are being given back.
         self._leaving = 0
         self._left: list[Callable[[], None]] = []
         self.caches: dict[int, Cache] = {}
         #: Bytes that wait for an extent, and what comes then; the first one's is being asked for.
         self._waiting: deque[tuple[int, Grown]] = deque()
-        #: Counters of workers that are gone: allocations, frees, bytes asked for, bytes of those freed.
-        self._gone = [0, 0, 0, 0]
+        #: Allocations, frees, bytes asked for, bytes of those freed: by workers that are gone, and of blocks
+        #: that did not go through the cache of a worker here.
+        self._counted = [0, 0, 0, 0]
         self.refused = self.lost = 0
         #: Of debug mode.
         self._blocks = Quarantine(heap.options.name)
@@ -115,14 +117,14 @@ class NodePool:
         cache.told -= gone
         return tuple(sorted(gone))
 
-    def worker_gone(self, worker: int) -> dict[int, list[int]]:
+    def worker_gone(self, worker: int) -> dict[int, list[tuple[int, int]]]:
         """Take back what a worker kept; return what it had yet to send home, by node."""
         cache = self.caches.pop(worker, None)
         if cache is None:
             return {}
         away = cache.away()
         for index, value in enumerate(cache.counted()):
-            self._gone[index] += value
+            self._counted[index] += value
         self.give_home(cache.held())
         cache.close()
         return away
@@ -178,12 +180,25 @@ class NodePool:
             return set()
         return {address for cache in self.caches.values() for address in cache.held(classes)}
 
-    def come_home(self, addresses: Sequence[int]) -> list[int]:
-        """Take back blocks that came by no cache; return those that were free already."""
-        resting = self._resting(addresses)
-        twice = [address for address in addresses if address in resting]
+    def come_home(self, blocks: Sequence[tuple[int, int]]) -> list[int]:
+        """Take back blocks, with the bytes that were asked for, that came by no cache; return the addresses
+        of those that were free already.
+        """
+        resting = self._resting(address for address, _ in blocks)
+        twice = [address for address, _ in blocks if address in resting]
         self.refused += len(twice)
-        return twice + self.give_home(address for address in addresses if address not in resting)
+        refused = twice + self.give_home(address for address, _ in blocks if address not in resting)
+        left = Counter(refused)
+        for address, nbytes in blocks:
+            if left[address]:
+                left[address] -= 1
+            else:
+                self._freed(nbytes)
+        return refused
+
+    def _freed(self, nbytes: int) -> None:
+        self._counted[1] += 1
+        self._counted[3] += nbytes
 
     def give_home(self, addresses: Iterable[int]) -> list[int]:
         """Take back blocks; return those that were not out."""
@@ -218,6 +233,8 @@ class NodePool:
             if address is None:
                 self._grow(self._pool.extent_for(whole, align), again)
                 return
+            self._counted[0] += 1
+            self._counted[2] += nbytes
             usable = self._pool.usable_size(address)
             fresh = self._touch(address)
             if debug:
@@ -241,18 +258,26 @@ class NodePool:
                 return region
         raise InternalError(f"a pool gave {address:#x}, which lies in none of its extents")
 
-    def free(self, address: int, place: str = "") -> heaps.HeapFreed:
-        """Take one block back."""
+    def free(self, address: int, nbytes: int, place: str = "") -> heaps.HeapFreed:
+        """Take one block back, of which so many bytes were asked for."""
         if not self.heap.options.debug:
             if address in self._resting((address,)):
                 raise UsageError(
                     f"double free: the block at {address:#x} of heap {self.heap.options.name!r} was freed "
                     "already: it lies in the cache of a worker; free it once"
                 )
-            self._pool.free(address)
+            size = self._pool.free(address)
+            self._freed(max(0, min(nbytes, size)))
             self._shrink(1)
             return heaps.HeapFreed()
+        if not place:  # who asked for it was interrupted
+            block = self._blocks.undone(address)
+            self._freed(block.nbytes)
+            self._release(block)
+            return heaps.HeapFreed()
+        known = self._blocks.find(address, place).nbytes
         leaving, forgotten = self._blocks.freed(address, place)
+        self._freed(known)
         for block in forgotten:
             self._release(block)
         return heaps.HeapFreed(tuple(leaving))
@@ -271,12 +296,14 @@ class NodePool:
         """The guards of a block stand."""
         self._blocks.guarded(address)
 
-    def grow_block(self, address: int, nbytes: int) -> heaps.HeapGrown:
-        """Make a block longer where it is, if there is room."""
-        if not 0 <= nbytes < 1 << 63:
-            raise UsageError(f"a block of {nbytes} bytes cannot be")
+    def grow_block(self, address: int, nbytes: int, before: int) -> heaps.HeapGrown:
+        """Make a block longer where it is, if there is room, or shorter: `before` was asked for until now."""
+        if not 0 <= nbytes < 1 << 63 or not 0 <= before < 1 << 63:
+            raise UsageError(f"a block of {nbytes} bytes, that had {before}, cannot be")
         grown = self._pool.grow(address, nbytes)
         if grown:
+            self._counted[2] += max(0, nbytes - before)
+            self._counted[3] += max(0, before - nbytes)
             self._touch(address)
         return heaps.HeapGrown(grown, self._pool.usable_size(address))
 
@@ -400,7 +427,7 @@ class NodePool:
         """Return what this pool has, what lies in caches left out of what is used."""
         figures = self._pool.figures()
         cached = cached_bytes = 0
-        counted = list(self._gone)
+        counted = list(self._counted)
         for cache in self.caches.values():
             for index, value in enumerate(cache.counted()):
                 counted[index] += value
@@ -427,7 +454,7 @@ class NodePool:
             in_use=figures.live - cached,
             peak=figures.peak,
             locked=sum(self.locked.values()) + sum(self.locked_blocks.values()),
-            requested=_possible(counted[2] - counted[3]),
+            requested=_possible(counted[2] - counted[3] - sum(self.unasked.values())),
             allocations=_possible(counted[0]),
             frees=_possible(counted[1]),
             refused=self.refused,

@@ -69,6 +69,13 @@ class Quarantine:
             return block
         raise self._no_block(address, place)
 
+    def undone(self, address: int) -> DebugBlock:
+        """Forget a block that its program never got: nobody has written guards; raises as `find` does."""
+        block = self.find(address, "")
+        del self._live[address]
+        self._open.discard(address)
+        return block
+
     def freed(self, address: int, place: str) -> tuple[list[DebugBlock], list[DebugBlock]]:
         """Put a block into quarantine; raises as `find` does.
 

@@ -63,8 +63,8 @@ class Cache:
         """Return its allocations, frees, bytes asked for and bytes of those freed."""
         return counters(self.words[:WORDS])
 
-    def away(self) -> dict[int, list[int]]:
-        """Take out what is on its way home, by node."""
+    def away(self) -> dict[int, list[tuple[int, int]]]:
+        """Take out what is on its way home, by node: addresses and bytes."""
         try:
             return self.ring.take()
         except UsageError as error:

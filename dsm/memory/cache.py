@@ -84,7 +84,7 @@ class WorkerCache:
         Lay out an empty cache.  False: the buffer has one already.
     """
 
-    __slots__ = ("_allocations", "_asked", "_frees", "_given", "_limits", "_number", "_words")
+    __slots__ = ("_allocations", "_asked", "_frees", "_given", "_limits", "_words")
 
     def __init__(self, words: memoryview, *, fresh: bool = True) -> None:
         _verify(words)
@@ -96,8 +96,6 @@ class WorkerCache:
                 words[cls] = bottom
             for place in range(CLASSES, OUTBOX):
                 words[place] = 0
-        #: Of the last batch that left.
-        self._number = words[LEAVING] >> 16
         #: The counters, as they are in the buffer: not loading them saves 15 % of an operation's time.
         self._allocations, self._frees, self._asked, self._given = counters(words)
 
@@ -125,24 +123,27 @@ class WorkerCache:
         words[GIVEN] = self._given = self._given + nbytes
         return True
 
-    def fill(self, cls: int, addresses: Sequence[int], number: int) -> list[int]:
-        """Put a batch from the manager on a stack; return what found no room (two threads that asked at
-        once).
+    def fill(self, cls: int, addresses: Sequence[int], number: int) -> bool:
+        """Put a batch from the manager on a stack, once; False: there is no room for all, nothing was done.
 
         Parameters
         ----------
         number : int
             Of the batch: the manager counts them for each worker, from 1; they are filled in in this order.
+            One that was put here before is not put here again.
         """
         words = self._words
+        if number <= words[FILLED]:
+            return True
         top = words[cls]
-        room = self._limits[cls] + BATCHES[cls] - top
-        for address in addresses[:room]:
+        if len(addresses) > self._limits[cls] + BATCHES[cls] - top:
+            return False
+        for address in addresses:
             top += 1
             words[top] = address
         words[cls] = top
         words[FILLED] = number
-        return list(addresses[room:])
+        return True
 
     def surplus(self, cls: int) -> tuple[int, list[int]]:
         """Move a batch to the outbox; return its number and its objects.  `sent` must follow before the next.
@@ -160,14 +161,15 @@ class WorkerCache:
         addresses = [words[top - index] for index in range(count)]
         for index, address in enumerate(addresses):
             words[OUTBOX + index] = address
-        self._number += 1
-        words[LEAVING] = self._number << 16 | count
+        number = (words[LEAVING] >> 16) + 1
+        words[LEAVING] = number << 16 | count
         words[cls] = top - count
-        return self._number, addresses
+        return number, addresses
 
     def sent(self) -> None:
         """The batch in the outbox is the manager's now, even if this worker dies."""
-        self._words[LEAVING] = self._number << 16
+        words = self._words
+        words[LEAVING] = words[LEAVING] >> 16 << 16
 
     def held(self, cls: int) -> int:
         """Objects of a class that are here."""

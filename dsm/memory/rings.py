@@ -4,9 +4,9 @@ Owns the order of steps on a buffer of 64-bit words that both map: a worker puts
 pools it has freed, its manager takes them out, at any time, also when the worker has died.  Neither waits
 for the other.
 
-Words of the buffer: how many were ever taken out, how many were ever put in, then `RING_SLOTS` entries.  An
-entry is a block's address with the node of its pool in the highest 16 bits; the word is written before it
-is counted.
+Words of the buffer: how many were ever taken out, how many were ever put in, then `RING_SLOTS` entries of two
+words: a block's address with the node of its pool in the highest 16 bits, and the bytes that were asked for.
+Both are written before the entry is counted.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from dsm.errors import UsageError
 
 #: Entries of a ring.
 RING_SLOTS: Final = 256
-RING_WORDS: Final = 2 + RING_SLOTS
+RING_WORDS: Final = 2 + 2 * RING_SLOTS
 _OUT, _IN, _FIRST = 0, 1, 2
 _NODE_SHIFT = 48
 _ADDRESS = (1 << _NODE_SHIFT) - 1
 
 
 def entry(node: int, address: int) -> int:
-    """Return the word for a block of a node's pool."""
+    """Return the first word for a block of a node's pool."""
     return node << _NODE_SHIFT | address
 
 
@@ -41,7 +41,7 @@ class Ring:
     def __len__(self) -> int:
         return self._words[_IN] - self._words[_OUT]
 
-    def put(self, node: int, address: int) -> bool:
+    def put(self, node: int, address: int, nbytes: int) -> bool:
         """Put a block in; False when the ring is full.
 
         Nobody may put another one in meanwhile, no signal handler of the same thread either: a worker does it
@@ -51,12 +51,13 @@ class Ring:
         at = words[_IN]
         if at - words[_OUT] >= RING_SLOTS:
             return False
-        words[_FIRST + at % RING_SLOTS] = entry(node, address)
+        first = _FIRST + 2 * (at % RING_SLOTS)
+        words[first], words[first + 1] = entry(node, address), nbytes
         words[_IN] = at + 1
         return True
 
-    def take(self) -> dict[int, list[int]]:
-        """Take everything out: addresses, by node.
+    def take(self) -> dict[int, list[tuple[int, int]]]:
+        """Take everything out: addresses and bytes, by node.
 
         Raises
         ------
@@ -67,9 +68,10 @@ class Ring:
         first, end = words[_OUT], words[_IN]
         if not 0 <= end - first <= RING_SLOTS:
             raise UsageError(f"the ring of a worker is damaged: it has {end - first} of {RING_SLOTS} entries")
-        found: dict[int, list[int]] = {}
+        found: dict[int, list[tuple[int, int]]] = {}
         for at in range(first, end):
-            word = words[_FIRST + at % RING_SLOTS]
-            found.setdefault(word >> _NODE_SHIFT, []).append(word & _ADDRESS)
+            place = _FIRST + 2 * (at % RING_SLOTS)
+            word, nbytes = words[place : place + 2]
+            found.setdefault(word >> _NODE_SHIFT, []).append((word & _ADDRESS, nbytes))
         words[_OUT] = end
         return found

@@ -111,7 +111,9 @@ class HeapFree(msgspec.Struct, frozen=True, tag=True):
     heap: int
     node: int
     address: int
-    #: In debug mode: by which line.
+    #: As they were asked for.
+    nbytes: int
+    #: In debug mode: by which line; empty: its allocation was interrupted, nobody has ever had it.
     place: str = ""
 
 
@@ -152,12 +154,14 @@ class HeapGuarded(msgspec.Struct, frozen=True, tag=True):
 
 
 class HeapGrow(msgspec.Struct, frozen=True, tag=True):
-    """Make a block longer where it is.  Answer: `HeapGrown`."""
+    """Make a block longer where it is, or say that less of it is asked for.  Answer: `HeapGrown`."""
 
     heap: int
     node: int
     address: int
     nbytes: int
+    #: How much was asked for until now.
+    before: int
 
 
 class HeapGrown(msgspec.Struct, frozen=True, tag=True):
@@ -165,6 +169,18 @@ class HeapGrown(msgspec.Struct, frozen=True, tag=True):
 
     grown: bool
     usable: int
+
+
+class HeapUnasked(msgspec.Struct, frozen=True, tag=True):
+    """Of the pages of this block, which is a region, nobody asked for so many bytes.  Answer: `Done`.
+
+    It goes to the node that made the block; until then all of its pages count as asked for.
+    """
+
+    heap: int
+    node: int
+    region: int
+    nbytes: int
 
 
 class HeapFind(msgspec.Struct, frozen=True, tag=True):
@@ -215,7 +231,8 @@ class PoolCount(msgspec.Struct, frozen=True):
     peak: int = 0
     #: Bytes of extents that the system keeps in memory.
     locked: int = 0
-    #: Allocated minus freed by workers of this node, as was asked for: sums over all nodes are true.
+    #: Bytes of live blocks of this pool, as was asked for; less what nobody asked for of the pages of blocks
+    #: that are regions of their own.
     requested: int = 0
     allocations: int = 0
     frees: int = 0
@@ -228,7 +245,7 @@ class HeapCounted(msgspec.Struct, frozen=True, tag=True):
     """By node; and nodes that did not answer."""
 
     pools: tuple[PoolCount, ...]
-    #: Blocks that are regions of their own, their bytes, and how much of them is locked here.
+    #: Blocks that are regions of their own, and their bytes.
     blocks: int = 0
     block_bytes: int = 0
     silent: tuple[int, ...] = ()
@@ -266,7 +283,7 @@ class HeapListed(msgspec.Struct, frozen=True, tag=True):
 #: What a worker asks of its manager.
 WorkerQuestion = (
     OpenHeap | FindHeap | DestroyHeap | HeapTake | HeapGive | HeapAllocate | HeapFree | HeapRetire |
-    HeapGuarded | HeapGrow | HeapFind | HeapTrim | HeapFigures | HeapCheck | HeapBlocks
+    HeapGuarded | HeapGrow | HeapUnasked | HeapFind | HeapTrim | HeapFigures | HeapCheck | HeapBlocks
 )  # fmt: skip
 WorkerAnswer = (
     HeapOpened | HeapTaken | HeapGiven | HeapAllocated | HeapFreed | HeapGrown | HeapFound | HeapCounted |
@@ -284,7 +301,8 @@ class HeapHome(msgspec.Struct, frozen=True, tag=True):
     """Between managers: blocks of your pool that were freed here.  Answer: `HeapGiven`."""
 
     heap: int
-    addresses: tuple[int, ...]
+    #: Address, and bytes that were asked for.
+    blocks: tuple[tuple[int, int], ...]
 
 
 class HeapDone(msgspec.Struct, frozen=True, tag=True):
@@ -300,8 +318,8 @@ class HeapRefused(msgspec.Struct, frozen=True, tag=True):
 
 #: What managers ask each other, and what they answer.
 NodeQuestion = (
-    HeapFree | HeapRetire | HeapGrow | HeapFind | HeapTrim | HeapFigures | HeapCheck | HeapBlocks | HeapFlush
-    | HeapHome | HeapGuarded
+    HeapFree | HeapRetire | HeapGrow | HeapUnasked | HeapFind | HeapTrim | HeapFigures | HeapCheck
+    | HeapBlocks | HeapFlush | HeapHome | HeapGuarded
 )  # fmt: skip
 NodeAnswer = (
     HeapFreed

@@ -187,6 +187,8 @@ class RegionBlock(Block, eq=False):
     #: None: it is made at its first use.
     _own: Region | None = None
     _freed: bool = False
+    #: Bytes of its pages that nobody asked for, as this process has told; -1: others may have.
+    _unasked: int = -1
 
     @property
     def freed(self) -> bool:
@@ -200,6 +202,8 @@ class RegionBlock(Block, eq=False):
         return self._address
 
     def _usable(self) -> int:
+        if self._own is not None:
+            return self._own.size
         page = self._heap.options.page_size
         return max(page, -(-self._nbytes // page) * page)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dsm import _native
 from dsm._native import caches
@@ -21,6 +21,16 @@ from dsm.worker.block import Block
 
 if TYPE_CHECKING:
     from dsm.worker.heap import Heap
+
+
+class Found(NamedTuple):
+    """A block that is to be freed, and what is wrong with it."""
+
+    home: int
+    #: The line of the program that frees it.
+    where: str
+    block: heaps.DebugBlock
+    damaged: HeapCorruptionError | None
 
 
 def place() -> str:
@@ -49,30 +59,41 @@ def allocate(heap: Heap, nbytes: int, align: int, zero: bool) -> Block:
     return heap._keep_whole(given, nbytes)
 
 
-def free(heap: Heap, address: int) -> None:
-    """Verify a block, fill it, and free it, damaged or not.
+def look(heap: Heap, address: int) -> Found:
+    """Verify a block that is to be freed: nothing has happened yet.
 
     Raises
     ------
     HeapCorruptionError
-        It was freed already, or bytes outside it were written; or that is so of one that was freed long ago,
-        whose memory is to be used again.
+        It was freed already.
     """
-    number, where = heap._record.number, place()
+    where = place()
     region, _ = heap._region_of(address)
     home = region.options.home
     assert isinstance(home, int)
-    found = heap._call(heaps.HeapFind(number, home, address, where), heaps.HeapFound)
+    found = heap._call(heaps.HeapFind(heap._record.number, home, address, where), heaps.HeapFound)
     block = heaps.DebugBlock(address, found.usable, found.align, found.place)
     _see(heap)
-    damaged = _damage(heap, block)
+    return Found(home, where, block, _damage(heap, block))
+
+
+def free(heap: Heap, found: Found) -> None:
+    """Fill a block that was looked at, and free it, damaged or not.
+
+    Raises
+    ------
+    HeapCorruptionError
+        Bytes outside it were written; or that is so of one that was freed long ago, whose memory is to be
+        used again.
+    """
+    number, home, where, block, damaged = heap._record.number, *found
+    address = block.address
     whole = _memory(heap, address, block.nbytes, block.align)
     start = guards.front_bytes(block.align)
     whole[:start] = guards.front(block.nbytes, block.align, freed=True)
     whole[start:] = bytes([guards.FREED]) * block.nbytes + guards.back()
     _show(heap)
-    freed = heap._call(heaps.HeapFree(number, home, address, where), heaps.HeapFreed)
-    heap._cache.count(0, 1, 0, block.nbytes)
+    freed = heap._call(heaps.HeapFree(number, home, address, block.nbytes, where), heaps.HeapFreed)
     if freed.retiring:
         _see(heap)
     if not all(_native.region_find(each.address) for each in freed.retiring):

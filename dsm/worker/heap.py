@@ -203,9 +203,13 @@ class Heap:
         old._check()
         if not self._resize(old, new):
             moved = self.alloc(new, 16, False, _manager_of(old))
-            kept = min(old._nbytes, new)
-            caches.copy(moved._place(), old._place(), kept)
-            caches.zero(moved._place() + kept, new - kept)
+            try:
+                kept = min(old._nbytes, new)
+                caches.copy(moved._place(), old._place(), kept)
+                caches.zero(moved._place() + kept, new - kept)
+            except BaseException:
+                self.free(moved)
+                raise
             self.free(old)
             return moved
         return old
@@ -324,14 +328,13 @@ class Heap:
             heaps.HeapAllocate(number, nbytes, align, place),
             heaps.HeapAllocated,
             arrived=self._cache.arrived,
-            undo=lambda answer: heaps.HeapFree(number, self._home, answer.address),
+            undo=lambda answer: heaps.HeapFree(number, self._home, answer.address, nbytes),
         )
-        self._cache.news(given.extents, given.gone)
+        self._cache.map_new()
         return given
 
     def _keep_whole(self, given: heaps.HeapAllocated, nbytes: int) -> Block:
-        """Count a block of the pool, and return its handle."""
-        self._cache.count(1, 0, nbytes, 0)
+        """Return the handle of a block of the pool."""
         block = WholeBlock(self, given.address, nbytes, NO_CLASS, given.usable, self._home)
         self._live[given.address] = block
         return block
@@ -360,7 +363,9 @@ class Heap:
             region, _ = self._node._regions.create(options, ready=False)
             self._node._connection.session.post(control.RegionReady(region.number))
             block._own, block._address = region, region.address
-            self._cache.count(1, 0, block._nbytes, 0)
+            self._cache.count(1, 0, 0, 0)
+            block._unasked = 0
+            self._tell_size(block)
             self._live[region.address] = block
             self._forget_freed()
 
@@ -398,6 +403,8 @@ class Heap:
             self._free_region(block)
             return
         address = block._address
+        if isinstance(block, WholeBlock):
+            self._cache.release_before(block._home)
         if not address or self._live.get(address) is not block or self._live.pop(address, None) is not block:
             raise UsageError(
                 f"double free: the block of {block._nbytes} bytes of heap {self.name!r} was freed by this "
@@ -405,28 +412,26 @@ class Heap:
             )
         if self.options.debug:
             try:
-                guarded.free(self, address)
-            except BaseException as error:
-                if not isinstance(error, HeapCorruptionError):
-                    self._live[address] = block
+                found = guarded.look(self, address)
+            except HeapCorruptionError:  # another process has freed it
+                block._address = 0
                 raise
-            finally:
-                if address not in self._live:
-                    block._address = 0
+            except BaseException:
+                self._live[address] = block
+                raise
+            block._address = 0
+            guarded.free(self, found)
             return
         block._address = 0
         assert isinstance(block, WholeBlock)
         if block._home == self._home or block._class == NO_CLASS:
             self._free_at(block._home, address, block._nbytes)
         else:
-            self._cache.count(0, 1, 0, block._nbytes)
-            self._cache.put_away(block._home, address)
+            self._cache.put_away(block._home, address, block._nbytes)
 
     def _free_at(self, node: int, address: int, nbytes: int) -> None:
         """Free a block at once, at the pool that it is of."""
-        self._cache.release_before(node)
-        self._call(heaps.HeapFree(self._record.number, node, address), heaps.HeapFreed)
-        self._cache.count(0, 1, 0, nbytes)
+        self._call(heaps.HeapFree(self._record.number, node, address, nbytes), heaps.HeapFreed)
 
     def _free_region(self, block: RegionBlock) -> None:
         with self._cache.slow:
@@ -445,7 +450,7 @@ class Heap:
                         f"double free: the block of {block._nbytes} bytes of heap {self.name!r} was freed by "
                         "another process already; free it once"
                     ) from None
-                self._cache.count(0, 1, 0, block._nbytes)
+                self._cache.count(0, 1, 0, 0)
             block._freed, block._address = True, 0
 
     def _free_array(self, array: np.ndarray[Any, Any]) -> None:
@@ -478,9 +483,10 @@ class Heap:
                 )
             self.free(RegionBlock(self, address, array.nbytes, NO_CLASS, region))
         elif self.options.debug:
-            guarded.free(self, address)
+            guarded.free(self, guarded.look(self, address))
         else:
             assert isinstance(region.options.home, int)
+            self._cache.release_before(region.options.home)
             self._free_at(region.options.home, address, array.nbytes)
 
     # -- inside: the rest --------------------------------------------------------------------------------
@@ -493,13 +499,14 @@ class Heap:
         if isinstance(block, RegionBlock) and block._own is None:
             block._nbytes = nbytes
             return True
-        if self.options.debug:
+        if self.options.debug or (
+            nbytes > block._usable() and (block._class != NO_CLASS or isinstance(block, RegionBlock))
+        ):
             return False
-        if nbytes > block._usable():
-            if not isinstance(block, WholeBlock) or block._class != NO_CLASS:
-                return False
+        if isinstance(block, WholeBlock) and nbytes != before:
             grown = self._call(
-                heaps.HeapGrow(self._record.number, block._home, block._address, nbytes), heaps.HeapGrown
+                heaps.HeapGrow(self._record.number, block._home, block._address, nbytes, before),
+                heaps.HeapGrown,
             )
             if not grown.grown:
                 return False
@@ -507,8 +514,21 @@ class Heap:
         if nbytes > before:
             caches.zero(block._place() + before, nbytes - before)
         block._nbytes = nbytes
-        self._cache.count(0, 0, max(0, nbytes - before), max(0, before - nbytes))
+        if isinstance(block, RegionBlock):
+            self._tell_size(block)
+        elif not isinstance(block, WholeBlock):
+            self._cache.count(0, 0, max(0, nbytes - before), max(0, before - nbytes))
         return True
+
+    def _tell_size(self, block: RegionBlock) -> None:
+        """Tell how much of a block's pages nobody asked for, if that is not so already."""
+        unasked = block._usable() - block._nbytes
+        own = block._own
+        if own is not None and unasked != block._unasked:
+            assert isinstance(own.options.home, int)
+            number, home = self._record.number, own.options.home
+            self._node._connection.session.post(heaps.HeapUnasked(number, home, own.number, unasked))
+            block._unasked = unasked
 
     def _adopt(self, ref: BlockRef) -> Block:
         """Return the block of a reference as this process sees it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dsm._native import caches
@@ -55,10 +56,9 @@ class HeapCache:
         self.count = self._cache.count
         #: Held while the heap talks to the manager about memory; reentrant for the sake of signal handlers.
         self.slow = threading.RLock()
-        #: Batches that came, and extents to be mapped.
-        self._batches: list[tuple[int, heaps.HeapTaken]] = []
+        #: Batches that came, by number, with their class; and extents to be mapped.
+        self._batches: dict[int, tuple[int, heaps.HeapTaken]] = {}
         self._unmapped: set[int] = set()
-        self._batch_number = 0
         #: A batch that left the cache and has not arrived yet.
         self._leaving: heaps.HeapGive | None = None
 
@@ -75,40 +75,49 @@ class HeapCache:
                 self._heap._call(
                     heaps.HeapTake(self._heap._record.number, cls, BATCHES[cls]),
                     heaps.HeapTaken,
-                    arrived=lambda taken, _: self._batches.append((cls, taken)),
+                    arrived=partial(self._taken, cls),
                 )
                 self._keep_batches()
             address = take(self.handle, cls, nbytes, zero)
         return int(address)
 
+    def _taken(self, cls: int, taken: heaps.HeapTaken, received: Descriptors) -> None:
+        self._batches[taken.number] = cls, taken
+        self.arrived(taken, received)
+
     def _keep_batches(self) -> None:
         """Put what came from the manager into the cache, once its memory is mapped."""
-        while self._batches:
-            first = cls, taken = self._batches[0]
-            self.news(taken.extents, taken.gone)
-            over = self._cache.fill(cls, taken.addresses, taken.number)  # nothing happens the second time
-            if self._batches and self._batches[0] is first:
-                del self._batches[0]
-            for address in over:
-                self.put_away(self._heap._home, address)
+        for number, (cls, taken) in list(self._batches.items()):
+            self.map_new()
+            while not self._cache.fill(cls, taken.addresses, number):  # others have freed meanwhile
+                self.give_batch(cls)
+            self._batches.pop(number, None)
 
-    def news(self, extents: tuple[int, ...], gone: tuple[int, ...]) -> None:
-        """Map extents that are new, and close those that are gone."""
-        self._unmapped.update(extents)
-        if not self._unmapped and not gone:
+    def arrived(
+        self, answer: heaps.HeapTaken | heaps.HeapAllocated | heaps.HeapGiven, _: Descriptors
+    ) -> None:
+        """Note what is new, and close what is gone: it is told once, also to who was interrupted.
+
+        The thread that hears the manager does it, to which no signal handler comes.
+        """
+        if not isinstance(answer, heaps.HeapGiven):
+            self._unmapped.update(answer.extents)
+        for number in answer.gone:
+            self._heap._node._regions.drop(number)
+
+    def map_new(self) -> None:
+        """Map the extents that are new."""
+        if not self._unmapped:
             return
         regions = self._heap._node._regions
         with self.slow:
-            while self._unmapped:
-                number = min(self._unmapped)
+            for number in sorted(self._unmapped):
                 try:
                     if regions.get(number) is None:
                         regions.open(number)
                 except (ClosedError, UnknownNameError):  # it went away again meanwhile
                     pass
                 self._unmapped.discard(number)
-            for number in gone:
-                regions.drop(number)
 
     def put(self, address: int, nbytes: int, cls: int) -> None:
         """Put an object into a cache that is full: a batch goes to the pool before."""
@@ -120,27 +129,24 @@ class HeapCache:
         """Send a batch of a class to the pool, after one that was interrupted; False when there is none."""
         leaving = self._leaving
         if leaving is None:
-            self._cache.surplus(cls, self._batch_number + 1)
+            self._cache.surplus(cls)
             number, addresses = outbox(self._cache.words)  # of who was interrupted right here, too
             if not addresses:
                 return False
-            self._batch_number = max(number, self._batch_number)
             leaving = self._leaving = heaps.HeapGive(self._heap._record.number, number, addresses)
-        given = self._heap._call(leaving, heaps.HeapGiven)
+        self._heap._call(leaving, heaps.HeapGiven, arrived=self.arrived)
         if self._leaving is leaving:  # a signal handler may have sent it meanwhile, and others
             self._cache.sent(leaving.number)
             self._leaving = None
-        self.news((), given.gone)
         return True
 
-    def put_away(self, node: int, address: int) -> None:
-        """Send a block home, with others: it is of another node, or there is no room for it here."""
-        self.release_before(node)
+    def put_away(self, node: int, address: int, nbytes: int) -> None:
+        """Send a block of another node home, with others."""
         with self.slow:
-            freed = entry(node, address)
-            if not caches.put_away(self._ring_words, RING_SLOTS, freed):
+            place = entry(node, address)
+            if not caches.put_away(self._ring_words, RING_SLOTS, place, nbytes):
                 self.send_home()
-                if not caches.put_away(self._ring_words, RING_SLOTS, freed):
+                if not caches.put_away(self._ring_words, RING_SLOTS, place, nbytes):
                     raise InternalError(f"the manager leaves {len(self._ring)} freed blocks where they are")
             if len(self._ring) >= HOME_BATCH:
                 self.send_home()
@@ -153,11 +159,8 @@ class HeapCache:
     def send_home(self) -> None:
         """Send what is in the ring to where it belongs."""
         if len(self._ring):
-            self._heap._call(heaps.HeapGive(self._heap._record.number), heaps.HeapGiven)
-
-    def arrived(self, given: heaps.HeapAllocated, _: Descriptors) -> None:
-        """Extents are told once, also to who was interrupted and does not look at the answer."""
-        self._unmapped.update(given.extents)
+            give = heaps.HeapGive(self._heap._record.number)
+            self._heap._call(give, heaps.HeapGiven, arrived=self.arrived)
 
     def give_all(self) -> None:
         """Give everything back that is kept."""

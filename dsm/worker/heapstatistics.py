@@ -71,7 +71,8 @@ class HeapStatistics:
     direct, direct_bytes
         Blocks that are regions of their own, and their bytes.
     allocations, frees
-        Blocks that were ever allocated, and freed, by workers of the nodes that live.
+        Blocks that were ever allocated, and freed, of the pools of nodes that live; direct ones by workers
+        of such nodes.
     refused_frees
         Blocks that were freed and were free already (of blocks that went home in batches; else it is an
         error).
@@ -121,7 +122,7 @@ def statistics_of(counted: heaps.HeapCounted) -> HeapStatistics:
         return sum(getattr(pool, name) for pool in pools)
 
     return HeapStatistics(
-        allocated=max(0, total("requested")),
+        allocated=max(0, total("requested") + counted.block_bytes),
         managed=total("managed") + counted.block_bytes,
         used=total("used") + counted.block_bytes,
         in_use=total("in_use") + counted.blocks,

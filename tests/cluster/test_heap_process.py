@@ -381,8 +381,8 @@ def test_who_was_interrupted_when_a_batch_left_frees_on(pooled):
     cache = pooled._cache._cache
     surplus = cache.surplus
 
-    def interrupted(cls, number):
-        surplus(cls, number)
+    def interrupted(cls):
+        surplus(cls)
         raise KeyboardInterrupt
 
     cache.surplus = interrupted

@@ -116,8 +116,9 @@ class Model(RuleBasedStateMachine):
         if dies == 1:  # before it has noted them
             self.die(worker)
             return
-        over = self.caches[worker].fill(cls, taken.addresses, taken.number)
-        assert self.pool.come_home(over) == []
+        cache = self.caches[worker]
+        while not cache.fill(cls, taken.addresses, taken.number):
+            self._send_surplus(worker, cls)
         address = self.caches[worker].take(cls, SIZES[cls])
         self.live[address] = SIZES[cls]
 
@@ -132,20 +133,22 @@ class Model(RuleBasedStateMachine):
         cls = SIZES.index(self.live[address])
         cache = self.caches[worker]
         while not cache.put(cls, address, SIZES[cls]):
-            number, addresses = cache.surplus(cls)
-            given = self.pool.give(worker, number, tuple(addresses))
-            assert given.refused == ()
-            assert self.pool.give(worker, number, tuple(addresses)).refused == ()  # told twice, taken once
-            cache.sent()
+            self._send_surplus(worker, cls)
         del self.live[address]
+
+    def _send_surplus(self, worker, cls):
+        number, addresses = self.caches[worker].surplus(cls)
+        for _ in range(2):  # told twice, taken once
+            assert self.pool.give(worker, number, tuple(addresses)).refused == ()
+        self.caches[worker].sent()
 
     @precondition(lambda self: self.caches and self.live)
     @rule(data=st.data(), far=st.booleans())
     def send_home(self, data, far):
         """A block that comes without a class, from a ring."""
         address = data.draw(st.sampled_from(sorted(self.live)))
-        assert self.pool.come_home([address]) == []
-        assert self.pool.come_home([address]) == [address]
+        assert self.pool.come_home([(address, self.live[address])]) == []
+        assert self.pool.come_home([(address, self.live[address])]) == [address]
         del self.live[address]
 
     @precondition(lambda self: self.caches)
@@ -166,10 +169,10 @@ class Model(RuleBasedStateMachine):
     @rule(data=st.data())
     def free(self, data):
         address = data.draw(st.sampled_from(sorted(self.live)))
-        self.pool.free(address)
+        self.pool.free(address, self.live.get(address, 0))
         del self.live[address]
         with pytest.raises(UsageError):
-            self.pool.free(address)
+            self.pool.free(address, self.live.get(address, 0))
 
     @precondition(lambda self: self.caches)
     @rule(data=st.data())
@@ -202,7 +205,7 @@ class Model(RuleBasedStateMachine):
         for worker in list(self.caches):
             self.die(worker)
         for address in list(self.live):
-            self.pool.free(address)
+            self.pool.free(address, self.live.get(address, 0))
         self.pool.trim(lambda: None)
         self.coordinator.settle()
         count = self.pool.count()
@@ -254,12 +257,13 @@ def test_only_caches_that_could_have_a_block_are_looked_at(monkeypatch):
     looked = []
     held = pool.caches[1].held
     monkeypatch.setattr(pool.caches[1], "held", lambda *classes: looked.append(classes) or held(*classes))
-    pool.free(large.value.address)
+    pool.free(large.value.address, 0)
     assert looked == []
-    assert pool.come_home([mine, small.value.addresses[0], 12345]) == [small.value.addresses[0], 12345]
+    coming = [(mine, 9), (small.value.addresses[0], 9), (12345, 9)]
+    assert pool.come_home(coming) == [small.value.addresses[0], 12345]
     assert looked == [({5},)]
     with pytest.raises(UsageError, match="it lies in the cache of a worker"):
-        pool.free(small.value.addresses[0])
+        pool.free(small.value.addresses[0], 0)
     assert looked == [({5},)] * 2
 
 
@@ -314,7 +318,7 @@ def test_no_room_is_told_after_everything_was_tried():
     coordinator.settle()
     assert isinstance(second.error, FullError) and coordinator.relieved == 1
     # What is empty and kept for later makes room.
-    pool.free(first.value.address)
+    pool.free(first.value.address, 0)
     assert pool.count().extents == 1
     pool.allocate(1, heaps.HeapAllocate(1, 3 * MIB // 2), second.then, second.fail)
     coordinator.settle()
@@ -352,7 +356,7 @@ def test_fresh_memory_is_told_from_used_memory():
 
     first, second = allocate(300_000), allocate(400_000)
     assert first.fresh and second.fresh
-    pool.free(first.address)
+    pool.free(first.address, 0)
     again = allocate(300_000)
     assert again.address == first.address and not again.fresh
 
@@ -403,6 +407,6 @@ def test_blocks_are_listed_while_their_guards_stand():
     assert [block.address for block in pool.list_blocks(0).blocks] == [address]
     pool.find(address, "here")
     assert pool.list_blocks(0).blocks == ()
-    pool.free(address, "here")
+    pool.free(address, 0, "here")
     assert [block.freed for block in pool.list_blocks(0).blocks] == ["here"]
     assert pool.check() == ""

@@ -29,7 +29,7 @@ def test_what_was_filled_in_is_taken_the_last_first():
     words = _words()
     cache = WorkerCache(words)
     objects = _objects(BATCHES[CLS])
-    assert cache.fill(CLS, objects, 1) == []
+    assert cache.fill(CLS, objects, 1)
     assert cache.held(CLS) == len(objects)
     assert cache.take(CLS - 1, 40) == cache.take(CLS + 1, 70) == 0
     assert [cache.take(CLS, 60) for _ in objects] == objects[::-1]
@@ -58,8 +58,9 @@ def test_a_batch_always_fits_into_a_cache_with_room_for_one_object():
     for address in objects[: CAPACITIES[CLS]]:
         cache.put(CLS, address, 1)
     first, second = objects[CAPACITIES[CLS] : -BATCHES[CLS]], objects[-BATCHES[CLS] :]
-    assert cache.fill(CLS, first, 1) == []
-    assert cache.fill(CLS, second, 2) == second, "what two threads have asked for at once"
+    assert cache.fill(CLS, first, 1)
+    assert not cache.fill(CLS, second, 2), "what two threads have asked for at once"
+    assert cache.fill(CLS, objects, 1), "it was put there before"
     assert not cache.put(CLS, 32, 1)
 
 

@@ -72,7 +72,7 @@ class _Life:
             number = len(self.sent) + 1
             self.sent[number] = self.pool.take(cls, BATCHES[cls])
             self.all.update(self.sent[number])
-            assert self.cache.fill(cls, self.sent[number], number) == []
+            assert self.cache.fill(cls, self.sent[number], number)
             return self.allocate(cls)
         self.ended[0] += 1
         self.held[address] = cls

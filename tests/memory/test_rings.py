@@ -8,13 +8,19 @@ from dsm._native import caches
 from dsm.errors import UsageError
 from dsm.memory.rings import RING_SLOTS, RING_WORDS, Ring, entry
 
+SIZES = st.integers(0, 2**18)
+
 
 def _words():
     return memoryview(bytearray(8 * RING_WORDS)).cast("Q")
 
 
 @pytest.mark.parametrize("native", [False, True])
-@given(st.lists(st.one_of(st.none(), st.tuples(st.integers(0, 63), st.integers(1, 2**48 - 1))), max_size=600))
+@given(
+    st.lists(
+        st.one_of(st.none(), st.tuples(st.integers(0, 63), st.integers(1, 2**48 - 1), SIZES)), max_size=600
+    )
+)
 def test_what_goes_in_comes_out_once(native, steps):
     words = _words()
     ring, other = Ring(words), Ring(words)  # the reader's and the writer's
@@ -22,10 +28,13 @@ def test_what_goes_in_comes_out_once(native, steps):
     for step in steps:
         if step is None:
             found = other.take()
-            assert {node: [a for n, a in waiting if n == node] for node, _ in waiting} == found
+            assert {node: [block for n, *block in waiting if n == node] for node, *_ in waiting} == {
+                node: [list(block) for block in blocks] for node, blocks in found.items()
+            }
             waiting = []
         else:
-            kept = caches.put_away(words, RING_SLOTS, entry(*step)) if native else ring.put(*step)
+            place = entry(*step[:2])
+            kept = caches.put_away(words, RING_SLOTS, place, step[2]) if native else ring.put(*step)
             assert kept == (len(waiting) < RING_SLOTS)
             if len(waiting) < RING_SLOTS:
                 waiting.append(step)
@@ -35,8 +44,8 @@ def test_what_goes_in_comes_out_once(native, steps):
 def test_it_goes_round():
     ring = Ring(_words())
     for turn in range(10 * RING_SLOTS):
-        assert ring.put(3, 16 * turn + 16)
-        assert ring.take() == {3: [16 * turn + 16]}
+        assert ring.put(3, 16 * turn + 16, turn)
+        assert ring.take() == {3: [(16 * turn + 16, turn)]}
     assert ring.take() == {}
 
 

@@ -38,7 +38,8 @@ static uint64_t number(void) {
   return value;
 }
 
-static void operate(struct dsm_cache *cache, const char *name, const uint64_t *arguments, struct told *told) {
+static void operate(struct dsm_cache *cache, const uint64_t *words, const char *name, const uint64_t *arguments,
+                    struct told *told) {
   told->count = 1;
   if (!strcmp(name, "take")) {
     told->result[0] = dsm_cache_take(cache, arguments[0], 0);
@@ -46,9 +47,11 @@ static void operate(struct dsm_cache *cache, const char *name, const uint64_t *a
     told->result[0] = (uint64_t)dsm_cache_put(cache, arguments[0], arguments[1], (uint32_t)arguments[2]);
   } else if (!strcmp(name, "fill")) {
     told->result[0] =
-        dsm_cache_fill(cache, (uint32_t)arguments[0], arguments + 3, (uint32_t)arguments[2], arguments[1]);
+        (uint64_t)dsm_cache_fill(cache, (uint32_t)arguments[0], arguments + 3, (uint32_t)arguments[2], arguments[1]);
   } else if (!strcmp(name, "surplus")) {
-    told->count = dsm_cache_surplus(cache, (uint32_t)arguments[0], arguments[1], told->result);
+    told->count = dsm_cache_surplus(cache, (uint32_t)arguments[0]);
+    uint32_t outbox = (uint32_t)arguments[1];
+    for (uint64_t at = 0; at < told->count; at++) told->result[at] = words[outbox + at];
   } else if (!strcmp(name, "sent")) {
     told->count = 0;
     dsm_cache_sent(cache, arguments[0]);
@@ -91,7 +94,7 @@ int main(int argc, char **argv) {
     if (child == 0) {
       if (ptrace(PTRACE_TRACEME, 0, NULL, NULL)) _exit(4);
       raise(SIGSTOP);
-      operate(cache, name, arguments, told);
+      operate(cache, buffer, name, arguments, told);
       _exit(0);
     }
     int status;

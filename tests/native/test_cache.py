@@ -9,7 +9,7 @@ import pytest
 
 from dsm._native import caches
 from dsm._native.caches import Cache, lib
-from dsm.memory.cache import CACHE_BYTES, WORDS, WorkerCache, contents, counters
+from dsm.memory.cache import CACHE_BYTES, WORDS, WorkerCache, contents, counters, outbox
 from dsm.memory.classes import BATCHES, CAPACITIES, CLASSES, MAX_BATCH, MAX_SMALL_BYTES, SIZES, class_of
 
 BY_STEP = bytes(class_of(16 * step) for step in range(MAX_SMALL_BYTES // 16 + 1))
@@ -34,7 +34,7 @@ def _model():
 def test_it_is_the_same_as_in_python(cache, seed):
     rng = random.Random(seed)
     words, model = _model()
-    batch = leaving = 0
+    batch = 0
     for _ in range(3000):
         cls = rng.choice((0, 1, 40, CLASSES - 1))
         nbytes = rng.randrange(SIZES[cls])
@@ -48,12 +48,14 @@ def test_it_is_the_same_as_in_python(cache, seed):
         elif step == 2:
             batch += 1
             addresses = [rng.randrange(1, 1 << 47) for _ in range(rng.randrange(BATCHES[cls] + 1))]
-            assert list(cache.fill(cls, addresses, batch)) == model.fill(cls, addresses, batch)
+            filled = rng.choice((batch, batch, batch - 1))  # its caller was interrupted, and does it again
+            assert cache.fill(cls, addresses, filled) == model.fill(cls, addresses, filled)
         elif step == 3:
             if model.held(cls):
                 leaving, addresses = model.surplus(cls)
-                assert cache.surplus(cls, leaving) == tuple(addresses)
-                assert cache.surplus(cls, leaving + 1) == ()  # the one before is still there
+                assert cache.surplus(cls) == len(addresses)
+                assert outbox(cache.words) == (leaving, tuple(addresses))
+                assert cache.surplus(cls) == 0  # the one before is still there
                 model.sent()
                 cache.sent(leaving)
         else:
@@ -81,7 +83,7 @@ def test_the_class_of_every_size(cache):
         assert lib.dsm_cache_take_of(cache.handle, cls, 10, 0) == 0
         assert lib.dsm_cache_put(cache.handle, 16, 10, cls) == 0
         assert lib.dsm_cache_fill(cache.handle, cls, [16], 1, 1) == 0
-        assert cache.surplus(cls, 1) == ()
+        assert cache.surplus(cls) == 0
 
 
 def test_what_is_taken_is_zero_if_asked_for(cache):
@@ -130,19 +132,30 @@ def test_threads_never_get_one_object_twice(cache):
 
 
 def test_a_batch_is_put_on_its_stack_once(cache):
-    assert cache.fill(5, [16, 32], 1) == []
-    assert cache.fill(5, [16, 32], 1) == []  # its caller was interrupted, and does it again
+    assert cache.fill(5, [16, 32], 1)
+    assert cache.fill(5, [16, 32], 1)  # its caller was interrupted, and does it again
     assert contents(cache.words) == [16, 32]
-    assert cache.fill(5, [48], 2) == []
+    assert cache.fill(5, [48], 2)
     assert sorted(contents(cache.words)) == [16, 32, 48]
+
+
+def test_a_batch_finds_room_as_a_whole_or_not_at_all(cache):
+    room = CAPACITIES[5] + BATCHES[5]
+    assert cache.fill(5, range(16, 16 * room, 16), 1)
+    before = bytes(cache.words)
+    assert not cache.fill(5, [8, 24], 2)
+    assert bytes(cache.words) == before
+    assert cache.surplus(5) == BATCHES[5]
+    assert cache.fill(5, [8, 24], 2)
 
 
 def test_what_has_arrived_is_not_mistaken_for_what_left_later(cache):
     cache.fill(5, [16, 32], 1)
-    assert len(cache.surplus(5, 1)) == 2
+    assert cache.surplus(5) == 2
     cache.sent(1)
     cache.fill(5, [48], 2)
-    assert cache.surplus(5, 2) == (48,)
+    assert cache.surplus(5) == 1
+    assert outbox(cache.words) == (2, (48,))
     cache.sent(1)
     assert contents(cache.words, received=1) == [48]
     cache.sent(2)

@@ -14,7 +14,17 @@ from pathlib import Path
 import pytest
 
 from dsm import _native
-from dsm.memory.cache import ALLOCATIONS, ASKED, CACHE_BYTES, FREES, GIVEN, WORDS, WorkerCache, contents
+from dsm.memory.cache import (
+    ALLOCATIONS,
+    ASKED,
+    CACHE_BYTES,
+    FREES,
+    GIVEN,
+    OUTBOX,
+    WORDS,
+    WorkerCache,
+    contents,
+)
 from dsm.memory.classes import BATCHES, CAPACITIES, CLASSES, MAX_BATCH, MAX_SMALL_BYTES, SIZES, class_of
 
 HERE = Path(__file__).parent
@@ -57,7 +67,7 @@ class _Author:
         self.batches += 1
         batch = [self.next + 16 * at for at in range(BATCHES[cls])]
         self.next += 16 * len(batch)
-        assert self.cache.fill(cls, batch, self.batches) == []
+        assert self.cache.fill(cls, batch, self.batches)
         self._write("fill", cls, self.batches, len(batch), *batch)
         return self.allocate(cls, nbytes)
 
@@ -66,7 +76,7 @@ class _Author:
         if not self.cache.put(cls, address, nbytes):
             number, _ = self.cache.surplus(cls)
             self.cache.sent()
-            self._write("surplus", cls, number)
+            self._write("surplus", cls, OUTBOX)
             self._write("sent", number)
             self.free(cls, address, nbytes)
 

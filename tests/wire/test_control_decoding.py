@@ -33,10 +33,11 @@ CALLS = [
     heaps.HeapTake(7, 3, 32),
     heaps.HeapGive(7, 2, (1 << 46, 1 << 47)),
     heaps.HeapAllocate(7, 100, 64, "a.py:5"),
-    heaps.HeapFree(7, 1, 1 << 46, "a.py:5"),
+    heaps.HeapFree(7, 1, 1 << 46, 100, "a.py:5"),
     heaps.HeapRetire(7, 1, (1 << 46,)),
     heaps.HeapGuarded(7, 1, 1 << 46),
-    heaps.HeapGrow(7, 1, 1 << 46, 200),
+    heaps.HeapGrow(7, 1, 1 << 46, 200, 100),
+    heaps.HeapUnasked(7, 1, 3, 4000),
     heaps.HeapFind(7, 1, 1 << 46),
     heaps.HeapTrim(7),
     heaps.HeapFigures(7),
@@ -64,7 +65,7 @@ ANSWERS = [
     heaps.HeapListed((BLOCK,), True, (5,)),
 ]
 BETWEEN_NODES = [
-    (membership.MetaKind.ASK_HEAP, heaps.AskHeap(heaps.HeapHome(7, (1 << 46,)))),
+    (membership.MetaKind.ASK_HEAP, heaps.AskHeap(heaps.HeapHome(7, ((1 << 46, 100),)))),
     (membership.MetaKind.ASK_HEAP, heaps.AskHeap(heaps.HeapFlush(7))),
     (membership.MetaKind.HEAP, heaps.HeapTold(heaps.HeapDone())),
     (membership.MetaKind.HEAP, heaps.HeapTold(heaps.HeapRefused(10, "why"))),
