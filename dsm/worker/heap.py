@@ -23,6 +23,7 @@ from dsm.errors import (
     ClosedError,
     HeapCorruptionError,
     InternalError,
+    PageTimeoutError,
     TooLargeError,
     UnknownNameError,
     UsageError,
@@ -250,13 +251,21 @@ class Heap:
             An invariant does not hold: the message names it.
         HeapCorruptionError
             In debug mode: somebody wrote outside a block, or into one that was freed.
+        PageTimeoutError
+            All is well as far as nodes have answered, but some did not: the message names them.
         """
         self._check_open()
         checked = self._call(heaps.HeapCheck(self._record.number), heaps.HeapChecked)
         if checked.wrong:
             raise InternalError(f"heap {self.name!r}: {checked.wrong}")
         if self.options.debug:
-            guarded.check(self)
+            guarded.check(self, checked.silent)
+        if checked.silent:
+            nodes = ", ".join(map(str, checked.silent))
+            raise PageTimeoutError(
+                f"heap {self.name!r} was not verified on node {nodes}, which did not answer in time or was "
+                "lost meanwhile; the others are right; `dsm status` shows who is stopped; check again"
+            )
 
     def trim(self) -> None:
         """Give memory that nobody uses back to the system now: what is empty as a whole, on all nodes."""

@@ -630,7 +630,7 @@ def _rebel(node, name):
     assert set(given.refused) == {16, 0, huge}
     heap.alloc(100).free()
     heap._cache._ring.put(63, 4096, 5)
-    heap._cache._ring.put(far, 4096)
+    heap._cache._ring.put(far, 4096, 5)
     heap._cache._ring.put(home, 4096)
     heap.statistics()
     heap._cache._cache.words[0] = huge
@@ -819,10 +819,33 @@ def test_a_node_that_is_stopped_is_named():
         cluster.managers[1].process.send_signal(signal.SIGSTOP)
         figures = first.call(programs.figures, "stopped")
         assert (figures.silent, figures.in_use) == ((1,), 1)
+        name, said = first.call(programs.check, "stopped")
+        assert name == "PageTimeoutError" and "not verified on node 1, which did not answer" in said
         first.call(programs.free, refs)
         cluster.managers[1].process.send_signal(signal.SIGCONT)
         wait_until(lambda: first.call(programs.figures, "stopped").silent == ())
         assert first.call(programs.figures, "stopped").in_use == 1
+        assert first.call(programs.check, "stopped") is None
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_guards_are_looked_at_where_a_node_answers(damaged):
+    with Cluster(nodes=2) as cluster:
+        first, second = cluster.workers
+        for worker in (first, second):
+            worker.call(programs.allocate, "half", [100], 1, {"debug": True})
+        if damaged:
+            first.call(_overrun, "half")
+        cluster.managers[1].process.send_signal(signal.SIGSTOP)
+        name, _ = first.call(programs.check, "half")
+        assert name == ("HeapCorruptionError" if damaged else "PageTimeoutError")
+        cluster.managers[1].process.send_signal(signal.SIGCONT)
+
+
+def _overrun(node, name):
+    block = node.heap(name).alloc(100)
+    region, offset = block._region()
+    region.buffer[offset + 100] = 1
 
 
 def test_a_node_that_joins_later_has_the_heaps():
