@@ -1,7 +1,8 @@
-"""Questions of one kind to other nodes: what each of them answers, gathered until all have or it is too late.
+"""Questions of one kind to nodes: what each of them answers, gathered until all have or it is too late.
 
-Owns the questions under way, by number.  Whoever asks goes on at once when nobody else is to be asked, else
-when everybody has answered or `COLLECT_S` is over; an answer that comes later finds nobody who waits.
+Owns the questions under way, by number.  Whoever asks several goes on at once when nobody is to be asked,
+else when everybody has answered or is lost, or `COLLECT_S` is over; an answer that comes later finds nobody
+who waits.  Whoever asks one node waits as long as it lives.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from dsm.errors import WireError
 from dsm.manager.link import Link
 from dsm.wire.address import show_address
 from dsm.wire.membership import MetaKind
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 #: Takes the answers by node, and what is known of the nodes without one.
 Then = Callable[[dict[int, T], tuple[SilentNode, ...]], None]
+#: Asks this node itself: called with what takes its answer.
+Here = Callable[[Callable[[T], None]], None]
 
 #: How long the others have to answer.
 COLLECT_S = 1.5
@@ -55,6 +59,8 @@ class Gathering(Generic[T]):
         self._manager = manager
         self._kind = kind
         self._numbers = itertools.count(1)
+        #: The last number that was given.
+        self._last = 0
         self._under_way: dict[int, _Question[T]] = {}
 
     def ask(
@@ -63,8 +69,9 @@ class Gathering(Generic[T]):
         then: Then[T],
         payload: bytes | None = None,
         check: Callable[[T], None] = lambda _: None,
+        here: Here[T] | None = None,
     ) -> None:
-        """Ask these nodes but this one; `then(answers, silent)`, perhaps at once.
+        """Ask these nodes; `then(answers, silent)`, perhaps at once.
 
         Parameters
         ----------
@@ -76,19 +83,43 @@ class Gathering(Generic[T]):
             What the message that asks carries.
         check
             Raises `WireError` about what is no answer to this question.
+        here
+            Asks this node, too; None: it is not asked.
         """
         members = self._manager.members
-        question = _Question(set(nodes) - {members.node}, members.nodes, then, check)
-        number = next(self._numbers) & 0xFFFFFFFF
+        own = members.node
+        asked = set(nodes)
+        question = _Question(asked | {own} if here else asked - {own}, members.nodes, then, check)
+        number = self._begin(question, payload)
+        if here is not None:
+            here(lambda answer: self._answered(number, own, answer))
+        if number in self._under_way:
+            self._manager.loop.after(COLLECT_S, lambda: self._finish(number))
+
+    def ask_one(self, node: int, then: Callable[[T | None], None], payload: bytes | None = None) -> None:
+        """Ask one other node, for as long as it takes; `then(None)` if it is lost, or no member."""
+        question: _Question[T] = _Question(
+            {node} - {self._manager.members.node},
+            self._manager.members.nodes,
+            lambda answers, _: then(answers.get(node)),
+            _any,
+        )
+        self._begin(question, payload)
+
+    def _begin(self, question: _Question[T], payload: bytes | None) -> int:
+        """Send a question to the others that are to answer it."""
+        members = self._manager.members
+        number = self._last = next(self._numbers) & 0xFFFFFFFF
         self._under_way[number] = question
+        for node in question.missing - {members.node}:
+            link = members.links.get(node)
+            if link is None:
+                question.missing.discard(node)
+            else:
+                link.send(members.header(self._kind, len(payload or b""), number), payload)
         if not question.missing:
             self._finish(number)
-            return
-        for node in question.missing:
-            link = members.links.get(node)
-            if link is not None:
-                link.send(members.header(self._kind, len(payload or b""), number), payload)
-        self._manager.loop.after(COLLECT_S, lambda: self._finish(number))
+        return number
 
     def told(self, node: int, number: int, answer: T) -> None:
         """Another node has answered.
@@ -96,14 +127,31 @@ class Gathering(Generic[T]):
         Raises
         ------
         WireError
-            That is no answer to this question.
+            That is no answer to this question, or it was never asked.
         """
         question = self._under_way.get(number)
-        if question is None or node not in question.missing:
+        if question is None:
+            if not 0 < number <= self._last:
+                raise WireError(f"node {node} answers question {number}, which was not asked")
             return
-        question.check(answer)
-        question.missing.remove(node)
-        question.answers[node] = answer
+        if node in question.missing:
+            question.check(answer)
+            self._answered(number, node, answer)
+
+    def node_lost(self, node: int) -> None:
+        """A node is dead: it answers nothing any more."""
+        for number, question in list(self._under_way.items()):
+            if node in question.missing:
+                self._left(number, question, node)
+
+    def _answered(self, number: int, node: int, answer: T) -> None:
+        question = self._under_way.get(number)
+        if question is not None:
+            question.answers[node] = answer
+            self._left(number, question, node)
+
+    def _left(self, number: int, question: _Question[T], node: int) -> None:
+        question.missing.discard(node)
         if not question.missing:
             self._finish(number)
 
@@ -113,6 +161,10 @@ class Gathering(Generic[T]):
             links = self._manager.members.links
             silent = sorted(question.asked - question.answers.keys())
             question.then(question.answers, tuple(_silent(node, links.get(node)) for node in silent))
+
+
+def _any(answer: object) -> None:
+    """Every answer is one."""
 
 
 def _silent(node: int, link: Link | None) -> SilentNode:

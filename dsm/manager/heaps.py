@@ -9,17 +9,15 @@ question; blocks that are freed far from home gather in a ring of each worker an
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from dsm import proc
-from dsm.errors import DSMError, InternalError, LimitError, Status, WireError, status_of
-from dsm.limits import MAX_NODES
+from dsm.errors import DSMError, InternalError, LimitError, Status, status_of
 from dsm.log import logger
 from dsm.manager.backing import Backing
-from dsm.manager.gathering import COLLECT_S
+from dsm.manager.gathering import Gathering
 from dsm.manager.link import Link
 from dsm.manager.nodepool import NodePool, closed
 from dsm.manager.session import Session, lack
@@ -51,9 +49,7 @@ class HeapDesk:
     def __init__(self, manager: Manager) -> None:
         self._manager = manager
         self._pools: dict[int, NodePool] = {}
-        self._numbers = itertools.count(1)
-        #: Questions to other nodes that are not answered, by node and number.
-        self._asked: dict[tuple[int, int], Told] = {}
+        self._questions: Gathering[heaps.NodeAnswer] = Gathering(manager, MetaKind.ASK_HEAP)
         self._backing = Backing(manager)
 
     @property
@@ -211,7 +207,9 @@ class HeapDesk:
 
     # -- this node's pools, asked by anybody -------------------------------------------------------------
 
-    def _local(self, pool: NodePool, body: heaps.NodeQuestion, then: Told) -> None:
+    def _local(
+        self, pool: NodePool, body: heaps.NodeQuestion, then: Callable[[heaps.NodeAnswer], None]
+    ) -> None:
         """Answer what concerns this node's pool; `HeapRefused` for errors."""
         try:
             if isinstance(body, heaps.HeapFree):
@@ -308,62 +306,40 @@ class HeapDesk:
 
     def _ask_node(self, node: int, body: heaps.NodeQuestion, then: Told) -> None:
         """Ask another node; `then(None)` if it is lost."""
-        members = self._manager.members
-        link = members.links.get(node)
-        if node not in members.nodes or link is None or not 0 <= node < MAX_NODES:
-            then(None)
-            return
-        request = next(self._numbers) & 0xFFFFFFFF
-        self._asked[node, request] = then
-        payload = meta.encode(heaps.AskHeap(body))
-        link.send(members.header(MetaKind.ASK_HEAP, len(payload), request), payload)
+        self._questions.ask_one(node, then, meta.encode(heaps.AskHeap(body)))
 
     def _ask_all(
         self,
         body: heaps.HeapTrim | heaps.HeapFigures | heaps.HeapCheck | heaps.HeapFlush,
         then: Callable[[dict[int, heaps.NodeAnswer], tuple[int, ...]], None],
     ) -> None:
-        """Ask every node, this one too; `then(answers, silent)` when all have answered, or in `COLLECT_S`.
+        """Ask every node, this one too; `then(answers, silent)`.
 
-        Silent is who has not answered by then, and who was lost meanwhile; a node without a pool of this heap
+        Silent is who has not answered in time, and who was lost meanwhile; a node without a pool of this heap
         answers, too.
         """
-        answers: dict[int, heaps.NodeAnswer] = {}
-        asked = frozenset(self._manager.members.nodes)
-        missing = set(asked)
-        over = False
 
-        def finish() -> None:
-            nonlocal over
-            if not over:
-                over = True
-                then(answers, tuple(sorted(asked - answers.keys())))
+        def here(told: Callable[[heaps.NodeAnswer], None]) -> None:
+            pool = self._pools.get(body.heap)
+            if pool is None:
+                told(heaps.HeapDone())  # it was destroyed meanwhile
+            else:
+                self._local(pool, body, told)
 
-        def came(node: int, reply: heaps.NodeAnswer | None) -> None:
-            missing.discard(node)
-            if reply is not None and not over:
-                answers[node] = reply
-            if not missing:
-                finish()
-
-        for node in list(self._manager.members.nodes):
-            if node != self._node:
-                self._ask_node(node, body, partial(came, node))
-        pool = self._pools.get(body.heap)
-        if pool is None:
-            came(self._node, heaps.HeapDone())  # it was destroyed meanwhile
-        else:
-            self._local(pool, body, lambda reply: came(self._node, reply))
-        if not over:
-            self._manager.loop.after(COLLECT_S, finish)
+        self._questions.ask(
+            self._manager.members.nodes,
+            lambda answers, silent: then(answers, tuple(each.node for each in silent)),
+            meta.encode(heaps.AskHeap(body)),
+            here=here,
+        )
 
     def asked(self, link: Link, request: int, asked: heaps.AskHeap) -> None:
         """Another node asks about this one's pool."""
         members = self._manager.members
 
-        def tell(reply: heaps.NodeAnswer | None) -> None:
+        def tell(reply: heaps.NodeAnswer) -> None:
             if not link.closed:
-                payload = meta.encode(heaps.HeapTold(reply or heaps.HeapDone()))
+                payload = meta.encode(heaps.HeapTold(reply))
                 link.send(members.header(MetaKind.HEAP, len(payload), request), payload)
 
         pool = self._pools.get(asked.body.heap)
@@ -378,15 +354,11 @@ class HeapDesk:
 
     def told(self, node: int, request: int, told: heaps.HeapTold) -> None:
         """Another node has answered."""
-        then = self._asked.pop((node, request), None)
-        if then is None:
-            raise WireError(f"node {node} answers question {request} about a heap, which was not asked")
-        then(told.body)
+        self._questions.told(node, request, told.body)
 
     def node_lost(self, node: int) -> None:
         """Another node is dead: it answers nothing any more."""
-        for asked in [key for key in self._asked if key[0] == node]:
-            self._asked.pop(asked)(None)
+        self._questions.node_lost(node)
 
     def drop(self, number: int) -> None:
         """A heap was destroyed."""

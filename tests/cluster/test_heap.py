@@ -631,7 +631,7 @@ def _rebel(node, name):
     heap.alloc(100).free()
     heap._cache._ring.put(63, 4096, 5)
     heap._cache._ring.put(far, 4096, 5)
-    heap._cache._ring.put(home, 4096)
+    heap._cache._ring.put(home, 4096, 5)
     heap.statistics()
     heap._cache._cache.words[0] = huge
     heap._cache._cache.words[WORDS] = 77

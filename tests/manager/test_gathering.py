@@ -39,7 +39,9 @@ def node():
             nodes, lambda answers, silent: results.append((answers, list(silent))), payload, **options
         )
 
-    return SimpleNamespace(links=links, timers=timers, results=results, ask=ask, told=gathering.told)
+    return SimpleNamespace(
+        links=links, timers=timers, results=results, ask=ask, told=gathering.told, gathering=gathering
+    )
 
 
 def test_each_of_the_others_is_asked_once(node):
@@ -96,3 +98,55 @@ def test_what_is_no_answer_is_refused_and_still_missing(node):
         node.told(0, 1, "bad")
     node.told(0, 1, "good")
     assert node.results == [({0: "good"}, [])]
+
+
+def test_a_node_without_a_connection_is_silent_at_once(node):
+    del node.links[3]
+    node.ask([0, 3])
+    node.told(0, 1, "a")
+    assert node.results == [({0: "a"}, [SilentNode(3)])]
+
+
+def test_this_node_answers_with_the_others_now_or_later(node):
+    told = []
+    node.ask([0, 1], here=told.append)
+    node.ask([0, 1], here=lambda tell: tell("b"))
+    node.told(0, 1, "a")
+    node.told(0, 2, "a")
+    assert node.results == [({0: "a", 1: "b"}, [])]
+    told[0]("b")
+    assert node.results == [({0: "a", 1: "b"}, [])] * 2
+
+
+def test_a_node_that_is_lost_is_not_waited_for(node):
+    node.ask([0, 3])
+    node.ask([3])
+    node.told(0, 1, "a")
+    node.gathering.node_lost(3)
+    node.gathering.node_lost(2)
+    assert node.results == [({0: "a"}, [SilentNode(3)]), ({}, [SilentNode(3)])]
+
+
+def test_one_node_is_asked_for_as_long_as_it_lives(node):
+    told = []
+    node.gathering.ask_one(2, told.append, b"what")
+    node.gathering.ask_one(3, told.append)
+    assert node.links[2].sent == [((MetaKind.ASK_PAGES, 4, 1), b"what")] and not node.timers
+    node.told(2, 1, "b")
+    assert told == ["b"]
+    node.gathering.node_lost(3)
+    assert told == ["b", None]
+
+
+@pytest.mark.parametrize("other", [1, 7, -1])
+def test_one_that_is_no_other_node_has_no_answer(node, other):
+    told = []
+    node.gathering.ask_one(other, told.append)
+    assert told == [None]
+
+
+@pytest.mark.parametrize("number", [0, 2, 1 << 31])
+def test_an_answer_to_what_was_never_asked_is_refused(node, number):
+    node.ask([0])
+    with pytest.raises(WireError, match="which was not asked"):
+        node.told(0, number, "a")

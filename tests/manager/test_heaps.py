@@ -14,7 +14,7 @@ COUNTS = dict.fromkeys(heaps.PoolCount.__struct_fields__, 0)
 
 
 class _Link:
-    closed = False
+    closed = True
 
     def __init__(self):
         self.requests = []
