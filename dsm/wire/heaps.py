@@ -213,24 +213,45 @@ class HeapFigures(msgspec.Struct, frozen=True, tag=True):
     heap: int
 
 
-class PoolCount(msgspec.Struct, frozen=True):
-    """The pool of one node, and what its workers have counted."""
+class PoolFigures(msgspec.Struct, frozen=True):
+    """The pool of one node.  All but counts are bytes; ``managed == used + cached + spare + free``.
+
+    Attributes
+    ----------
+    node
+        Its number.
+    extents, managed
+        Extents, and their bytes.
+    used, in_use
+        Bytes of live blocks, with what the sizes of classes add; and how many blocks that are.
+    cached
+        Of free blocks in the caches of workers (in debug mode: that were freed and are watched).
+    spare
+        Of free blocks that only allocations of the same class can use.
+    free, largest_free
+        What any allocation can use, and the largest block that is to be had without another extent.
+    peak
+        The most that was out of the pool at a time, caches of workers included.
+    locked
+        Of extents that the system keeps in memory.
+    """
 
     node: int
     extents: int = 0
-    #: Bytes of the extents; of blocks in use; in caches of workers; of what only one class can use; of the
-    #: rest.
     managed: int = 0
     used: int = 0
+    in_use: int = 0
     cached: int = 0
     spare: int = 0
     free: int = 0
     largest_free: int = 0
-    in_use: int = 0
-    #: The most that was out of the pool at a time, caches included.
     peak: int = 0
-    #: Bytes of extents that the system keeps in memory.
     locked: int = 0
+
+
+class PoolCount(PoolFigures, frozen=True):
+    """The pool of one node, and what was counted of its blocks."""
+
     #: Bytes of live blocks of this pool, as was asked for; less what nobody asked for of the pages of blocks
     #: that are regions of their own.
     requested: int = 0

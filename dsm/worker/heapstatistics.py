@@ -1,50 +1,19 @@
 """What `Heap.statistics` returns: figures of all nodes, frozen at one moment.
 
-Owns the names that users see, and what follows from the figures.
+Owns what follows from the figures; those of one pool are `dsm.wire.heaps.PoolFigures`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 from dsm.wire import heaps
 
 
-@dataclass(frozen=True)
-class PoolStatistics:
-    """The pool of one node.  All but counts are bytes; ``managed == used + cached + spare + free``.
-
-    Attributes
-    ----------
-    node
-        Its number.
-    extents, managed
-        Extents, and their bytes.
-    used, in_use
-        Bytes of live blocks, with what the sizes of classes add; and how many blocks that are.
-    cached
-        Of free blocks in the caches of workers (in debug mode: that were freed and are watched).
-    spare
-        Of free blocks that only allocations of the same class can use.
-    free, largest_free
-        What any allocation can use, and the largest block that is to be had without another extent.
-    peak
-        The most that was out of the pool at a time, caches of workers included.
-    locked
-        Of extents that the system keeps in memory.
-    """
-
-    node: int
-    extents: int
-    managed: int
-    used: int
-    in_use: int
-    cached: int
-    spare: int
-    free: int
-    largest_free: int
-    peak: int
-    locked: int
+class PoolStatistics(heaps.PoolFigures, frozen=True):
+    __doc__ = heaps.PoolFigures.__doc__
 
     @property
     def external_fragmentation(self) -> float:
@@ -139,12 +108,9 @@ def statistics_of(counted: heaps.HeapCounted) -> HeapStatistics:
         refused_frees=total("refused"),
         lost_frees=total("lost"),
         pools=tuple(
-            PoolStatistics(
-                pool.node, pool.extents, pool.managed, pool.used, pool.in_use, pool.cached, pool.spare,
-                pool.free, pool.largest_free, pool.peak, pool.locked,
-            )
+            msgspec.convert(pool, PoolStatistics, from_attributes=True)
             for pool in pools
             if pool.extents or pool.peak
         ),
         silent=counted.silent,
-    )  # fmt: skip
+    )
