@@ -43,7 +43,8 @@ void dsm_raise(struct dsm_tables *tables, uint64_t page, uint64_t count, uint32_
 void dsm_lease(struct dsm_tables *tables, uint64_t page, uint64_t count, uint64_t end);
 /* Lower them to at most `level` (marks go), and post a command to each worker that may have more.
  * asked[2*i..] = worker, sequence (of commands_posted): that worker has obeyed once its commands_done
- * has reached the sequence.  Returns the number of workers asked. */
+ * has reached the sequence.  Returns the number of workers asked.  What counts under a lease is lowered to DSM_NONE:
+ * a worker that reads it already would not be asked to lower it to DSM_READ, nor learn of that lease. */
 int dsm_lower(struct dsm_tables *tables, uint64_t page, uint64_t count, uint32_t level, uint64_t *asked);
 /* The same for `count` runs (page, count) at once; a worker is asked once for all of them. */
 int dsm_lower_runs(struct dsm_tables *tables, const uint64_t *runs, uint64_t count, uint32_t level, uint64_t *asked);

@@ -147,6 +147,8 @@ int dsm_worker_stop(void) {
   dsm_lock(&old);
   wait_until_slots_free();
   dsm_empty_boards();
+  /* The caller closes them now: a thread that is late must not write to what gets their numbers. */
+  dsm_worker.options.bell_fd = dsm_worker.options.nudge_fd = dsm_worker.options.manager_pidfd = -1;
   store_ordered(&dsm_worker.started, 0);
   dsm_unlock(&old);
   return 0;
