@@ -113,12 +113,13 @@ int dsm_worker_start(const struct dsm_worker_options *options) {
 
 #define LEAVE_NS 300000000u /* how long stopping waits for threads to leave the boards */
 
-/* Whether a thread has a slot; what says that a page was touched belongs to the manager. */
+/* Whether a thread has a slot; what nobody waits for belongs to the manager. */
 static bool slots_in_use(void) {
   struct dsm_worker_board *board = dsm_worker.board;
   for (uint32_t i = 0; i < DSM_SLOTS; i++) {
     bool used = load_ordered(&board->used[i / 64]) >> i % 64 & 1;
-    if (used && board->slots[i].op != DSM_OP_TOUCHED) return true;
+    uint32_t op = board->slots[i].op;
+    if (used && op != DSM_OP_TOUCHED && !(op & DSM_OP_NO_REPLY)) return true;
   }
   return false;
 }
