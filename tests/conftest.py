@@ -26,9 +26,6 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile("ci", hypothesis.settings.get_profile("default"), derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
-#: What managers, workers and the functions that workers run import.
-FORKED = ["dsm.manager.__main__", "dsm.testing.serving", "dsm.worker.attach", "numpy", "pytest", "support"]
-
 
 def pytest_configure(config):
     """Where no bytecode may lie beside the sources, keep it for the run: hundreds of processes read it."""
@@ -58,7 +55,7 @@ def _session_leaves_nothing():
     # Children import the package that is tested, from whatever directory they run in.
     root = str(Path(__file__).parents[1])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    with ForkServer(FORKED):
+    with ForkServer(["pytest", "support"]):
         yield
     _complain(support.SESSION_MARK, mark, "after the last test")
 

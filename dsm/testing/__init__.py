@@ -8,5 +8,6 @@ from __future__ import annotations
 
 from dsm.testing.cluster import Cluster, Worker, WorkerFailed
 from dsm.testing.network import Network
+from dsm.testing.starting import ForkServer
 
-__all__ = ["Cluster", "Network", "Worker", "WorkerFailed"]
+__all__ = ["Cluster", "ForkServer", "Network", "Worker", "WorkerFailed"]

@@ -26,6 +26,8 @@ from dsm.errors import NodeLostError
 from dsm.launch.processes import become_subreaper
 from dsm.manager_process import PACKAGE_ROOT
 
+#: What managers and workers import in any case.
+_IMPORTED = ("dsm.manager.__main__", "dsm.testing.serving", "dsm.worker.attach", "numpy")
 #: The longest request, most of which is an environment.
 MOST_BYTES = 1 << 17
 MOST_DESCRIPTORS = 16
@@ -45,8 +47,8 @@ class Forked:
 
     def poll(self) -> int | None:
         """Return its exit code if it has ended."""
-        if self.returncode is None and select.select([self._pidfd], [], [], 0)[0]:
-            return self.wait()
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -58,7 +60,9 @@ class Forked:
             It has not within `timeout` seconds.
         """
         if self.returncode is None:
-            if not select.select([self._pidfd], [], [], timeout)[0]:
+            poll = select.poll()
+            poll.register(self._pidfd, select.POLLIN)
+            if not poll.poll(None if timeout is None else timeout * 1000):
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
             self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
             os.close(self._pidfd)
@@ -78,16 +82,26 @@ Process: TypeAlias = subprocess.Popen[bytes] | Forked
 
 
 class ForkServer:
-    """The starter's end; as a context manager, clusters have their processes from it meanwhile.
+    """A context manager: within, the processes of clusters are forks of one that has imported what they need.
+
+    A cluster starts in a tenth of the time.  Processes on the hosts of a `Network` are interpreters of their
+    own nevertheless.
 
     Parameters
     ----------
-    modules : sequence of str
-        What the server imports, when the first process is asked for.  It has the environment of now.
+    modules : sequence of str, optional
+        What the functions import that workers run.
+
+    Examples
+    --------
+    >>> with ForkServer(["scipy.ndimage"]):
+    ...     with Cluster(nodes=2) as cluster:
+    ...         cluster.all(steps.smooth)
     """
 
-    def __init__(self, modules: Sequence[str]) -> None:
-        self._modules = modules
+    def __init__(self, modules: Sequence[str] = ()) -> None:
+        self._modules = [*_IMPORTED, *modules]
+        #: What it starts with, when the first process is asked for.
         path = os.pathsep.join(filter(None, [PACKAGE_ROOT, *sys.path]))
         self._environment = {**os.environ, "PYTHONPATH": path, _ROOM: "." * _ROOM_BYTES}
         self._server: subprocess.Popen[bytes] | None = None
