@@ -402,12 +402,12 @@ def test_ranks_that_end_right_behind_the_last_barrier_do_not_break_it_for_the_ot
 #: the second one: a child that is told there that somebody has ended says so with its status.
 LAST_BARRIER = """
     import os, sys
-    import numpy
     import dsm
+    from dsm import attach  # loaded once, not in each of the ranks
 
     def rank(number, address):
         os.environ.update(DSM_NODE=address, DSM_RANK=str(number), DSM_SIZE="3")
-        node = dsm.attach()
+        node = attach()
         while True:
             try:
                 node.barrier()
