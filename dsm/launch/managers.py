@@ -2,9 +2,6 @@
 
 Owns the launcher's ends of a manager's pipes: the one on which it says that it is ready, the guard by which
 it knows what to end when we are gone, its output.  What goes over them is said in `dsm.manager_process`.
-
-A manager has a session of its own: in ours, one that is stopped when we die may get the kernel's SIGHUP,
-and would end without having ended others.
 """
 
 from __future__ import annotations
@@ -55,7 +52,7 @@ class Manager(Process):
                 stderr=pipe,
                 env=dict(environment),
                 pass_fds=(ready_end, guard_end),
-                start_new_session=True,
+                process_group=0,
                 preexec_fn=die_with_parent(),
             )
         except OSError:
