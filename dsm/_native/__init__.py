@@ -391,7 +391,7 @@ def region_find(address: int) -> tuple[int, int] | None:
 
 
 def region_mark(address: int) -> int:
-    """Return a number that stays the same while the region there is open and no page of it is poisoned; else -1.
+    """Return a number that stays while the region there is open and no page of it is poisoned; else -1.
 
     What was read between two calls that returned the same number, not -1, is what the region held.
     """

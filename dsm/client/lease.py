@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from dsm.errors import UsageError
 from dsm.memory.handle import LeaseHandle
@@ -49,6 +49,11 @@ class Handle(LeaseHandle):
     def expires_in(self) -> float:
         """Seconds until the lease ends, as far as this handle knows; 0 when it has ended."""
         return max(0.0, self._deadline - time.monotonic())
+
+    def __reduce__(self) -> NoReturn:
+        raise UsageError(
+            f"{self!r} cannot be pickled: its connection is this process's; send its token and open that"
+        )
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id}: {self._nbytes} bytes, {self.expires_in:.1f} s left>"
@@ -179,5 +184,6 @@ def contiguous(data: Any) -> memoryview:
         return memoryview(data).cast("B")
     except (TypeError, ValueError) as error:
         raise UsageError(
-            f"{type(data).__name__} cannot be written to a lease: {error}; pass bytes or a contiguous array"
+            f"{type(data).__name__} cannot be written to a lease: {error}; pass bytes, a contiguous array, "
+            "or what its view('u1') gives"
         ) from None

@@ -203,7 +203,7 @@ class Lease(LeaseHandle):
         except (TypeError, ValueError) as error:
             raise UsageError(
                 f"data of type {type(data).__name__} cannot be written to a lease ({error}); "
-                "pass bytes, or a contiguous array"
+                "pass bytes, a contiguous array, or what its view('u1') gives"
             ) from None
         first, count = self._range(offset, len(source))
         self._check()

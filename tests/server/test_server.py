@@ -1,6 +1,7 @@
 """A lease server and its clients: leases, bytes, keys, errors, limits of time and room."""
 
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -199,6 +200,13 @@ def test_memory_that_has_ended_is_not_sent(node, client, size):
         with pytest.raises(dsm.LeaseExpiredError):
             lease.set(array[:size])
         assert lease.get() == bytes(1 << 20)
+
+
+def test_a_lease_goes_to_other_processes_as_its_token(client):
+    with client.lease(100, 60) as lease:
+        with pytest.raises(dsm.UsageError, match="send its token"):
+            pickle.dumps(lease)
+        assert pickle.loads(pickle.dumps(lease.token)) == lease.token
 
 
 @pytest.mark.parametrize("what", ["0" * 32, None, 7])

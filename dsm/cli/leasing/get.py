@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("token", metavar="TOKEN", help="what `dsm lease` printed")
     parser.add_argument("--offset", default="0", metavar="N", help="the first byte (0); K, M, G are taken")
     parser.add_argument("--length", metavar="N", help="how many bytes (default: all behind the offset)")
-    parser.add_argument("--out", metavar="FILE", help="write them there (default: standard output)")
+    parser.add_argument("--out", metavar="FILE", help="write them there (default, and -: standard output)")
     add_server(parser)
 
 
@@ -46,14 +46,14 @@ def run(options: argparse.Namespace) -> int:
                     return
                 data = lease.get(offset, min(PIECE_BYTES, end - offset))
         finally:
-            if options.out is not None:
+            if options.out not in (None, "-"):
                 os.close(descriptor)
 
     return run_verb("get", options, act)
 
 
 def _open(path: str | None) -> int:
-    if path is None:
+    if path is None or path == "-":
         sys.stdout.flush()
         return sys.stdout.fileno()
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
