@@ -41,13 +41,21 @@ class Callbacks:
         self._closed = False
 
     def call(self, callback: Callback, what: Any) -> None:
-        """Call ``callback(what)`` soon; what it raises is logged."""
+        """Call ``callback(what)`` soon; what it raises is logged.
+
+        When no thread can be started, it is called with the next one.
+        """
         with self._mutex:
             if self._closed:
                 return
             self._due.append((callback, what))
-            if not self._running:
+            if self._running:
+                return
+            try:
                 threading.Thread(target=self._run, name=self._name, daemon=True).start()
+            except RuntimeError as error:
+                logger.error("a callback of %r waits: %s", what, error)
+            else:
                 self._running = True
 
     def close(self) -> None:
