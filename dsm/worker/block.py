@@ -74,6 +74,11 @@ class Block(msgspec.Struct, eq=False):
         return not self._address
 
     @property
+    def __array_interface__(self) -> dict[str, Any]:
+        """What ``numpy.asarray(block)`` makes an array of bytes from; no copy."""
+        return self.array().__array_interface__
+
+    @property
     def buffer(self) -> memoryview:
         """The block as a writable memoryview of `nbytes` bytes."""
         everything: Any = self.array()

@@ -12,6 +12,7 @@ import dsm
 import heap_programs as programs
 from dsm.testing import Cluster
 from dsm.testing.cluster import ManagerProcess
+from dsm.worker import guarded
 
 DEBUG = {"debug": True}
 
@@ -131,6 +132,24 @@ def test_realloc_moves_a_guarded_block(heap):
     assert bytes(block.buffer) == b"\7" * 10
     heap.check()
     block.free()
+
+
+def test_an_extent_that_is_given_back_while_it_is_looked_at_is_no_damage(heap, monkeypatch):
+    block = heap.alloc("20M")  # more than quarantine keeps
+    address, damage, gone = block.address, guarded._damage, []
+
+    def give_back_first(heap, listed):
+        if listed.address == address and not gone:
+            gone.append(address)
+            monkeypatch.setattr(guarded, "_damage", damage)
+            block.free()
+            heap.trim()
+            assert heap.statistics().managed == 0
+        return damage(heap, listed)
+
+    monkeypatch.setattr(guarded, "_damage", give_back_first)
+    heap.check()
+    assert gone
 
 
 def test_memory_comes_back_from_quarantine(heap):

@@ -245,6 +245,15 @@ def test_arrays(heap):
     assert heap.statistics().in_use == 0
 
 
+def test_numpy_takes_a_block_as_its_bytes(heap):
+    block = heap.alloc(100)
+    np.asarray(block)[3] = 7
+    assert block.buffer[3] == 7 and np.asarray(block).shape == (100,) and np.sum(block) == 7
+    block.free()
+    with pytest.raises(dsm.UsageError, match="freed"):
+        np.asarray(block)
+
+
 def test_a_part_of_an_array_frees_nothing(heap):
     array = heap.array((10, 10))
     array[:] = 3
