@@ -222,7 +222,7 @@ class Channel:
 
     # -- out ---------------------------------------------------------------------------------------------
 
-    def _send(self, *parts: bytes) -> None:
+    def _send(self, parts: list[bytes]) -> None:
         """Send answers; what the socket does not take waits."""
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         if self._queue:

@@ -36,6 +36,8 @@ _REQUEST_COST = 4096
 
 _GET = int(Op.GET)
 _SET = int(Op.SET)
+#: What may change what is due next.
+_CHANGES = (Op.LEASE, Op.RENEW, Op.RELEASE)
 _unpack = REQUEST.unpack_from
 _pack = REPLY.pack
 
@@ -135,7 +137,7 @@ class Connection(Channel):
                     size += 32
                     continue
             if out:
-                self._send(*out)
+                self._send(out)
                 out, size = [], 0
                 if self._queue:
                     break
@@ -155,7 +157,7 @@ class Connection(Channel):
         if position < end:
             self._rest = bytes(buffer[position:end])
         if out:
-            self._send(*out)
+            self._send(out)
         if not self.closed and (self._waiting or self._queue or len(self._rest) >= REQUEST_BYTES):
             self._watch()
 
@@ -175,7 +177,7 @@ class Connection(Channel):
                 self._waiting = True
                 service.cluster.rows(self, asked.number, asked.offset, asked.count)
             else:
-                self._send(self._answer(asked, now))
+                self._send([self._answer(asked, now)])
         except WireError as error:
             return self._refuse(asked, error)
         except CleaningError:
@@ -196,7 +198,8 @@ class Connection(Channel):
         """Return the reply to a request that moves no bytes of leases."""
         service, book = self._service, self._service.book
         op, number, token = asked.op, asked.number, asked.token
-        service.look_soon()
+        if op in _CHANGES:
+            service.look_soon()
         if op == Op.LEASE:
             keys = os.urandom(48)
             identity, write_key, read_key = random_id(keys[:16]), keys[16:32], keys[32:]
@@ -232,7 +235,7 @@ class Connection(Channel):
         view = service.memory.view[start : start + count]
         service.gets += 1
         if count <= LEASE_COPY_BYTES:
-            self._send(header, bytes(view))
+            self._send([header, bytes(view)])
             return
         service.book.hold(holding)
         self._queue.append((memoryview(header), None))
@@ -307,7 +310,7 @@ class Connection(Channel):
             now = service.now_ms()
             if now < holding.deadline_ms:
                 service.sets += 1
-                self._send(_pack(_SET, 0, 0, upload.number, 0, upload.count, holding.deadline_ms - now))
+                self._send([_pack(_SET, 0, 0, upload.number, 0, upload.count, holding.deadline_ms - now)])
                 return
             failure = ran_out(holding)
         assert failure is not None
@@ -337,7 +340,7 @@ class Connection(Channel):
 
     def _send_error(self, op: int, number: int, error: DSMError) -> None:
         self._service.refused += 1
-        self._send(wire.error_reply(op, number, status_of(error), str(error)))
+        self._send([wire.error_reply(op, number, status_of(error), str(error))])
 
 
 def _check_range(holding: Holding, offset: int, count: int) -> None:
