@@ -12,49 +12,21 @@ time.
 * `free`, `grow` and `usable_size` take blocks and objects, `give` as well: who gives something back need not
   know what it was.
 
-An extent is chosen by the power of two of its largest free block, the smallest that fits: full extents are
-filled up, empty ones stay empty and can be given back.
-
-Of an extent that does not start on a multiple of a block's alignment, so much more is taken that an aligned
-part is in it.
+Which extent a block is cut from `dsm.memory.extents` decides; `dsm.memory.poolcheck` verifies all of it.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
 from collections.abc import Iterable
-from typing import Final
 
-from dsm.errors import FullError, InternalError, TooLargeError, UsageError
+from dsm.errors import FullError, TooLargeError, UsageError
 from dsm.limits import ADDRESS_ALIGNMENT
-from dsm.memory.buddy import MIN_BLOCK_BYTES, Buddy, smallest_multiple
+from dsm.memory import poolcheck
+from dsm.memory.buddy import smallest_multiple
 from dsm.memory.classes import CLASSES, GRANULE_BYTES, SIZES, SPAN_OBJECTS, STEP_BYTES
+from dsm.memory.extents import GRANULE_SHIFT, Extent, Extents
 from dsm.memory.figures import PoolFigures
 from dsm.memory.span import Span
-
-_GRANULE_SHIFT: Final = GRANULE_BYTES.bit_length() - 1
-
-
-class _Extent:
-    """An extent: its place, its buddy, and its spans."""
-
-    __slots__ = ("address", "buddy", "end", "spans", "top")
-
-    def __init__(self, address: int, nbytes: int) -> None:
-        self.address = address
-        self.end = address + nbytes
-        self.buddy = Buddy(nbytes)
-        #: Span by each granule of the extent that it covers.
-        self.spans: dict[int, Span] = {}
-        #: Order of the largest free block, as the pool has noted it.
-        self.top = self.buddy.largest_order
-
-    def granules(self, span: Span) -> range:
-        """Granules that a span covers; it shares none with another span."""
-        return range(
-            (span.start - self.address) >> _GRANULE_SHIFT,
-            (span.end - self.address + GRANULE_BYTES - 1) >> _GRANULE_SHIFT,
-        )
 
 
 class Pool:
@@ -70,16 +42,7 @@ class Pool:
         if max_bytes is not None and max_bytes < 0:
             raise UsageError(f"max_bytes={max_bytes}: pass a number of bytes, or None")
         self.max_bytes = max_bytes
-        #: Addresses of extents, ascending, and the extents.
-        self._starts: list[int] = []
-        self._extents: dict[int, _Extent] = {}
-        #: Extents by order of their largest free block, and a bit for each order that has some.
-        self._by_top: list[dict[int, _Extent]] = [{} for _ in range(65)]
-        self._tops = 0
-        #: Extents of which nothing is given away.
-        self._empty: dict[int, None] = {}
-        #: Every extent starts on a multiple of this power of two.
-        self._alignment = 1 << 63
+        self._extents = Extents()
         #: Bytes asked for, by address of each block that is out.
         self._asked: dict[int, int] = {}
         #: How far behind its start the address of a block is that was aligned in a larger one.
@@ -104,30 +67,13 @@ class Pool:
         FullError
             The pool would have more than `max_bytes`.
         """
-        if address <= 0 or address % MIN_BLOCK_BYTES:
-            raise UsageError(
-                f"an extent at {address:#x}: its address must be a positive multiple of {MIN_BLOCK_BYTES}"
-            )
-        extent = _Extent(address, nbytes)
-        index = bisect_right(self._starts, address)
-        before = self._extents[self._starts[index - 1]] if index else None
-        if (before and before.end > address) or (
-            index < len(self._starts) and self._starts[index] < extent.end
-        ):
-            raise UsageError(
-                f"the extent at {address:#x} with {nbytes} bytes overlaps another one of the pool"
-            )
+        extent = self._extents.make(address, nbytes)
         if self.max_bytes is not None and self._managed + nbytes > self.max_bytes:
             raise FullError(
                 f"an extent of {nbytes} bytes does not fit: the pool has {self._managed} of at most "
                 f"{self.max_bytes} bytes"
             )
-        insort(self._starts, address)
-        self._extents[address] = extent
-        self._by_top[extent.top][address] = extent
-        self._tops |= 1 << extent.top
-        self._empty[address] = None
-        self._alignment = min(self._alignment, address & -address)
+        self._extents.add(extent)
         self._managed += nbytes
         self._peak_managed = max(self._peak_managed, self._managed)
 
@@ -139,24 +85,11 @@ class Pool:
         UsageError
             There is none at that address, or something of it is given away.
         """
-        extent = self._extents.get(address)
-        if extent is None:
-            raise UsageError(f"the pool has no extent at {address:#x}")
-        if len(extent.buddy):
-            raise UsageError(
-                f"the extent at {address:#x} is in use: {extent.buddy.nbytes - extent.buddy.free_bytes} of "
-                f"{extent.buddy.nbytes} bytes are given away"
-            )
-        del self._empty[address]
-        self._forget_top(extent)
-        del self._extents[address]
-        self._starts.remove(address)
-        self._managed -= extent.buddy.nbytes
-        self._alignment = min((start & -start for start in self._starts), default=1 << 63)
+        self._managed -= self._extents.remove(address).buddy.nbytes
 
     def empty_extents(self) -> list[int]:
         """Addresses of extents of which nothing is given away."""
-        return list(self._empty)
+        return self._extents.empty()
 
     def extent_for(self, nbytes: int, align: int = STEP_BYTES) -> int:
         """Return how many bytes an extent must have at least so that `allocate` gives a block from it.
@@ -204,7 +137,7 @@ class Pool:
             A negative size, or an alignment that is no power of two.
         """
         _verify(nbytes, align)
-        found = self._cut(nbytes, align) if align <= self._alignment else self._cut_shifted(nbytes, align)
+        found = self._extents.cut_aligned(nbytes, align)
         if found is None:
             return None
         extent, offset = found
@@ -234,11 +167,11 @@ class Pool:
             raise UsageError(f"{address:#x} is no block: {self.explain(address)}")
         self._asked_bytes -= asked
         start = address - self._shifts.pop(address, 0)
-        extent = self._extent_at(start)
+        extent = self._extents.at(start)
         assert extent is not None
         size = extent.buddy.free(start - extent.address)
         self._used -= size
-        self._changed(extent)
+        self._extents.changed(extent)
         return size
 
     def grow(self, address: int, nbytes: int) -> bool:
@@ -254,7 +187,7 @@ class Pool:
         if asked is None:
             return nbytes <= self.usable_size(address)
         shift = self._shifts.get(address, 0)
-        extent = self._extent_at(address)
+        extent = self._extents.at(address)
         assert extent is not None
         offset = address - shift - extent.address
         before = extent.buddy.size_of(offset)
@@ -263,7 +196,7 @@ class Pool:
         self._asked[address] = nbytes
         self._asked_bytes += nbytes - asked
         self._use(extent.buddy.size_of(offset) - before)
-        self._changed(extent)
+        self._extents.changed(extent)
         return True
 
     def usable_size(self, address: int) -> int:
@@ -275,7 +208,7 @@ class Pool:
             None that is out starts there.
         """
         if address in self._asked:
-            extent = self._extent_at(address)
+            extent = self._extents.at(address)
             assert extent is not None
             shift = self._shifts.get(address, 0)
             return extent.buddy.size_of(address - shift - extent.address) - shift
@@ -352,7 +285,7 @@ class Pool:
 
     def explain(self, address: int) -> str:
         """Say what is at an address: for messages about what was refused."""
-        extent = self._extent_at(address)
+        extent = self._extents.at(address)
         if extent is None:
             return "it lies in no extent of this pool"
         if address in self._asked:
@@ -381,7 +314,7 @@ class Pool:
             asked=self._asked_bytes + self._object_bytes,
             spare=self._span_bytes - self._object_bytes,
             free=self._managed - self._used - self._span_bytes + self._object_bytes,
-            largest_free=max((extent.buddy.largest_free for extent in self._extents.values()), default=0),
+            largest_free=max((extent.buddy.largest_free for extent in self._extents), default=0),
             spans=self._spans,
             span_bytes=self._span_bytes,
             peak=self._peak,
@@ -396,120 +329,15 @@ class Pool:
         InternalError
             Names the first that does not hold.
         """
-        if self._starts != sorted(self._extents):
-            raise InternalError("pool: the list of extents is not in order, or does not name each")
-        end = 0
-        blocks: dict[int, int] = {}
-        spans: dict[Span, None] = {}
-        free = 0
-        for address in self._starts:
-            extent = self._extents[address]
-            if address < end or extent.end != address + extent.buddy.nbytes:
-                raise InternalError(f"pool: the extent at {address:#x} overlaps another one")
-            end = extent.end
-            extent.buddy.check()
-            free += extent.buddy.free_bytes
-            if (address in self._empty) != (not len(extent.buddy)):
-                raise InternalError(f"pool: the extent at {address:#x} is wrong about being empty")
-            if extent.top != extent.buddy.largest_order or address not in self._by_top[extent.top]:
-                raise InternalError(
-                    f"pool: the extent at {address:#x} is not filed under its largest free block"
-                )
-            pieces = {address + offset: size for offset, size in extent.buddy.blocks().items()}
-            granules = 0
-            for span in dict.fromkeys(extent.spans.values()):
-                if pieces.pop(span.start, 0) != span.end - span.start:
-                    raise InternalError(f"pool: the span at {span.start:#x} is no block of its buddy")
-                if any(extent.spans.get(granule) is not span for granule in extent.granules(span)):
-                    raise InternalError(f"pool: the span at {span.start:#x} is not found by its addresses")
-                span.check()
-                if not span.live:
-                    raise InternalError(f"pool: the span at {span.start:#x} is empty and was not given back")
-                if (span in self._partial[span.cls]) != (span.live < span.count):
-                    raise InternalError(
-                        f"pool: the span at {span.start:#x} is not filed under what it has to give"
-                    )
-                spans[span] = None
-                granules += len(extent.granules(span))
-            if granules != len(extent.spans):
-                raise InternalError(f"pool: a span of the extent at {address:#x} is found where it is not")
-            blocks.update(pieces)
-        for address in self._asked:
-            size = blocks.pop(address - self._shifts.get(address, 0), None)
-            if size is None:
-                raise InternalError(f"pool: the block at {address:#x} is none of its buddy's")
-        if blocks:
-            raise InternalError(f"pool: the block at {min(blocks):#x} belongs to nobody")
-        if not self._shifts.keys() <= self._asked.keys():
-            raise InternalError("pool: a shift is kept of a block that is not out")
-        partial = sum(len(filed) for filed in self._partial)
-        if partial != sum(span.live < span.count for span in spans):
-            raise InternalError("pool: a span is filed that does not exist any more")
-        if sum(len(filed) for filed in self._by_top) != len(self._extents):
-            raise InternalError("pool: an extent is filed that does not exist any more")
-        for order, filed in enumerate(self._by_top[:-1]):
-            if bool(filed) != bool(self._tops >> order & 1):
-                raise InternalError(f"pool: bit {order} of the extents' orders does not say what is filed")
-        self._check_totals(spans, free)
-
-    def _check_totals(self, spans: Iterable[Span], free: int) -> None:
-        spans = list(spans)
-        span_bytes = sum(span.end - span.start for span in spans)
-        object_bytes = sum(span.live * span.size for span in spans)
-        managed = sum(extent.buddy.nbytes for extent in self._extents.values())
-        for name, kept, true in (
-            ("managed bytes", self._managed, managed),
-            ("used bytes", self._used, managed - free - span_bytes + object_bytes),
-            ("asked bytes", self._asked_bytes, sum(self._asked.values())),
-            ("objects", self._objects, sum(span.live for span in spans)),
-            ("object bytes", self._object_bytes, object_bytes),
-            ("spans", self._spans, len(spans)),
-            ("span bytes", self._span_bytes, span_bytes),
-        ):
-            if kept != true:
-                raise InternalError(f"pool: {name} are counted as {kept} and are {true}")
-        if self._peak < self._used or self._peak_managed < self._managed:
-            raise InternalError("pool: a peak is lower than what is used or managed now")
+        poolcheck.check(self)
 
     # Inside
-
-    def _cut(self, nbytes: int, align: int) -> tuple[_Extent, int] | None:
-        """Cut a block from the extent with the smallest largest free block that will do."""
-        order = (max(nbytes, align, MIN_BLOCK_BYTES) - 1).bit_length()
-        fitting = self._tops >> order
-        if fitting:
-            top = order + (fitting & -fitting).bit_length() - 1
-            filed = self._by_top[top]
-            address, extent = filed.popitem()
-            filed[address] = extent
-            candidates: Iterable[_Extent] = (extent,)
-        elif align > nbytes:
-            candidates = self._extents.values()
-        else:
-            # Only the end of an extent may keep a block from having a whole power of two: it begins with half
-            # of it.
-            candidates = self._by_top[order - 1].values() if order < 65 else ()
-        for extent in candidates:
-            offset = extent.buddy.allocate(nbytes, align)
-            if offset is not None:
-                self._changed(extent)
-                return extent, offset
-        return None
-
-    def _cut_shifted(self, nbytes: int, align: int) -> tuple[_Extent, int] | None:
-        """Cut a block with `nbytes` from a multiple of `align` on, where extents may start on none."""
-        for extent in self._extents.values():
-            offset = extent.buddy.allocate((nbytes or 1) + -extent.address % align, align)
-            if offset is not None:
-                self._changed(extent)
-                return extent, offset
-        return None
 
     def _cut_span(self, cls: int) -> Span | None:
         """Make a span (not filed), a smaller one if there is no room for a whole one."""
         size, count = SIZES[cls], SPAN_OBJECTS[cls]
         while count and count * size >= GRANULE_BYTES:
-            found = self._cut(count * size, GRANULE_BYTES)
+            found = self._extents.cut(count * size, GRANULE_BYTES)
             if found is not None:
                 extent, offset = found
                 span = Span(cls, extent.address + offset, count)
@@ -520,7 +348,7 @@ class Pool:
             count //= 2
         return None
 
-    def _drop_span(self, extent: _Extent, span: Span) -> None:
+    def _drop_span(self, extent: Extent, span: Span) -> None:
         """Give an empty span back to its buddy."""
         for granule in extent.granules(span):
             del extent.spans[granule]
@@ -528,24 +356,17 @@ class Pool:
         self._spans -= 1
         self._span_bytes -= span.end - span.start
         extent.buddy.free(span.start - extent.address)
-        self._changed(extent)
+        self._extents.changed(extent)
 
     def _use(self, nbytes: int) -> None:
         self._used += nbytes
         self._peak = max(self._peak, self._used)
 
-    def _extent_at(self, address: int) -> _Extent | None:
-        index = bisect_right(self._starts, address)
-        if not index:
-            return None
-        extent = self._extents[self._starts[index - 1]]
-        return extent if address < extent.end else None
-
-    def _span_at(self, address: int) -> tuple[_Extent, Span] | None:
-        extent = self._extent_at(address)
+    def _span_at(self, address: int) -> tuple[Extent, Span] | None:
+        extent = self._extents.at(address)
         if extent is None:
             return None
-        span = extent.spans.get((address - extent.address) >> _GRANULE_SHIFT)
+        span = extent.spans.get((address - extent.address) >> GRANULE_SHIFT)
         return (extent, span) if span is not None and address < span.end else None
 
     def _size_of_object(self, address: int) -> int:
@@ -556,26 +377,6 @@ class Pool:
         span = found[1]
         index, inside = divmod(address - span.start, span.size)
         return span.size if not inside and span.out[index] else 0
-
-    def _changed(self, extent: _Extent) -> None:
-        """File an extent anew after its buddy gave or got something."""
-        top = extent.buddy.largest_order
-        if top != extent.top:
-            self._forget_top(extent)
-            extent.top = top
-            self._by_top[top][extent.address] = extent
-            if top >= 0:
-                self._tops |= 1 << top
-        if len(extent.buddy):
-            self._empty.pop(extent.address, None)
-        else:
-            self._empty[extent.address] = None
-
-    def _forget_top(self, extent: _Extent) -> None:
-        filed = self._by_top[extent.top]
-        del filed[extent.address]
-        if not filed and extent.top >= 0:
-            self._tops ^= 1 << extent.top
 
 
 def _verify(nbytes: int, align: int) -> None:

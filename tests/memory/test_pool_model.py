@@ -223,7 +223,7 @@ class Owners(RuleBasedStateMachine):
         assert (figures.used, figures.live, figures.asked, figures.spans) == (0, 0, 0, 0)
         assert sorted(self.pool.empty_extents()) == sorted(self.extents)
         for start, nbytes in self.extents.items():
-            assert self.pool._extents[start].buddy._free == Buddy(nbytes)._free, "one decomposition again"
+            assert self.pool._extents.at(start).buddy._free == Buddy(nbytes)._free, "one decomposition again"
         assert figures.largest_free == max(self.extents.values(), default=0)
 
 
@@ -255,12 +255,12 @@ def test_figures_of_a_pool_without_extents():
 
 
 def _first_span(pool):
-    return next(iter(pool._extents[BASE].spans.values()))
+    return next(iter(pool._extents.at(BASE).spans.values()))
 
 
 def _lose_half_a_span(pool):
     pool.take(class_of(112), 1)
-    next(extent for extent in pool._extents.values() if len(extent.spans) == 2).spans.popitem()
+    next(extent for extent in pool._extents if len(extent.spans) == 2).spans.popitem()
 
 
 @pytest.mark.parametrize(
@@ -275,22 +275,31 @@ def _lose_half_a_span(pool):
         (lambda pool: setattr(pool, "_span_bytes", 7), "span bytes are counted as 7 and are 16384"),
         (lambda pool: setattr(pool, "_peak", 7), "a peak is lower"),
         (lambda pool: setattr(pool, "_peak_managed", 7), "a peak is lower"),
-        (lambda pool: pool._starts.reverse(), "the list of extents is not in order"),
-        (lambda pool: pool._starts.pop(), "the list of extents is not in order, or does not name each"),
-        (lambda pool: setattr(pool._extents[BASE], "end", BASE + 32), "the extent at .* overlaps"),
-        (lambda pool: pool._extents[BASE].buddy._used.clear(), "buddy: bytes from 0 to"),
-        (lambda pool: pool._empty.clear(), "is wrong about being empty"),
-        (lambda pool: pool._empty.update({BASE: None}), "is wrong about being empty"),
-        (lambda pool: setattr(pool._extents[BASE], "top", 7), "not filed under its largest free block"),
+        (lambda pool: pool._extents._starts.reverse(), "the list of extents is not in order"),
         (
-            lambda pool: pool._by_top[6].update({1: pool._extents[BASE]}),
+            lambda pool: pool._extents._starts.pop(),
+            "extents is not in order, or does not name each",
+        ),
+        (lambda pool: setattr(pool._extents.at(BASE), "end", BASE + 32), "the extent at .* overlaps"),
+        (lambda pool: pool._extents.at(BASE).buddy._used.clear(), "buddy: bytes from 0 to"),
+        (lambda pool: pool._extents._empty.clear(), "is wrong about being empty"),
+        (lambda pool: pool._extents._empty.update({BASE: None}), "is wrong about being empty"),
+        (
+            lambda pool: setattr(pool._extents.at(BASE), "top", 7),
+            "filed under its largest free",
+        ),
+        (
+            lambda pool: pool._extents._by_top[6].update({1: pool._extents.at(BASE)}),
             "an extent is filed that does not exist",
         ),
-        (lambda pool: setattr(pool, "_tops", 0), "bit .* of the extents' orders"),
+        (lambda pool: setattr(pool._extents, "_tops", 0), "bit .* of the extents' orders"),
         (lambda pool: setattr(_first_span(pool), "end", BASE), "is no block of its buddy"),
         (_lose_half_a_span, "is not found by its addresses"),
-        (lambda pool: pool._extents[BASE].spans.update({9: _first_span(pool)}), "is found where it is not"),
-        (lambda pool: pool._extents[BASE].spans.clear(), "the block at .* belongs to nobody"),
+        (
+            lambda pool: pool._extents.at(BASE).spans.update({9: _first_span(pool)}),
+            "is found where it is not",
+        ),
+        (lambda pool: pool._extents.at(BASE).spans.clear(), "the block at .* belongs to nobody"),
         (lambda pool: setattr(_first_span(pool), "live", 4), "4 objects are counted, the map has 5"),
         (lambda pool: _first_span(pool).out.__setitem__(0, 2), "5 objects are counted, the map has 6"),
         (lambda pool: setattr(_first_span(pool), "fresh", 1), "its untouched part begins at 0x1"),
