@@ -1,35 +1,32 @@
 """The pool of one heap on this node.
 
-Owns a `dsm.memory.pool.Pool` over extents, and the requests that wait until it has grown.  It asks for
-extents through functions that it is given, and knows neither sessions nor links.  What a worker keeps is in
-`dsm.manager.workercache`, what is known of each block in debug mode in `dsm.manager.quarantine`.
+Owns a `dsm.memory.pool.Pool`, and what its workers and others ask of it; knows neither sessions nor links.
+Its extents come and go in `dsm.manager.growth`, what a worker keeps is in `dsm.manager.workercache`, what is
+known of each block in debug mode in `dsm.manager.quarantine`.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 
-from dsm.errors import ClosedError, DSMError, InternalError, LimitError, Status, UsageError, error_for
+from dsm.errors import ClosedError, DSMError, InternalError, LimitError, UsageError
 from dsm.log import logger
+from dsm.manager.growth import Grown, Growth
 from dsm.manager.quarantine import Quarantine
 from dsm.manager.workercache import Cache
 from dsm.memory.classes import CLASSES, MAX_SMALL_BYTES, SIZES, class_of, span_bytes
 from dsm.memory.guards import front_bytes, guarded_bytes
 from dsm.memory.pool import Pool
-from dsm.types import HeapRecord, Region, RegionOptions
-from dsm.wire import control, heaps
+from dsm.types import HeapRecord, Region
+from dsm.wire import heaps
 from dsm.wire import membership as meta
 
 #: Blocks that were freed twice of which the log says so.
 _SAID = 5
 #: How often it is looked again whether an object lies in two caches.
 LOOKS = 3
-
-#: ``then(None)`` when the pool has grown, or with the reason why it has not.
-Grown = Callable[[DSMError | None], None]
 
 
 class NodePool:
@@ -63,32 +60,24 @@ class NodePool:
     ) -> None:
         self.heap = heap
         self._node = node
-        self._ask = ask
-        self._added = added
-        self._room = room
-        self._relieve = relieve
         self._pool = Pool()  # the coordinator counts what all nodes have
-        self.closed = False
-        #: Address of each extent, by region number; and up to where it has ever been given away.
-        self._extents: dict[int, int] = {}
-        self._used_to: dict[int, int] = {}
-        self._ends: dict[int, int] = {}
-        self.locked: dict[int, int] = {}
-        #: The same of blocks that are regions of their own; and what nobody asked for of their pages.
+        self._growth = Growth(self._pool, heap.options, node, ask, added, room, relieve)
+        #: Of blocks that are regions of their own: bytes that are locked in memory, and what nobody asked for
+        #: of their pages.
         self.locked_blocks: dict[int, int] = {}
         self.unasked: dict[int, int] = {}
-        #: Extents that are being given back.
-        self._leaving = 0
-        self._left: list[Callable[[], None]] = []
         self.caches: dict[int, Cache] = {}
-        #: Bytes that wait for an extent, and what comes then; the first one's is being asked for.
-        self._waiting: deque[tuple[int, Grown]] = deque()
         #: Allocations, frees, bytes asked for, bytes of those freed: by workers that are gone, and of blocks
         #: that did not go through the cache of a worker here.
         self._counted = [0, 0, 0, 0]
         self.refused = self.lost = 0
         #: Of debug mode.
         self._blocks = Quarantine(heap.options.name)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the heap was destroyed."""
+        return self._growth.closed
 
     # -- workers -----------------------------------------------------------------------------------------
 
@@ -105,7 +94,7 @@ class NodePool:
         if cache is None:
             return (), ()
         gone = self._gone_for(worker)
-        new = self._extents.keys() - cache.told
+        new = self._growth.regions - cache.told
         cache.told |= new
         return tuple(sorted(new)), gone
 
@@ -113,7 +102,7 @@ class NodePool:
         cache = self.caches.get(worker)
         if cache is None:
             return ()
-        gone = cache.told - self._extents.keys()
+        gone = cache.told - self._growth.regions
         cache.told -= gone
         return tuple(sorted(gone))
 
@@ -151,10 +140,10 @@ class NodePool:
                 return
             addresses = tuple(self._pool.take(size_class, count))
             if not addresses:
-                self._grow(self._pool.extent_for(needed[-1]), again)
+                self._growth.grow(self._pool.extent_for(needed[-1]), again)
                 return
             for address in addresses:
-                self._touch(address)
+                self._growth.touch(address)
             then(heaps.HeapTaken(cache.send(addresses), addresses, *self.news(worker)))
 
         again(None)
@@ -209,7 +198,7 @@ class NodePool:
             said = self._pool.explain(address)
             logger.warning("heap %r: %#x was freed: %s", self.heap.options.name, address, said)
         self.refused += len(refused)
-        self._shrink(1)
+        self._growth.shrink(1)
         return refused
 
     def allocate(
@@ -231,32 +220,18 @@ class NodePool:
                 return
             address = self._pool.allocate(whole, align)
             if address is None:
-                self._grow(self._pool.extent_for(whole, align), again)
+                self._growth.grow(self._pool.extent_for(whole, align), again)
                 return
             self._counted[0] += 1
             self._counted[2] += nbytes
             usable = self._pool.usable_size(address)
-            fresh = self._touch(address)
+            fresh = self._growth.touch(address)
             if debug:
                 address, usable = address + front_bytes(align), nbytes
                 self._blocks.allocated(address, nbytes, align, asked.place)
             then(heaps.HeapAllocated(address, usable, fresh, *self.news(worker)))
 
         again(None)
-
-    def _touch(self, address: int) -> bool:
-        """Note that a block is given away; whether its memory has never been before."""
-        region = self._extent_of(address)
-        end = address + self._pool.usable_size(address)
-        fresh = address >= self._used_to[region]
-        self._used_to[region] = max(self._used_to[region], end)
-        return fresh
-
-    def _extent_of(self, address: int) -> int:
-        for region, start in self._extents.items():
-            if start <= address < self._ends[region]:
-                return region
-        raise InternalError(f"a pool gave {address:#x}, which lies in none of its extents")
 
     def free(self, address: int, nbytes: int, place: str = "") -> heaps.HeapFreed:
         """Take one block back, of which so many bytes were asked for."""
@@ -268,7 +243,7 @@ class NodePool:
                 )
             size = self._pool.free(address)
             self._freed(max(0, min(nbytes, size)))
-            self._shrink(1)
+            self._growth.shrink(1)
             return heaps.HeapFreed()
         if not place:  # who asked for it was interrupted
             block = self._blocks.undone(address)
@@ -290,7 +265,7 @@ class NodePool:
         """Freed blocks were looked at."""
         for block in self._blocks.retire(addresses):
             self._release(block)
-        self._shrink(1)
+        self._growth.shrink(1)
 
     def guarded(self, address: int) -> None:
         """The guards of a block stand."""
@@ -304,7 +279,7 @@ class NodePool:
         if grown:
             self._counted[2] += max(0, nbytes - before)
             self._counted[3] += max(0, before - nbytes)
-            self._touch(address)
+            self._growth.touch(address)
         return heaps.HeapGrown(grown, self._pool.usable_size(address))
 
     def find(self, address: int, place: str = "") -> heaps.HeapFound:
@@ -314,108 +289,17 @@ class NodePool:
             return heaps.HeapFound(block.nbytes, block.align, block.place)
         return heaps.HeapFound(self._pool.usable_size(address))
 
-    # -- extents -----------------------------------------------------------------------------------------
-
     def prepare(self, then: Grown) -> None:
         """Make the first extent, if there is none."""
-        if self._extents:
-            then(None)
-        else:
-            self._grow(self.heap.options.page_size, then)
-
-    def _grow(self, needed: int, then: Grown) -> None:
-        self._waiting.append((needed, then))
-        if len(self._waiting) == 1:
-            self._ask_extent(max(needed, self.heap.options.min_system_alloc))
-
-    def _ask_extent(self, nbytes: int, relieved: bool = False) -> None:
-        options = self.heap.options
-        nbytes = -(-nbytes // options.page_size) * options.page_size
-        region = RegionOptions(
-            nbytes=nbytes,
-            page_size=options.page_size,
-            consistency=options.consistency,
-            home=self._node,
-            use="extent",
-            heap=options.name,
-        )
-        try:
-            self._room(nbytes)
-        except LimitError as error:
-            self._extent_came(nbytes, relieved, control.Failed(Status.LIMIT, str(error)))
-            return
-        self._ask(control.CreateRegion(region), lambda reply: self._extent_came(nbytes, relieved, reply))
-
-    def _extent_came(self, nbytes: int, relieved: bool, reply: meta.Reply) -> None:
-        if self.closed:
-            if isinstance(reply, meta.Found):
-                self._ask(control.DestroyRegion(reply.region.region), lambda _: None)
-            return
-        if isinstance(reply, meta.Found):
-            self._added(reply.region, partial(self._extent_added, reply.region))
-            return
-        assert isinstance(reply, control.Failed)
-        needed, then = self._waiting[0]
-        page = self.heap.options.page_size
-        needed = -(-needed // page) * page
-        if reply.status in (Status.FULL, Status.TOO_LARGE, Status.LIMIT):
-            if self._pool.empty_extents():  # what is kept for later is in the way now
-                self._shrink(0, lambda: self._ask_extent(needed, relieved))
-                return
-            if needed < nbytes:
-                self._ask_extent(needed, relieved)
-                return
-            if reply.status == Status.FULL and not relieved:
-                self._relieve(lambda: None if self.closed else self._ask_extent(needed, True))
-                return
-        self._waiting.popleft()
-        if self._waiting:
-            self._ask_extent(max(self._waiting[0][0], self.heap.options.min_system_alloc))
-        then(error_for(reply.status, reply.message))
-
-    def _extent_added(self, region: Region, locked: int) -> None:
-        if self.closed:
-            return
-        self.locked[region.region] = locked
-        self._extents[region.region] = self._used_to[region.region] = region.address
-        self._ends[region.region] = region.address + region.options.nbytes
-        self._pool.add_extent(region.address, region.options.nbytes)
-        waiting, self._waiting = self._waiting, deque()
-        for _, then in waiting:  # those for whom it does not suffice wait again
-            then(None)
-
-    def _shrink(self, keep: int, then: Callable[[], None] = lambda: None) -> None:
-        """Give empty extents back but for so many; `then()` when they are gone."""
-        empty = self._pool.empty_extents()
-        self._left.append(then)
-        for address in empty[: max(0, len(empty) - keep)]:
-            region = next(number for number, start in self._extents.items() if start == address)
-            self._pool.remove_extent(address)
-            for table in (self._extents, self._used_to, self._ends, self.locked):
-                table.pop(region, None)
-            self._leaving += 1
-            self._ask(control.DestroyRegion(region), self._extent_left)
-        self._settle()
-
-    def _extent_left(self, reply: meta.Reply) -> None:
-        self._leaving -= 1
-        self._settle()
-
-    def _settle(self) -> None:
-        if not self._leaving:
-            left, self._left = self._left, []
-            for then in left:
-                then()
+        self._growth.prepare(then)
 
     def trim(self, then: Callable[[], None]) -> None:
         """Give every empty extent back."""
-        self._shrink(0, then)
+        self._growth.shrink(0, then)
 
     def close(self) -> None:
         """The heap is destroyed."""
-        self.closed = True
-        waiting, self._waiting = self._waiting, deque()
-        for _, then in waiting:
+        for then in self._growth.close():
             then(closed(self.heap.options.name))
         for cache in self.caches.values():
             cache.close()
@@ -453,7 +337,7 @@ class NodePool:
             largest_free=figures.largest_free,
             in_use=figures.live - cached,
             peak=figures.peak,
-            locked=sum(self.locked.values()) + sum(self.locked_blocks.values()),
+            locked=sum(self._growth.locked.values()) + sum(self.locked_blocks.values()),
             requested=_possible(counted[2] - counted[3] - sum(self.unasked.values())),
             allocations=_possible(counted[0]),
             frees=_possible(counted[1]),
@@ -492,7 +376,7 @@ class NodePool:
     def list_blocks(self, after: int) -> heaps.HeapListed:
         """Return blocks of debug mode, live or in quarantine, by address."""
         blocks, more = self._blocks.listed(after)
-        return heaps.HeapListed(blocks, more, tuple(self._extents))
+        return heaps.HeapListed(blocks, more, tuple(self._growth.regions))
 
 
 def _possible(count: int) -> int:

@@ -333,7 +333,7 @@ def test_memory_that_cannot_be_backed_is_not_asked_for():
         if nbytes > MIB // 2:
             raise LimitError("too little memory")
 
-    pool._room = refuse
+    pool._growth._room = refuse
     answers = [Answer(), Answer()]
     pool.allocate(1, heaps.HeapAllocate(1, 600_000), answers[0].then, answers[0].fail)
     assert isinstance(answers[0].error, LimitError) and not coordinator.waiting
