@@ -104,8 +104,8 @@ int dsm_cache_put(struct dsm_cache *cache, uint64_t address, uint64_t nbytes, ui
   return kept;
 }
 
-/* All of a batch or nothing: 0, there is no room for it.  One that was put here before is not put here again: its caller
- * may have been interrupted. */
+/* All of a batch or nothing: 0, there is no room for it.  One that was put here before is not put here again: its
+ * caller may have been interrupted. */
 int dsm_cache_fill(struct dsm_cache *cache, uint32_t cls, const uint64_t *addresses, uint32_t n, uint64_t number) {
   if (cls >= cache->classes) return 0;
   lock(cache);
