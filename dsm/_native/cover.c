@@ -45,7 +45,7 @@ int dsm_cover_open(struct dsm_region *region, uint64_t first, uint32_t need) {
 }
 
 /* Whoever reads poison between two calls reads it behind both counts.  Either the first call sees a page covered, or
- * the second another number of coverings. */
+ * the second another number of coverings; a region that is mapped in the place of a closed one counts on. */
 int64_t dsm_region_mark(uint64_t address) {
   struct dsm_region *region = dsm_registry_find(address);
   if (!region) return -1;

@@ -127,11 +127,15 @@ struct displacement {
   uint32_t come_count;
 };
 
-static int find_displaced(const struct dsm_region *region, struct displacement *change) {
+static uint64_t larger(uint64_t a, uint64_t b) { return a > b ? a : b; }
+static uint64_t smaller(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+static int find_displaced(struct dsm_region *region, struct displacement *change) {
   struct dsm_region *old = dsm_registry_next(region->address);
   for (; old && old->address < region->end; old = dsm_registry_next(old->end)) {
     if (load_ordered(&old->state) != DSM_CLOSED || change->gone_count == DISPLACED) return -EEXIST;
     change->gone[change->gone_count++] = old;
+    region->coverings = larger(region->coverings, load_relaxed(&old->coverings) + 1); /* see dsm_region_mark */
   }
   return 0;
 }
@@ -143,13 +147,11 @@ static int keep_rest(struct displacement *change, const struct dsm_region *old, 
   if (!rest) return -ENOMEM;
   store_relaxed(&rest->state, DSM_CLOSED);
   store_relaxed(&rest->status, load_relaxed(&old->status));
+  store_relaxed(&rest->coverings, load_relaxed(&old->coverings));
   if (from == old->address) rest->bridge = old->bridge;
   change->come[change->come_count++] = rest;
   return 0;
 }
-
-static uint64_t larger(uint64_t a, uint64_t b) { return a > b ? a : b; }
-static uint64_t smaller(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
 /* Take the addresses, from our own closed reservations too; give those back when somebody else is there. */
 static int take_addresses(struct dsm_region *region, int frames_fd, struct displacement *change) {

@@ -97,6 +97,8 @@ def test_the_mark_tells_whether_what_was_read_may_be_poison(run):
             assert marks() == [1, 0]  # something was poisoned meanwhile
             _native.region_close(2)
             assert marks() == [1, -1]
+            other.map()
+            assert marks() == [1, 1]  # not as it was: in between it was closed
     """)
 
 
