@@ -203,7 +203,7 @@ class RegionBlock(Block, eq=False):
     def _place(self) -> int:
         self._check()
         if self._own is None:
-            self._heap._make_region(self)
+            self._heap._direct.make(self)
         return self._address
 
     def _usable(self) -> int:
@@ -264,7 +264,39 @@ class BlockRef:
         from dsm.worker.attach import attach_to
 
         node = attach_to(self.cluster, "the reference is to a block")
-        return node._heaps.find(self.heap)._adopt(self)
+        return _adopt(node._heaps.find(self.heap), self)
+
+
+def _adopt(heap: Heap, ref: BlockRef) -> Block:
+    """Return the block of a reference as this process sees it."""
+    heap._check_open()
+    block = heap._live.get(ref.address)
+    if block is not None and block._is(ref):
+        return block
+    regions = heap._node._regions
+    region = regions.get(ref.region) or regions.open(ref.region)
+    if ref.direct:
+        block = RegionBlock(heap, ref.address, ref.nbytes, NO_CLASS, region)
+        with heap._cache.slow:
+            heap._direct.forget_freed()
+    elif ref.node == heap._home and ref.size_class != NO_CLASS:
+        block = Block(heap, ref.address, ref.nbytes, ref.size_class)
+    else:
+        assert isinstance(ref.node, int)
+        block = WholeBlock(heap, ref.address, ref.nbytes, ref.size_class, ref.usable, ref.node)
+    return _adopted(heap, ref, block)
+
+
+def _adopted(heap: Heap, ref: BlockRef, block: Block) -> Block:
+    """Note a handle, unless another thread has noted one of the same block meanwhile.
+
+    One of an earlier block gives way: another process has freed that, and its memory is a new block.
+    """
+    found = heap._live.setdefault(ref.address, block)
+    if found._is(ref):
+        return found
+    heap._live[ref.address] = block
+    return block
 
 
 def _open_block(reference: BlockRef) -> Block:

@@ -2,8 +2,8 @@
 
 Owns the way of an allocation.  A small block comes from this worker's cache, which is one call into C; when
 the cache is empty or full, a batch travels between it and the pool of this node (`dsm.manager.nodepool`).
-A large one is asked of the pool, a block of the direct manager is a region of its own.  What is freed goes
-to this worker's cache, or home.
+A large one is asked of the pool, a block of the direct manager is a region of its own (`dsm.worker.direct`).
+What is freed goes to this worker's cache, or home (`dsm.worker.freeing`).
 
 Threads may share a heap: the cache has a lock of its own, claiming a block for `free` is one step of a
 dict, and a lock keeps apart those who talk to the manager.
@@ -21,7 +21,6 @@ from dsm import _native
 from dsm._native import caches
 from dsm.errors import (
     ClosedError,
-    HeapCorruptionError,
     InternalError,
     PageTimeoutError,
     TooLargeError,
@@ -30,11 +29,12 @@ from dsm.errors import (
 )
 from dsm.limits import ADDRESS_ALIGNMENT, MAX_REGION_BYTES
 from dsm.memory.classes import MAX_SMALL_BYTES, class_of
-from dsm.types import HEAP_MANAGERS, HeapOptions, HeapRecord, RegionOptions
+from dsm.types import HEAP_MANAGERS, HeapOptions, HeapRecord
 from dsm.units import bytes_of
 from dsm.wire import control, heaps
-from dsm.worker import guarded, layouts
-from dsm.worker.block import NO_CLASS, Block, BlockRef, RegionBlock, WholeBlock
+from dsm.worker import freeing, guarded, layouts, resizing
+from dsm.worker.block import NO_CLASS, Block, WholeBlock
+from dsm.worker.direct import DirectBlocks
 from dsm.worker.heapcache import BY_STEP, HeapCache
 from dsm.worker.heapstatistics import HeapStatistics, statistics_of
 from dsm.worker.regions import Region
@@ -42,9 +42,6 @@ from dsm.worker.session import Descriptors
 
 if TYPE_CHECKING:
     from dsm.worker.node import Node
-
-#: Blocks with their own region that a process maps before it asks which of them others have freed.
-ASK_AT_LEAST = 256
 
 
 def _nothing(cache: object, nbytes: int, zero: bool) -> int:
@@ -68,9 +65,7 @@ class Heap:
         self._record: HeapRecord = opened.heap
         #: Blocks that this process can use, by address.
         self._live: dict[int, Block] = {}
-        #: Regions of blocks that were mapped here since it was asked which of them are left, and were left
-        #: then; and when it is asked again.
-        self._regions, self._ask_at = 0, ASK_AT_LEAST
+        self._direct = DirectBlocks(self)
         self._closed = False
         #: Of this node: it can change only in a child of fork, which keeps its node.
         self._home = node.node_id
@@ -178,7 +173,7 @@ class Heap:
                     return
                 if found is not None:  # another process freed `what`, and its memory is a new block
                     self._live.setdefault(address, found)
-        self._free(what)
+        freeing.free(self, what)
 
     def usable_size(self, block: Block) -> int:
         """Return how many bytes a block has; those behind `nbytes` are its own, too."""
@@ -199,21 +194,7 @@ class Heap:
         UsageError, FullError, TooLargeError, ClosedError
             As `alloc`; `block` is as it was.
         """
-        self._check_open()
-        old, new = self._mine(block), bytes_of(nbytes, "nbytes")
-        old._check()
-        if not self._resize(old, new):
-            moved = self.alloc(new, 16, False, _manager_of(old))
-            try:
-                kept = min(old._nbytes, new)
-                caches.copy(moved._place(), old._place(), kept)
-                caches.zero(moved._place() + kept, new - kept)
-            except BaseException:
-                self.free(moved)
-                raise
-            self.free(old)
-            return moved
-        return old
+        return resizing.realloc(self, block, nbytes)
 
     def array(
         self, shape: layouts.ShapeLike, dtype: npt.DTypeLike = "f8", zero: bool = True
@@ -308,7 +289,7 @@ class Heap:
         if self.options.debug:
             return guarded.allocate(self, nbytes, max(align, 16), zero)
         if (manager or self.options.manager) == "direct":
-            return self._alloc_region(nbytes)
+            return self._direct.alloc(nbytes)
         if nbytes <= MAX_SMALL_BYTES and align <= MAX_SMALL_BYTES:
             cls = class_of(nbytes, align)
             address = self._cache.take(cls, nbytes, zero)
@@ -348,226 +329,7 @@ class Heap:
         self._live[given.address] = block
         return block
 
-    def _alloc_region(self, nbytes: int) -> Block:
-        block = RegionBlock(self, 0, nbytes, NO_CLASS)
-        if self.options.kind == "eager":
-            self._make_region(block)
-        return block
-
-    def _make_region(self, block: RegionBlock) -> None:
-        """Make the region of a block, at its first use."""
-        with self._cache.slow:
-            block._check()
-            if block._own is not None:
-                return
-            self._check_open()
-            options = RegionOptions(
-                nbytes=block._usable(),
-                page_size=self.options.page_size,
-                consistency=self.options.consistency,
-                home=self._home,
-                use="block",
-                heap=self.name,
-            )
-            region, _ = self._node._regions.create(options, ready=False)
-            self._node._connection.session.post(control.RegionReady(region.number))
-            block._own, block._address = region, region.address
-            self._cache.count(1, 0, 0, 0)
-            block._unasked = 0
-            self._tell_size(block)
-            self._live[region.address] = block
-            self._forget_freed()
-
-    def _forget_freed(self) -> None:
-        """Close regions of blocks that other processes have freed, which nobody is told.
-
-        It asks after each of them when there are twice as many as were left the last time.
-        """
-        self._regions += 1
-        if self._regions < self._ask_at:
-            return
-        kept = 0
-        for address, block in list(self._live.items()):
-            if not isinstance(block, RegionBlock) or block._own is None:
-                continue
-            try:
-                self._node._regions.open(block._own.number)
-            except (ClosedError, UnknownNameError):
-                self._live.pop(address, None)
-                self._node._regions.drop(block._own.number)
-            else:
-                kept += 1
-        self._regions, self._ask_at = kept, max(ASK_AT_LEAST, 2 * kept)
-
-    # -- inside: free ------------------------------------------------------------------------------------
-
-    def _free(self, what: object) -> None:
-        """Free what is no live small block of this node."""
-        if isinstance(what, np.ndarray):
-            self._free_array(what)
-            return
-        self._check_open()
-        block = self._mine(what)
-        if isinstance(block, RegionBlock):
-            self._free_region(block)
-            return
-        address = block._address
-        if isinstance(block, WholeBlock):
-            self._cache.release_before(block._home)
-        if not address or self._live.get(address) is not block or self._live.pop(address, None) is not block:
-            raise UsageError(
-                f"double free: the block of {block._nbytes} bytes of heap {self.name!r} was freed by this "
-                "process already; free it once"
-            )
-        if self.options.debug:
-            try:
-                found = guarded.look(self, address)
-            except HeapCorruptionError:  # another process has freed it
-                block._address = 0
-                raise
-            except BaseException:
-                self._live[address] = block
-                raise
-            block._address = 0
-            guarded.free(self, found)
-            return
-        block._address = 0
-        assert isinstance(block, WholeBlock)
-        if block._home == self._home or block._class == NO_CLASS:
-            self._free_at(block._home, address, block._nbytes)
-        else:
-            self._cache.put_away(block._home, address, block._nbytes)
-
-    def _free_at(self, node: int, address: int, nbytes: int) -> None:
-        """Free a block at once, at the pool that it is of."""
-        self._call(heaps.HeapFree(self._record.number, node, address, nbytes), heaps.HeapFreed)
-
-    def _free_region(self, block: RegionBlock) -> None:
-        with self._cache.slow:
-            if block._freed:
-                raise UsageError(
-                    f"double free: the block of {block._nbytes} bytes of heap {self.name!r} was freed by "
-                    "this process already; free it once"
-                )
-            if block._own is not None:
-                self._live.pop(block._address, None)
-                try:
-                    self._node._regions.destroy(block._own.number)
-                except UnknownNameError:
-                    block._freed = True
-                    raise UsageError(
-                        f"double free: the block of {block._nbytes} bytes of heap {self.name!r} was freed by "
-                        "another process already; free it once"
-                    ) from None
-                self._cache.count(0, 1, 0, 0)
-            block._freed, block._address = True, 0
-
-    def _free_array(self, array: np.ndarray[Any, Any]) -> None:
-        self._check_open()
-        address = array.__array_interface__["data"][0]
-        block = self._live.get(address)
-        if block is not None:
-            if block._nbytes - array.nbytes >= max(1, array.itemsize):
-                raise UsageError(
-                    f"the array of shape {array.shape} at {address:#x} is a part of {block!r}; pass what "
-                    "array() returned, or the block"
-                )
-            self.free(block)
-            return
-        found = _native.region_find(address)
-        region = self._node._regions.get(found[0]) if found else None
-        if (
-            region is None
-            or region.options.heap != self.name
-            or region.options.use not in ("extent", "block")
-        ):
-            raise UsageError(
-                f"the array of shape {array.shape} at {address:#x} is none of heap {self.name!r}, or was "
-                "freed already; pass what array() returned"
-            )
-        if region.options.use == "block":
-            if address != region.address:
-                raise UsageError(
-                    f"the array at {address:#x} is a part of a block; pass what array() returned"
-                )
-            self.free(RegionBlock(self, address, array.nbytes, NO_CLASS, region))
-        elif self.options.debug:
-            guarded.free(self, guarded.look(self, address))
-        else:
-            assert isinstance(region.options.home, int)
-            self._cache.release_before(region.options.home)
-            self._free_at(region.options.home, address, array.nbytes)
-
     # -- inside: the rest --------------------------------------------------------------------------------
-
-    def _resize(self, block: Block, nbytes: int) -> bool:
-        """Give a block another size where it is, if it can have that there."""
-        before = block._nbytes
-        if nbytes > before:
-            self._check_size(nbytes)
-        if isinstance(block, RegionBlock) and block._own is None:
-            block._nbytes = nbytes
-            return True
-        if self.options.debug or (
-            nbytes > block._usable() and (block._class != NO_CLASS or isinstance(block, RegionBlock))
-        ):
-            return False
-        if isinstance(block, WholeBlock) and nbytes != before:
-            grown = self._call(
-                heaps.HeapGrow(self._record.number, block._home, block._address, nbytes, before),
-                heaps.HeapGrown,
-            )
-            if not grown.grown:
-                return False
-            block._size = grown.usable
-        if nbytes > before:
-            caches.zero(block._place() + before, nbytes - before)
-        block._nbytes = nbytes
-        if isinstance(block, RegionBlock):
-            self._tell_size(block)
-        elif not isinstance(block, WholeBlock):
-            self._cache.count(0, 0, max(0, nbytes - before), max(0, before - nbytes))
-        return True
-
-    def _tell_size(self, block: RegionBlock) -> None:
-        """Tell how much of a block's pages nobody asked for, if that is not so already."""
-        unasked = block._usable() - block._nbytes
-        own = block._own
-        if own is not None and unasked != block._unasked:
-            assert isinstance(own.options.home, int)
-            number, home = self._record.number, own.options.home
-            self._node._connection.session.post(heaps.HeapUnasked(number, home, own.number, unasked))
-            block._unasked = unasked
-
-    def _adopt(self, ref: BlockRef) -> Block:
-        """Return the block of a reference as this process sees it."""
-        self._check_open()
-        block = self._live.get(ref.address)
-        if block is not None and block._is(ref):
-            return block
-        regions = self._node._regions
-        region = regions.get(ref.region) or regions.open(ref.region)
-        if ref.direct:
-            block = RegionBlock(self, ref.address, ref.nbytes, NO_CLASS, region)
-            with self._cache.slow:
-                self._forget_freed()
-        elif ref.node == self._home and ref.size_class != NO_CLASS:
-            block = Block(self, ref.address, ref.nbytes, ref.size_class)
-        else:
-            assert isinstance(ref.node, int)
-            block = WholeBlock(self, ref.address, ref.nbytes, ref.size_class, ref.usable, ref.node)
-        return self._adopted(ref, block)
-
-    def _adopted(self, ref: BlockRef, block: Block) -> Block:
-        """Note a handle, unless another thread has noted one of the same block meanwhile.
-
-        One of an earlier block gives way: another process has freed that, and its memory is a new block.
-        """
-        found = self._live.setdefault(ref.address, block)
-        if found._is(ref):
-            return found
-        self._live[ref.address] = block
-        return block
 
     def _region_of(self, address: int) -> tuple[Region, int]:
         """Return the region in which a block lies, and where."""
@@ -617,10 +379,6 @@ class Heap:
         """In a child of fork: a cache of its own.  What the parent's has belongs to the parent."""
         self._record = opened.heap
         self._attach(received)
-
-
-def _manager_of(block: Block) -> str:
-    return "direct" if isinstance(block, RegionBlock) else "pooled"
 
 
 def _open_heap(cluster: str, number: int) -> Heap:

@@ -17,10 +17,11 @@ import pytest
 import heap_programs as programs
 from dsm.errors import UsageError
 from dsm.testing import Cluster
-from dsm.worker import block, guarded, heap, heapcache
+from dsm.worker import block, direct, freeing, guarded, heap, heapcache, resizing
 
 #: Where the handler comes at each line, too.
-LINES = {module.__name__ for module in (block, guarded, heap, heapcache)} | {"dsm._native.caches"}
+MODULES = (block, direct, freeing, guarded, heap, heapcache, resizing)
+LINES = {module.__name__ for module in MODULES} | {"dsm._native.caches"}
 #: Blocks that a call is about: `realloc` has two.
 MAY_LOSE = 2
 #: A class with small batches, of which a few blocks go through all of a cache; and what comes from the pool.
