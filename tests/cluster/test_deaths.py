@@ -154,13 +154,20 @@ def test_the_next_owner_sees_all_that_a_killed_one_wrote(nodes, workers):
 def test_a_worker_that_is_killed_while_it_waits_for_a_lock_does_not_get_it():
     with Cluster(nodes=2, workers=2) as cluster:
         holder, other, victim, last = cluster.workers
-        holder.call(acquire, "queue")
-        victim.call(home_of, "lock", "queue")
-        victim.start(acquire_and_release, "queue")
+        name, barrier = holder.call(name_at, "lock", 0), holder.call(name_at, "barrier", 0, 2)
+        holder.call(acquire, name)
+        met = victim.start(meet, barrier, 2)
+        holder.call(meet, barrier, 2)
+        met.result(SOON_S)
+        victim.call(home_of, "lock", name)
+        victim.start(acquire_and_release, name)
         wait_until(lambda: waits(victim))
-        ends = [worker.start(acquire_and_release, "queue") for worker in (other, last)]
+        ends = [worker.start(acquire_and_release, name) for worker in (other, last)]
+        waiting = holder.start(meet_or_say, barrier, 2)
         kill(victim)
-        holder.call(release, "queue")
+        # Until its death is known there it may get the lock, and die as its owner.
+        assert "rank 2 on node 1 died" in waiting.result(SOON_S)
+        holder.call(release, name)
         assert [end.result(SOON_S) for end in ends] == [True, True]
 
 
