@@ -139,6 +139,8 @@ class Connection:
         """Close the socket; the next request connects anew."""
         sock, self._sock = self._sock, None
         if sock is not None:
+            with contextlib.suppress(OSError):  # a child of fork may have the socket, too
+                sock.shutdown(socket.SHUT_RDWR)
             sock.close()
 
     def close(self) -> None:
