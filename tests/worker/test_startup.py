@@ -23,10 +23,10 @@ def test_its_address_is_what_it_wrote(monkeypatch):
 
 def test_it_is_no_child_of_this_process(monkeypatch):
     manager(monkeypatch, "say(socket=f'@{os.getpid()} {os.getsid(0)}')")
-    _, session = startup.start_private().split()
+    process, session = startup.start_private().removeprefix("@").split()
     assert int(session) != os.getsid(0)
     with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+        os.waitpid(int(process), os.WNOHANG)
 
 
 def test_its_own_error_has_its_class(monkeypatch):
