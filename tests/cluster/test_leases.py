@@ -347,10 +347,13 @@ def _wrong_gets(node, threads):
     return len(wrong)
 
 
+def _take_array(node):
+    kept["array"] = kept["lease"].array()
+
+
 def _wrong_sums(node, threads):
     """How often threads that sum a lease of ones until it has ended got another sum of one that goes on."""
-    lease = kept["lease"]
-    array = lease.array()
+    lease, array = kept["lease"], kept.pop("array")
     wrong = []
 
     def read():
@@ -376,6 +379,7 @@ def test_what_another_thread_was_given_in_place_of_a_page_is_noticed(cluster, wr
     for _ in range(20):
         token, _ = here.call(take, 4096, LONG_S)
         here.call(put, b"\1" * 4096)
+        here.call(_take_array)
         there.call(open_it, token)
         reading = here.start(wrong, 8)
         there.call(release)
