@@ -18,9 +18,13 @@ def test_a_wait_ends_with_its_time(run):
         + """
         MS = 1_000_000
         for timeout, spin in [(0, 0), (MS // 3, 0), (20 * MS, 0), (20 * MS, 5 * MS), (MS, 1000 * MS)]:
-            start = time.monotonic_ns()
-            assert wait(timeout, spin) == ([], [])
-            assert timeout <= time.monotonic_ns() - start < timeout + 50_000_000
+            taken = []
+            for _ in range(5):
+                start = time.monotonic_ns()
+                assert wait(timeout, spin) == ([], [])
+                taken.append(time.monotonic_ns() - start)
+            # Late at times: others use the processor.
+            assert timeout <= min(taken) < timeout + 50_000_000
     """
     )
 
