@@ -24,7 +24,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dsm.errors import UsageError
+from dsm.errors import TooLargeError, UsageError
 from dsm.limits import MAX_PAGE_BYTES, MAX_REGION_BYTES, OS_PAGE_BYTES
 from dsm.types import HEAP_CONSISTENCIES, HEAP_KINDS, HEAP_MANAGERS, HeapOptions
 from dsm.units import bytes_of
@@ -149,8 +149,15 @@ def _one_of(accepted: tuple[str, ...]) -> Callable[[Any, str], Any]:
     return check
 
 
+def _bytes(value: Any, where: str) -> int:
+    try:
+        return bytes_of(value, where)
+    except TooLargeError as error:  # what a property cannot be is written wrong
+        raise UsageError(str(error)) from None
+
+
 def _extent(value: Any, where: str) -> int:
-    size = bytes_of(value, where)
+    size = _bytes(value, where)
     if not OS_PAGE_BYTES <= size <= MAX_REGION_BYTES:
         raise UsageError(
             f"{where} is {_short(value)}; it must be {OS_PAGE_BYTES} to {MAX_REGION_BYTES} bytes"
@@ -159,7 +166,7 @@ def _extent(value: Any, where: str) -> int:
 
 
 def _bound(value: Any, where: str) -> int:
-    size = bytes_of(value, where)
+    size = _bytes(value, where)
     if 0 < size < OS_PAGE_BYTES or size >= 1 << 63:
         raise UsageError(
             f"{where} is {_short(value)}; it must be at least {OS_PAGE_BYTES} bytes, or 0: without bound"
@@ -168,7 +175,7 @@ def _bound(value: Any, where: str) -> int:
 
 
 def _page_size(value: Any, where: str) -> int:
-    size = bytes_of(value, where)
+    size = _bytes(value, where)
     if not OS_PAGE_BYTES <= size <= MAX_PAGE_BYTES or size & (size - 1):
         raise UsageError(
             f"{where} is {_short(value)}; it must be a power of two from {OS_PAGE_BYTES} to {MAX_PAGE_BYTES}"

@@ -324,9 +324,15 @@ def test_senseless_rows_of_pages_cost_the_sender_its_link(shared, rows):
     assert asking.result() == {0: 8, 1: 8}
 
 
-def test_rows_of_pages_that_nobody_asked_for_are_ignored(shared):
+def test_rows_of_pages_that_nobody_asked_for_cost_the_sender_its_link(shared):
     stranger, number = member(shared)
-    stranger.tell(MetaKind.PAGES, meta.PagesTold(b"x"), node=number, request=77)
+    stranger.tell(MetaKind.PAGES, meta.PagesTold(b"x"), node=number, request=1 << 31)
+    assert stranger.is_closed()
+    shared.log.wait(f"node {number} is lost: node {number} answers question {1 << 31}, which was not asked")
+
+
+def test_who_asks_for_rows_of_pages_is_answered(shared):
+    stranger, number = member(shared)
     stranger.tell(MetaKind.ASK_PAGES, meta.AskPages(1000, 0, 5), node=number, request=78)
     while not isinstance(body := stranger.message(), meta.PagesTold):
         pass
