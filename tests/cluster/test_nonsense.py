@@ -26,34 +26,14 @@ from dsm.wire.membership import MetaKind
 from strangers import Known, Stranger, ends
 
 
-@contextlib.contextmanager
-def running():
+@pytest.fixture
+def cluster():
     with Known(2) as cluster:
         cluster.works()
         yield cluster
         cluster.hang_up()
         assert all(manager.process.poll() is None for manager in cluster.managers), cluster.log.read()
         cluster.works()
-
-
-@pytest.fixture
-def cluster():
-    with running() as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def shared_cluster():
-    with running() as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def shared(shared_cluster):
-    """A cluster that tests share whose log lines name a node of their own."""
-    yield shared_cluster
-    shared_cluster.hang_up()
-    shared_cluster.works()
 
 
 # -- before the proof ------------------------------------------------------------------------------------
@@ -253,15 +233,15 @@ COHERENCE = {
 
 @pytest.mark.parametrize("hearer, loss", [(0, "is lost"), (1, "is out of reach")])
 @pytest.mark.parametrize("words", COHERENCE)
-def test_senseless_pages_cost_the_sender_its_link(shared, words, hearer, loss):
+def test_senseless_pages_cost_the_sender_its_link(cluster, words, hearer, loss):
     kind, fields = COHERENCE[words]
-    stranger, number = member(shared)
+    stranger, number = member(cluster)
     link = stranger if hearer == 0 else stranger.links[0]
     link.send(Family.COHERENCE, kind, region=REGION, request=9, **({"node": number} | fields))
     assert stranger.is_closed()
-    shared.log.wait(f"node {number} {loss}: a coherence message of kind {int(kind)} is wrong")
+    cluster.log.wait(f"node {number} {loss}: a coherence message of kind {int(kind)} is wrong")
     # A node that used nothing takes nothing along.
-    support.wait_until(lambda: shared.workers[1].call(live) == [0, 1])
+    support.wait_until(lambda: cluster.workers[1].call(live) == [0, 1])
 
 
 METADATA = {
@@ -284,20 +264,20 @@ METADATA = {
 
 
 @pytest.mark.parametrize("words", METADATA)
-def test_senseless_metadata_costs_the_sender_its_link(shared, words):
+def test_senseless_metadata_costs_the_sender_its_link(cluster, words):
     kind, payload = METADATA[words]
-    stranger, number = member(shared)
+    stranger, number = member(cluster)
     stranger.send(Family.METADATA, kind, payload, node=number, request=1 << 31)
     assert stranger.is_closed()
-    shared.log.wait(f"node {number} is lost: ")
+    cluster.log.wait(f"node {number} is lost: ")
 
 
-def test_senseless_calls_cost_the_sender_its_link(shared):
+def test_senseless_calls_cost_the_sender_its_link(cluster):
     for op, fields in ((SyncKind.WORKER_GONE, dict(count=256)), (Op.LOCK_ACQUIRE, dict(count=1 << 31))):
-        stranger, number = member(shared)
+        stranger, number = member(cluster)
         stranger.send(Family.SYNC, op, node=number, **fields)
         assert stranger.is_closed()
-        shared.log.wait(f"node {number} is lost: a call of worker")
+        cluster.log.wait(f"node {number} is lost: a call of worker")
 
 
 def _rows(count=8, **values):
@@ -312,27 +292,27 @@ def _rows(count=8, **values):
     [_rows(7), _rows(9), _rows()[:-1], b"x", _rows(state=200), _rows(home=64), _rows(level=3)],
     ids=["few", "many", "cut", "one byte", "no state", "no node", "no level"],
 )
-def test_senseless_rows_of_pages_cost_the_sender_its_link(shared, rows):
-    stranger, number = member(shared)
-    asking = shared.workers[0].start(strangers.rows_by_node, number)
+def test_senseless_rows_of_pages_cost_the_sender_its_link(cluster, rows):
+    stranger, number = member(cluster)
+    asking = cluster.workers[0].start(strangers.rows_by_node, number)
     while not isinstance(body := stranger.message(), meta.AskPages):
         pass
     assert body == meta.AskPages(REGION, 0, 8)
     stranger.tell(MetaKind.PAGES, meta.PagesTold(rows), node=number, request=stranger.reader.fields[10])
     assert stranger.is_closed()
-    shared.log.wait(f"node {number} is lost: {len(rows)} bytes are no rows of 8 pages")
+    cluster.log.wait(f"node {number} is lost: {len(rows)} bytes are no rows of 8 pages")
     assert asking.result() == {0: 8, 1: 8}
 
 
-def test_rows_of_pages_that_nobody_asked_for_cost_the_sender_its_link(shared):
-    stranger, number = member(shared)
+def test_rows_of_pages_that_nobody_asked_for_cost_the_sender_its_link(cluster):
+    stranger, number = member(cluster)
     stranger.tell(MetaKind.PAGES, meta.PagesTold(b"x"), node=number, request=1 << 31)
     assert stranger.is_closed()
-    shared.log.wait(f"node {number} is lost: node {number} answers question {1 << 31}, which was not asked")
+    cluster.log.wait(f"node {number} is lost: node {number} answers question {1 << 31}, which was not asked")
 
 
-def test_who_asks_for_rows_of_pages_is_answered(shared):
-    stranger, number = member(shared)
+def test_who_asks_for_rows_of_pages_is_answered(cluster):
+    stranger, number = member(cluster)
     stranger.tell(MetaKind.ASK_PAGES, meta.AskPages(1000, 0, 5), node=number, request=78)
     while not isinstance(body := stranger.message(), meta.PagesTold):
         pass
@@ -344,9 +324,9 @@ def test_who_asks_for_rows_of_pages_is_answered(shared):
     stranger.close()
 
 
-def test_senseless_operands_are_refused_and_cost_nobody_anything(shared):
+def test_senseless_operands_are_refused_and_cost_nobody_anything(cluster):
     """A manager passes on what a worker's board says: it answers for nothing but the form."""
-    stranger, number = member(shared)
+    stranger, number = member(cluster)
     kinds = ("lock", "rwlock", "semaphore", "event", "atomic", "barrier")
     asked = [control.OpenSync(kind, "n", 1) for kind in kinds]
     for request, question in enumerate(asked, 1):
@@ -361,8 +341,8 @@ def test_senseless_operands_are_refused_and_cost_nobody_anything(shared):
     stranger.close()
 
 
-def test_questions_that_cannot_be_answered_are_refused_and_no_more(shared):
-    stranger, _ = member(shared)
+def test_questions_that_cannot_be_answered_are_refused_and_no_more(cluster):
+    stranger, _ = member(cluster)
     questions = [
         control.CreateRegion(RegionOptions(nbytes=1 << 62)),
         control.CreateRegion(RegionOptions(nbytes=-1)),
@@ -390,7 +370,7 @@ def test_questions_that_cannot_be_answered_are_refused_and_no_more(shared):
 
 
 @pytest.mark.parametrize("joined", [False, True])
-def test_huge_lengths_in_every_family_and_kind(shared, joined):
+def test_huge_lengths_in_every_family_and_kind(cluster, joined):
     families = {
         Family.COHERENCE: list(Kind),
         Family.SYNC: [*SyncKind, *Op],
@@ -401,11 +381,11 @@ def test_huge_lengths_in_every_family_and_kind(shared, joined):
         families = {family: kinds[:1] for family, kinds in families.items()}
     for family, kinds in families.items():
         for kind in kinds:
-            stranger = member(shared)[0] if joined else shared.peer()
+            stranger = member(cluster)[0] if joined else cluster.peer()
             stranger.send(family, kind, length=0xFFFFFFFF)
             assert stranger.is_closed()
-    shared.log.wait("announces 4294967295 payload bytes")
-    shared.log.wait("no message of family 77")
+    cluster.log.wait("announces 4294967295 payload bytes")
+    cluster.log.wait("no message of family 77")
 
 
 def test_a_node_that_has_not_joined_is_heard_in_nothing_but_joining(cluster):
@@ -422,12 +402,12 @@ def test_a_node_that_has_not_joined_is_heard_in_nothing_but_joining(cluster):
     cluster.log.wait("closed the connection of 127.0.0.1:")
 
 
-def test_a_message_cut_short(shared):
-    stranger, number = member(shared)
+def test_a_message_cut_short(cluster):
+    stranger, number = member(cluster)
     stranger.send(Family.METADATA, MetaKind.ASK, b"\x82", length=1000)
     stranger.sock.shutdown(socket.SHUT_WR)
     assert stranger.is_closed()
-    shared.log.wait(f"node {number} is lost: the peer broke off in a message")
+    cluster.log.wait(f"node {number} is lost: the peer broke off in a message")
 
 
 # -- descriptors -----------------------------------------------------------------------------------------
