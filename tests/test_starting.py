@@ -1,16 +1,19 @@
 """A process that the fork server starts finds what an interpreter of its own would find, and ends alike."""
 
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
 import support
 from dsm import proc
 from dsm.errors import NodeLostError
+from dsm.launch.processes import become_subreaper
 from dsm.testing import starting
 from dsm.testing.starting import Forked, ForkServer
 
@@ -137,6 +140,52 @@ def test_what_cannot_be_started_says_so_and_harms_nobody(server, tmp_path, monke
 def test_a_server_that_has_ended_is_told():
     with ForkServer(["no_such_module"]), pytest.raises(NodeLostError, match="could not start"):
         starting.start([*MODULE, "exit", "0"], env=dict(os.environ), pass_fds=[])
+
+
+def test_a_server_outlives_the_thread_that_asked_first():
+    with ForkServer(["started"]):
+        first = []
+
+        def ask():
+            first.append(starting.start([*MODULE, "exit", "0"], env=dict(os.environ), pass_fds=[]))
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+        second = starting.start([*MODULE, "exit", "7"], env=dict(os.environ), pass_fds=[])
+        assert first[0].wait(10) == 0 and second.wait(10) == 7
+
+
+def test_an_answer_that_came_too_late_is_nobodys(monkeypatch):
+    """An exception comes between a question and its answer."""
+
+    class Interrupted(Exception):
+        pass
+
+    class Socket:
+        def __init__(self, real):
+            self.fileno, self.sendmsg, self.close = real.fileno, real.sendmsg, real.close
+
+        def recv(self, count):
+            raise Interrupted
+
+    with ForkServer(["started"]) as server:
+        ask = functools.partial(starting.start, env=dict(os.environ), pass_fds=[])
+        assert ask([*MODULE, "exit", "0"]).wait(10) == 0
+        server._control = Socket(server._control)
+        with pytest.raises(Interrupted):
+            ask([*MODULE, "exit", "1"])
+        assert ask([*MODULE, "exit", "2"]).wait(10) == 2
+
+
+def test_who_adopts_orphans_goes_on_to():
+    try:
+        assert not become_subreaper(True)
+        with ForkServer(["started"]):
+            process = starting.start([*MODULE, "exit", "0"], env=dict(os.environ), pass_fds=[])
+        assert process.wait(10) == 0
+    finally:
+        assert become_subreaper(False)
 
 
 def test_a_fork_of_the_starter_has_interpreters(server, monkeypatch):

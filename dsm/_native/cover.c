@@ -1,8 +1,9 @@
 /* Worker side: poison over the pages of a region, and taking it away again.
  *
  * Poison is private memory, all 0xFF, so that floats read NaN.  Owns DSM_POISONED of an open region's applied bytes:
- * a page that has it is uncovered before it is mapped for anybody, and none is covered that is there.  All of it is
- * SIGNAL-SAFE, runs with every signal masked and inside dsm_region_enter / leave.
+ * a page that has it is uncovered before it is mapped for anybody, and none is covered that is there with the level
+ * that the failed access needed.  All of it but dsm_region_mark is SIGNAL-SAFE, runs with every signal masked and
+ * inside dsm_region_enter / leave.
  */
 #include "internal.h"
 

@@ -8,7 +8,8 @@
  *   - all signals are masked while a page lock or a region's `busy` count is held, so that the thread that
  *     holds it can never fault on a region and wait for itself;
  *   - page locks are taken in ascending order of page, or only tried;
- *   - what the kernel allows on a page is never more than its applied byte says (it may be less).
+ *   - what the kernel allows on a page is never more than its applied byte says (it may be less), but for the private
+ *     memory of one that is DSM_POISONED.
  */
 #ifndef DSM_INTERNAL_H
 #define DSM_INTERNAL_H

@@ -55,7 +55,7 @@ class Manager(Process):
                 process_group=0,
                 preexec_fn=die_with_parent(),
             )
-        except OSError:
+        except BaseException:
             os.close(self._ready_fd)
             os.close(self._guard_fd)
             raise

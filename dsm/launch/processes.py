@@ -17,11 +17,16 @@ from dsm import proc
 from dsm.parent import die_with
 
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_GET_CHILD_SUBREAPER = 37
 
 
-def become_subreaper(on: bool) -> None:
-    """Make orphans among our descendants our children (or not), so that none escapes."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0)
+def become_subreaper(on: bool) -> bool:
+    """Make orphans among our descendants our children (or not), so that none escapes; returns what was."""
+    was = ctypes.c_int()
+    prctl = ctypes.CDLL(None).prctl
+    prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(was), 0, 0, 0)
+    prctl(_PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0)
+    return bool(was.value)
 
 
 def die_with_parent(then: Callable[[int], None] = lambda _pid: None) -> Callable[[], None]:

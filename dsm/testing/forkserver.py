@@ -11,12 +11,14 @@ wait for and to die with, and the server has no children.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import fcntl
 import gc
 import importlib
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -25,19 +27,18 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from dsm.errors import LimitError
-from dsm.parent import die_with
 from dsm.testing.starting import MOST_BYTES, MOST_DESCRIPTORS
 
 
 def main(arguments: list[str]) -> int:
     """Serve until the starter closes; in a fork, run what was asked for."""
     control = socket.socket(fileno=int(arguments[0]))
-    die_with(int(arguments[1]))
+    starter = os.pidfd_open(int(arguments[1]))
     for name in arguments[2:]:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # no collection of a fork copies the pages that it shares with the server
-    command = _serve(control)
+    command = _serve(control, starter)
     if command is None:
         return 0
     name, sys.argv = _module(command), command[command.index("-m") + 1 :]
@@ -62,10 +63,16 @@ def _module(command: Sequence[str]) -> str:
     return f"{name}.__main__" if f"{name}.__main__" in sys.modules else name
 
 
-def _serve(control: socket.socket) -> list[str] | None:
-    """Fork what is asked for; returns its command in the new process, nothing when the starter has closed."""
+def _serve(control: socket.socket, starter: int) -> list[str] | None:
+    """Fork what is asked for; returns its command in the new process, nothing when the starter has closed.
+
+    The starter's end is watched as a process: forks of it may have the socket, and the signal at a parent's
+    death comes when the thread ends that started us.
+    """
     interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for those that we have forked
     while True:
+        if control.fileno() not in select.select([control.fileno(), starter], [], [])[0]:
+            return None
         text, descriptors, flags, _ = socket.recv_fds(control, MOST_BYTES, MOST_DESCRIPTORS)
         if not text:
             return None
@@ -76,14 +83,17 @@ def _serve(control: socket.socket) -> list[str] | None:
         if middle == 0:
             control.close()
             ours.close()
+            os.close(starter)
             signal.signal(signal.SIGINT, interrupt)
             return _fork_again(json.loads(text), descriptors, theirs)
         theirs.close()
         for descriptor in descriptors:
             os.close(descriptor)
         os.waitpid(middle, 0)
-        control.send(ours.recv(64))
+        answer = ours.recv(64)
         ours.close()
+        with contextlib.suppress(BrokenPipeError):  # the starter was interrupted while it waited
+            control.send(answer)
 
 
 def _fork_again(request: dict[str, Any], descriptors: list[int], server: socket.socket) -> list[str]:

@@ -135,9 +135,13 @@ class ForkServer:
             if self._server is None:
                 self._begin()
             answer = b""
-            with _adopting(), suppress(ConnectionError):
-                socket.send_fds(self._control, [json.dumps(request).encode()], [1, 2, *pass_fds])
-                answer = self._control.recv(64)
+            try:
+                with _adopting(), suppress(ConnectionError):
+                    socket.send_fds(self._control, [json.dumps(request).encode()], [1, 2, *pass_fds])
+                    answer = self._control.recv(64)
+            finally:
+                if not answer:  # it has ended; or we are interrupted, and its next answer is for nobody
+                    self.close()
         if not answer:
             raise NodeLostError(
                 f"the fork server could not start {' '.join(command)}; its error output says why"
@@ -182,11 +186,11 @@ _current: ForkServer | None = None
 @contextmanager
 def _adopting() -> Iterator[None]:
     """Make orphans among our descendants our children meanwhile."""
-    become_subreaper(True)
+    was = become_subreaper(True)
     try:
         yield
     finally:
-        become_subreaper(False)
+        become_subreaper(was)
 
 
 def start(

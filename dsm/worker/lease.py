@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 #: Copies of more bytes bring the pages first, all at once.
 _BULK_BYTES = 64 * 1024
+#: Another thread, which failed on a page, has the interpreter for so long before this one looks again.
+_TELL_S = 0.002
 
 
 class _ReadOnly:
@@ -219,7 +221,7 @@ class Lease(LeaseHandle):
 
         Another thread may have been told of the end: it got poison in place of the page, and so did this one,
         without a fault.  If the lease has not ended after all, the poison was of another error: the pages are
-        brought, and the use is repeated.
+        brought, and the use is repeated when that thread has had some time to be told.
         """
         part = self._memory[first : first + count]
         bring = count > _BULK_BYTES
@@ -238,6 +240,7 @@ class Lease(LeaseHandle):
             if 0 <= mark == self._held.mark:
                 return result
             bring = True
+            time.sleep(_TELL_S)
 
     # -- time --------------------------------------------------------------------------------------------
 
