@@ -1,10 +1,10 @@
 /* Worker side: page locks, and bringing the maps to what the wanted table says.
  *
- * Owns every change of an applied byte but those of poison (cover.c, mend.c) and of merging.  All of it is SIGNAL-SAFE, runs with all signals masked and inside
- * dsm_region_enter / leave.  A page lock is DSM_LOCKED of the page's applied byte; whoever locks a page
- * reads wanted afterwards, never before, so that a grant and a later revocation cannot be applied in the
- * wrong order (layout.h).  A failed mprotect may have done a part: the applied byte then keeps the higher
- * of the two levels, so that the kernel never allows more than the byte says.
+ * Owns every change of an applied byte but those of poison (cover.c, mend.c) and of merging.  All of it is SIGNAL-SAFE,
+ * runs with all signals masked and inside dsm_region_enter / leave.  A page lock is DSM_LOCKED of the page's applied
+ * byte; whoever locks a page reads wanted afterwards, never before, so that a grant and a later revocation cannot be
+ * applied in the wrong order (layout.h).  A failed mprotect may have done a part: the applied byte then keeps the
+ * higher of the two levels, so that the kernel never allows more than the byte says.
  */
 #include "internal.h"
 
