@@ -98,6 +98,7 @@ class DirectBlocks:
                     self._heap._node._regions.destroy(block._own.number)
                 except UnknownNameError:
                     block._freed = True
+                    self._heap._node._regions.drop(block._own.number)
                     raise self._freed_twice(block, "another") from None
                 self._heap._cache.count(0, 1, 0, 0)
             block._freed, block._address = True, 0

@@ -269,6 +269,29 @@ def test_direct_blocks_that_others_free_leave_no_maps_behind(workers):
     first.call(programs.destroy, "passing on")
 
 
+def _made(node, name):
+    """Make direct blocks and keep them; return references."""
+    heap = node.heap(name, manager="direct")
+    node.kept = [heap.alloc(5000) for _ in range(20)]
+    return [block.ref() for block in node.kept]
+
+
+def _free_kept(node):
+    """Free what another process has freed; return how many maps are fewer then."""
+    before = len(list(proc.mappings()))
+    for block in node.kept:
+        with pytest.raises(UsageError, match="by another process already"):
+            block.free()
+    return before - len(list(proc.mappings()))
+
+
+def test_a_direct_block_that_is_freed_twice_leaves_no_maps_behind(workers):
+    first, second = workers[:2]
+    second.call(programs.free, first.call(_made, "twice"))
+    assert first.call(_free_kept) >= 20
+    first.call(programs.destroy, "twice")
+
+
 def test_a_lazy_block_is_made_at_its_first_use(workers):
     assert workers[0].call(_lazily) == (0, 0, 1, 0)
 
