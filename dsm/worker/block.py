@@ -273,12 +273,13 @@ def _adopt(heap: Heap, ref: BlockRef) -> Block:
     block = heap._live.get(ref.address)
     if block is not None and block._is(ref):
         return block
+    if ref.direct:
+        with heap._cache.slow:
+            heap._direct.forget_freed()
     regions = heap._node._regions
     region = regions.get(ref.region) or regions.open(ref.region)
     if ref.direct:
         block = RegionBlock(heap, ref.address, ref.nbytes, NO_CLASS, region)
-        with heap._cache.slow:
-            heap._direct.forget_freed()
     elif ref.node == heap._home and ref.size_class != NO_CLASS:
         block = Block(heap, ref.address, ref.nbytes, ref.size_class)
     else:

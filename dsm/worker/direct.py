@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dsm.errors import ClosedError, UnknownNameError, UsageError
+from dsm.errors import ClosedError, DSMError, UnknownNameError, UsageError
 from dsm.types import RegionOptions
 from dsm.wire import control, heaps
 from dsm.worker.block import NO_CLASS, Block, RegionBlock
@@ -49,6 +49,7 @@ class DirectBlocks:
             if block._own is not None:
                 return
             self._heap._check_open()
+            self.forget_freed()  # before there is anything that an interruption would lose
             options = RegionOptions(
                 nbytes=block._usable(),
                 page_size=self._heap.options.page_size,
@@ -64,10 +65,9 @@ class DirectBlocks:
             block._unasked = 0
             self.tell_size(block)
             self._heap._live[region.address] = block
-            self.forget_freed()
 
     def forget_freed(self) -> None:
-        """Close regions of blocks that other processes have freed, which nobody is told.
+        """Before one is mapped, close regions of blocks that other processes have freed: nobody is told.
 
         It asks after each of them when there are twice as many as were left the last time.
         """
@@ -83,6 +83,8 @@ class DirectBlocks:
             except (ClosedError, UnknownNameError):
                 self._heap._live.pop(address, None)
                 self._heap._node._regions.drop(block._own.number)
+            except DSMError:  # nobody can say now: it is asked again with the others
+                kept += 1
             else:
                 kept += 1
         self._regions, self._ask_at = kept, max(ASK_AT_LEAST, 2 * kept)

@@ -69,6 +69,29 @@ def test_a_block(heap):
     assert block.freed
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, dsm.LimitError])
+def test_what_is_raised_while_it_is_asked_who_was_freed_loses_no_block(node, monkeypatch, error):
+    """An eager block is made when it is allocated: nobody else could free it."""
+    heap = node.heap(f"asks {error.__name__}", kind="eager", manager="direct")
+    kept = heap.alloc(100)
+    raised = []
+
+    def ask(number):
+        raised.append(number)
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(heap._direct, "_ask_at", 1)
+        patched.setattr(node._regions, "open", ask)
+        try:
+            heap.alloc(100).free()
+        except KeyboardInterrupt:
+            assert error is KeyboardInterrupt
+    assert raised and heap.statistics().in_use == 1
+    assert kept.array().sum() == 0
+    heap.destroy()
+
+
 def test_what_is_shown_of_a_block(heap):
     block = heap.alloc(100)
     if heap.options.manager == "direct":
