@@ -300,7 +300,8 @@ class HeapDesk:
             region.size for region in regions if (region.options.use, region.options.heap) == ("block", name)
         ]
         pools = tuple(count for reply in replies for count in reply.pools)
-        return heaps.HeapCounted(pools, len(blocks), sum(blocks), silent)
+        refused = {node for node, reply in answers.items() if isinstance(reply, heaps.HeapRefused)}
+        return heaps.HeapCounted(pools, len(blocks), sum(blocks), tuple(sorted(refused.union(silent))))
 
     # -- other nodes -------------------------------------------------------------------------------------
 
@@ -382,9 +383,10 @@ class HeapDesk:
 
 
 def _checked(answers: dict[int, heaps.NodeAnswer], silent: tuple[int, ...]) -> heaps.HeapChecked:
-    wrong = [
-        reply.wrong
-        for _, reply in sorted(answers.items())
-        if isinstance(reply, heaps.HeapChecked) and reply.wrong
-    ]
+    wrong = []
+    for node, reply in sorted(answers.items()):
+        if isinstance(reply, heaps.HeapChecked) and reply.wrong:
+            wrong.append(reply.wrong)
+        elif isinstance(reply, heaps.HeapRefused):
+            wrong.append(f"node {node} could not verify its pool: {reply.message}")
     return heaps.HeapChecked(wrong[0] if wrong else "", silent)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from dsm.errors import Status
 from dsm.manager.heaps import HeapDesk
 from dsm.types import HeapOptions, HeapRecord
 from dsm.wire import heaps
@@ -103,6 +104,28 @@ def test_a_node_without_a_pool_of_the_heap_is_not_silent(node):
     node.tell(1, heaps.HeapDone())
     node.tell(2, heaps.HeapChecked("something"))
     assert node.answers == [heaps.HeapChecked("something", ())]
+
+
+REFUSED = heaps.HeapRefused(Status.INTERNAL, "an extent is in no list")
+
+
+def test_a_node_that_cannot_verify_its_pool_is_wrong(node):
+    node.ask(heaps.HeapCheck(1))
+    node.tell(2, heaps.HeapChecked("something"))
+    node.tell(1, REFUSED)
+    assert node.answers == [
+        heaps.HeapChecked("node 1 could not verify its pool: an extent is in no list", ())
+    ]
+
+
+def test_a_node_that_cannot_count_is_silent(node):
+    node.ask(heaps.HeapFigures(1))
+    for other in (1, 2):
+        node.tell(other, heaps.HeapDone())
+    node.tell(1, REFUSED)
+    node.lose(2)
+    [counted] = node.answers
+    assert ([pool.node for pool in counted.pools], counted.silent) == ([0], (1, 2))
 
 
 def test_a_heap_that_is_destroyed_between_two_questions_makes_nobody_silent(node):
