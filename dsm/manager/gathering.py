@@ -127,13 +127,16 @@ class Gathering(Generic[T]):
         Raises
         ------
         WireError
-            That is no answer to this question, or it was never asked.
+            That is no answer to this question, or it was never asked, or others were.  Of a question that is
+            over nothing is known any more: any answer to it is late.
         """
         question = self._under_way.get(number)
         if question is None:
             if not 0 < number <= self._last:
                 raise WireError(f"node {node} answers question {number}, which was not asked")
             return
+        if node not in question.asked:
+            raise WireError(f"node {node} answers question {number}, which others were asked")
         if node in question.missing:
             question.check(answer)
             self._answered(number, node, answer)

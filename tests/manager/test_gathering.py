@@ -82,7 +82,6 @@ def test_answers_count_for_their_question_alone_and_once(node):
     node.ask([0, 3])
     node.told(0, 1, "a")
     node.told(0, 1, "again")
-    node.told(2, 1, "nobody asked")
     node.told(3, 2, "other")
     node.told(3, 1, "c")
     assert node.results == [({0: "a", 3: "c"}, [])]
@@ -150,3 +149,14 @@ def test_an_answer_to_what_was_never_asked_is_refused(node, number):
     node.ask([0])
     with pytest.raises(WireError, match="which was not asked"):
         node.told(0, number, "a")
+
+
+def test_an_answer_to_what_others_were_asked_is_refused_while_they_are_waited_for(node):
+    node.ask([0])
+    node.gathering.ask_one(3, node.results.append)
+    for number in (1, 2):
+        with pytest.raises(WireError, match=f"node 2 answers question {number}, which others were asked"):
+            node.told(2, number, "a")
+    node.told(0, 1, "a")
+    node.told(2, 1, "nobody knows any more")
+    assert node.results == [({0: "a"}, [])]
