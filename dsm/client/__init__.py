@@ -12,6 +12,7 @@ Owns nothing but the map; knows neither nodes nor the shim, and needs no numpy.
 `exchange`         several requests on one socket at once
 `failures`         what a socket's errors become
 `calls`            what is asked and how it is understood, for both kinds
+`contents`         the bytes of a SET, which do not change while they are sent
 `expiry`           the thread that tells of leases that have ended
 `options`          address, secret and timeout from arguments and environment
 =================  ==================================================================================

@@ -50,7 +50,7 @@ class Watcher:
         self._closed = False
         #: The thread, while somebody waits.
         self._thread: threading.Thread | None = None
-        self._callbacks = Callbacks("dsm-expiry-callbacks")
+        self._callbacks = Callbacks("lease-client-callbacks")  # no "dsm-": users' code runs in it
 
     def add(self, lease: RemoteLease, callback: Callback) -> None:
         """Call `callback` when `lease` has ended."""

@@ -9,6 +9,7 @@
 `upload`           a SET on its way in
 `book`             pure: which memory is leased until when, and what must be cleaned
 `cleaner`          zeroing what leases leave
+`share`            memory that connections take in turn, when there is not enough for all
 `stragglers`       who holds up others, and is closed
 `cluster`          leases of the cluster for clients, and of clients for the cluster
 `memory`           the region
