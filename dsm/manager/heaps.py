@@ -99,6 +99,12 @@ class HeapDesk:
             self._ask_all(body, lambda answers, silent: answer(_checked(answers, silent)))
         elif body.node == self._node:
             self._local(pool, body, lambda reply: self._relay(session, number, body, reply))
+        elif isinstance(body, heaps.HeapBlocks) and not body.patient:
+            self._questions.ask(
+                [body.node],
+                lambda answers, silent: self._relay(session, number, body, answers.get(body.node)),
+                meta.encode(heaps.AskHeap(body)),
+            )
         else:
             self._ask_node(body.node, body, lambda reply: self._relay(session, number, body, reply))
 
@@ -184,6 +190,12 @@ class HeapDesk:
         if reply is None and isinstance(body, heaps.HeapFree):
             self._lose(self._pools.get(body.heap), 1)
             session.answer(number, heaps.HeapFreed(lost=True))
+        elif reply is None and isinstance(body, heaps.HeapBlocks) and not body.patient:
+            session.fail(
+                number,
+                Status.PAGE_TIMEOUT,
+                f"node {body.node} did not say in time which blocks it keeps, or was lost meanwhile",
+            )
         elif reply is None:
             node = getattr(body, "node", -1)
             session.fail(

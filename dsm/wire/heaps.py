@@ -291,6 +291,8 @@ class HeapBlocks(msgspec.Struct, frozen=True, tag=True):
     heap: int
     node: int
     after: int = 0
+    #: Whether who asks waits for as long as the node lives.
+    patient: bool = False
 
 
 class HeapListed(msgspec.Struct, frozen=True, tag=True):

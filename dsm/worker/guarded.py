@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dsm import _native
 from dsm._native import caches
-from dsm.errors import ClosedError, DSMError, HeapCorruptionError, UnknownNameError
+from dsm.errors import ClosedError, DSMError, HeapCorruptionError, PageTimeoutError, UnknownNameError
 from dsm.memory import guards
 from dsm.wire import control, heaps
 from dsm.worker.block import Block
@@ -31,6 +31,10 @@ class Found(NamedTuple):
     where: str
     block: heaps.DebugBlock
     damaged: HeapCorruptionError | None
+
+
+class _SilentError(Exception):
+    """A node does not say in time which blocks it keeps; other than a page that does not come in time."""
 
 
 def place() -> str:
@@ -98,7 +102,8 @@ def free(heap: Heap, found: Found) -> None:
         _see(heap)
     if not all(_native.region_find(each.address) for each in freed.retiring):
         # They lie in extents of which only other workers have had blocks.
-        _map(heap, heap._call(heaps.HeapBlocks(number, home, address), heaps.HeapListed).extents)
+        question = heaps.HeapBlocks(number, home, address, patient=True)
+        _map(heap, heap._call(question, heaps.HeapListed).extents)
     for each in freed.retiring:
         damaged = damaged or _damage(heap, each)
     if freed.retiring:
@@ -108,29 +113,51 @@ def free(heap: Heap, found: Found) -> None:
         raise damaged
 
 
-def check(heap: Heap, silent: tuple[int, ...]) -> None:
-    """Verify every block of every node that answers, live or freed a short while ago."""
+def check(heap: Heap, silent: tuple[int, ...]) -> tuple[int, ...]:
+    """Verify every block of every node that answers, live or freed a short while ago.
+
+    Returns the silent nodes, with those that have ceased to answer meanwhile.
+    """
+    found = set(silent)
     for node in sorted(set(heap._node.nodes).difference(silent)):
-        after, more = 0, True
-        while more:
+        try:
+            _check_node(heap, node)
+        except _SilentError:
+            found.add(node)
+    return tuple(sorted(found))
+
+
+def _check_node(heap: Heap, node: int) -> None:
+    after, more = 0, True
+    while more:
+        try:
+            listed = _list(heap, node, after)
+        except ClosedError:
+            if heap.closed:
+                raise
+            return
+        _map(heap, listed.extents)
+        _see(heap)
+        for block in listed.blocks:
+            damaged: DSMError | None
             try:
-                listed = heap._call(heaps.HeapBlocks(heap._record.number, node, after), heaps.HeapListed)
-            except ClosedError:
-                if heap.closed:
-                    raise
-                break
-            _map(heap, listed.extents)
-            _see(heap)
-            for block in listed.blocks:
-                damaged: DSMError | None
-                try:
-                    damaged = _damage(heap, block)
-                except ClosedError as error:  # its extent was given back; or something is wrong indeed
-                    damaged = error
-                if damaged is not None and _is_still(heap, node, block):
-                    raise damaged
-                after = block.address
-            more = listed.more
+                damaged = _damage(heap, block)
+            except ClosedError as error:  # its extent was given back; or something is wrong indeed
+                damaged = error
+            if damaged is not None and _is_still(heap, node, block):
+                raise damaged
+            after = block.address
+        more = listed.more
+
+
+def _list(heap: Heap, node: int, after: int) -> heaps.HeapListed:
+    try:
+        listed: heaps.HeapListed = heap._call(
+            heaps.HeapBlocks(heap._record.number, node, after), heaps.HeapListed
+        )
+    except PageTimeoutError as error:
+        raise _SilentError from error
+    return listed
 
 
 def _show(heap: Heap) -> None:
@@ -155,7 +182,7 @@ def _map(heap: Heap, extents: tuple[int, ...]) -> None:
 
 def _is_still(heap: Heap, node: int, block: heaps.DebugBlock) -> bool:
     """Whether a block is what it was when it was listed: nobody has freed it, or used its memory again."""
-    listed = heap._call(heaps.HeapBlocks(heap._record.number, node, block.address - 1), heaps.HeapListed)
+    listed = _list(heap, node, block.address - 1)
     return block in listed.blocks[:1]
 
 

@@ -239,10 +239,9 @@ class Heap:
         checked = self._call(heaps.HeapCheck(self._record.number), heaps.HeapChecked)
         if checked.wrong:
             raise InternalError(f"heap {self.name!r}: {checked.wrong}")
-        if self.options.debug:
-            guarded.check(self, checked.silent)
-        if checked.silent:
-            nodes = ", ".join(map(str, checked.silent))
+        silent = guarded.check(self, checked.silent) if self.options.debug else checked.silent
+        if silent:
+            nodes = ", ".join(map(str, silent))
             raise PageTimeoutError(
                 f"heap {self.name!r} was not verified on node {nodes}, which did not answer in time or was "
                 "lost meanwhile; the others are right; `dsm status` shows who is stopped; check again"

@@ -106,6 +106,25 @@ def test_a_node_without_a_pool_of_the_heap_is_not_silent(node):
     assert node.answers == [heaps.HeapChecked("something", ())]
 
 
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_node_that_does_not_list_its_blocks_in_time_is_not_waited_for(node, lost):
+    node.ask(heaps.HeapBlocks(1, 2))
+    assert node.answers == []
+    if lost:
+        node.lose(2)
+    else:
+        node.timers.pop()()
+    [(status, message)] = node.answers
+    assert status == Status.PAGE_TIMEOUT and "node 2" in message
+
+
+def test_who_frees_waits_for_the_list_as_long_as_the_node_lives(node):
+    node.ask(heaps.HeapBlocks(1, 2, patient=True))
+    assert node.answers == node.timers == []
+    node.tell(2, heaps.HeapListed((), False))
+    assert node.answers == [heaps.HeapListed((), False)]
+
+
 REFUSED = heaps.HeapRefused(Status.INTERNAL, "an extent is in no list")
 
 
