@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dsm.testing import Cluster
+from dsm.testing import Cluster, ForkServer
 
 SHAPES = [(1, 3), (2, 1), (2, 2), (3, 1), (4, 1)]
 
@@ -29,3 +29,10 @@ def four():
     """Two nodes of two workers."""
     with Cluster(nodes=2, workers=2) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def patient():
+    """Clusters whose managers count nobody as silent who is only slow."""
+    with ForkServer(["pytest", "support", "patient"]):
+        yield

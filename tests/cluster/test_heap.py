@@ -26,6 +26,8 @@ MIB = 1 << 20
 SIZES = [0, 1, 31, 100, 4096, 5000, 65536, 262144, 300000, 3 * MIB]
 POOLED = {"manager": "pooled"}
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 
 @pytest.fixture(scope="module")
 def cluster():
@@ -832,43 +834,6 @@ def test_a_worker_dies_while_its_eager_memory_is_got():
         wait_until(lambda: other.call(programs.figures, "left").managed in (0, LARGE))
         assert other.call(_large, "left")[0] in (0, LARGE)
         assert other.call(programs.check, "left") is None
-
-
-def test_a_node_that_is_stopped_is_named():
-    with Cluster(nodes=2) as cluster:
-        first, second = cluster.workers
-        refs = first.call(programs.allocate, "stopped", [100], 1, POOLED)
-        second.call(programs.allocate, "stopped", [100])
-        cluster.managers[1].process.send_signal(signal.SIGSTOP)
-        figures = first.call(programs.figures, "stopped")
-        assert (figures.silent, figures.in_use) == ((1,), 1)
-        name, said = first.call(programs.check, "stopped")
-        assert name == "PageTimeoutError" and "not verified on node 1, which did not answer" in said
-        first.call(programs.free, refs)
-        cluster.managers[1].process.send_signal(signal.SIGCONT)
-        wait_until(lambda: first.call(programs.figures, "stopped").silent == ())
-        assert first.call(programs.figures, "stopped").in_use == 1
-        assert first.call(programs.check, "stopped") is None
-
-
-@pytest.mark.parametrize("damaged", [False, True])
-def test_guards_are_looked_at_where_a_node_answers(damaged):
-    with Cluster(nodes=2) as cluster:
-        first, second = cluster.workers
-        for worker in (first, second):
-            worker.call(programs.allocate, "half", [100], 1, {"debug": True})
-        if damaged:
-            first.call(_overrun, "half")
-        cluster.managers[1].process.send_signal(signal.SIGSTOP)
-        name, _ = first.call(programs.check, "half")
-        assert name == ("HeapCorruptionError" if damaged else "PageTimeoutError")
-        cluster.managers[1].process.send_signal(signal.SIGCONT)
-
-
-def _overrun(node, name):
-    block = node.heap(name).alloc(100)
-    region, offset = block._region()
-    region.buffer[offset + 100] = 1
 
 
 def test_a_node_that_joins_later_has_the_heaps():

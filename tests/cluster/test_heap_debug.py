@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import linecache
-import os
-import signal
 
 import numpy as np
 import pytest
 
 import dsm
 import heap_programs as programs
-from dsm.proc import process_state
 from dsm.testing import Cluster
 from dsm.testing.cluster import ManagerProcess
 from dsm.worker import guarded
-from support import wait_until
 
 DEBUG = {"debug": True}
+
+pytestmark = pytest.mark.usefixtures("patient")
 
 
 @pytest.fixture(scope="module")
@@ -252,28 +250,3 @@ def test_what_was_freed_is_watched_from_far():
         second.call(_write_freed, ref)
         kind, said = first.call(programs.check, "stale")
         assert kind == "HeapCorruptionError" and "use after free: 100 bytes differ" in said
-
-
-def _check_while_it_stops(node, name, pid):
-    """Stop a node when it has verified its pool, and has yet to list its blocks."""
-    with pytest.MonkeyPatch.context() as patched:
-        check = guarded.check
-
-        def stop_first(heap, silent):
-            os.kill(pid, signal.SIGSTOP)
-            wait_until(lambda: process_state(pid)[0] == "T")
-            return check(heap, silent)
-
-        patched.setattr(guarded, "check", stop_first)
-        return programs.check(node, name)
-
-
-def test_a_node_that_stops_after_its_pool_was_verified_is_named():
-    with Cluster(nodes=2) as cluster:
-        first = cluster.workers[0]
-        for worker in cluster.workers:
-            worker.call(programs.allocate, "stops", [100], 1, DEBUG)
-        process = cluster.managers[1].process
-        kind, said = first.call(_check_while_it_stops, "stops", process.pid)
-        process.send_signal(signal.SIGCONT)
-        assert kind == "PageTimeoutError" and "not verified on node 1, which did not answer" in said

@@ -27,6 +27,8 @@ MAY_LOSE = 2
 #: A class with small batches, of which a few blocks go through all of a cache; and what comes from the pool.
 SMALL, LARGE = 70_000, 300_000
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 
 class _Interrupt(Exception):
     """What the handler raises."""
