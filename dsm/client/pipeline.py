@@ -118,9 +118,10 @@ class Pipeline:
                 end += 1
             try:
                 self._exchange(asked[start:end], results[start:end])
-            except DSMError as error:
+            except BaseException as error:  # also what a signal's handler raises
                 for result in results[start:]:
-                    result._error, result.done = error, True
+                    if not result.done:
+                        result._error, result.done = error, True
                 raise
             start = end
         for result in results:

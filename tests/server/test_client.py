@@ -208,6 +208,22 @@ def test_a_call_that_is_interrupted_leaves_nothing_for_the_next():
         signal.signal(signal.SIGUSR1, before)
 
 
+def test_an_interrupted_pipeline_leaves_no_request_that_seems_not_sent(client, monkeypatch):
+    def interrupt(asked):
+        raise KeyboardInterrupt
+
+    with client.lease(10, 60) as lease:
+        pipeline = client.pipeline()
+        results = [pipeline.get(lease, 0, 1) for _ in range(3)]
+        monkeypatch.setattr(client._connection, "exchange", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.execute()
+        monkeypatch.undo()
+        for result in results:
+            with pytest.raises(KeyboardInterrupt):
+                result.result()
+
+
 def test_close_ends_a_wait_of_another_thread():
     found = []
     with Liar(_silent) as liar:
@@ -396,7 +412,7 @@ def test_a_child_of_fork_holds_no_connection_that_asks_for_ends(server, client):
         lease = other.lease(10, 60)
         lease._lasts(0)  # as far as it knows
         lease.on_expiry(lambda lease: None)
-        wait_until(lambda: server.figures()["connections"] == before + 2, 5)  # it has asked once
+        wait_until(lambda: server.figures()["connections"] == before + 2)  # it has asked once
         reader, writer = os.pipe()
         child = os.fork()
         if not child:
@@ -406,7 +422,7 @@ def test_a_child_of_fork_holds_no_connection_that_asks_for_ends(server, client):
         os.close(reader)
         try:
             lease.release()  # nobody asks about ends any more
-            wait_until(lambda: server.figures()["connections"] == before + 1, 5)
+            wait_until(lambda: server.figures()["connections"] == before + 1)
         finally:
             os.close(writer)
             os.waitpid(child, 0)
@@ -426,7 +442,7 @@ def test_close_does_not_wait_for_a_thread_that_connects(server):
         lease._lasts(0)
         lease.on_expiry(lambda lease: None)
         connecting = client._watcher._connection.lock
-        wait_until(lambda: not (connecting.acquire(blocking=False) and connecting.release() is None), 5)
+        wait_until(lambda: not (connecting.acquire(blocking=False) and connecting.release() is None))
         begin = time.monotonic()
         client.close()
         assert time.monotonic() - begin < 5
@@ -437,4 +453,4 @@ def test_a_connection_that_is_dropped_ends_though_a_child_of_fork_has_its_socket
     before = server.figures()["connections"]
     with client.clone() as other, other._connection._sock.dup():  # as a child that forked while it connected
         other._connection.drop()
-        wait_until(lambda: server.figures()["connections"] == before, 5)
+        wait_until(lambda: server.figures()["connections"] == before)
