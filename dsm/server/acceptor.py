@@ -48,8 +48,9 @@ class Acceptor:
         self._listeners = {listener.fileno(): listener for listener in listeners}
         self._connections = connections
         self._begin = begin
-        #: A descriptor in reserve.
-        self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        #: A descriptor in reserve; -1 while none can be had.
+        self._spare = -1
+        self._hold_spare()
         #: Who has not proven himself, or is to be closed, soonest first; and until when.
         self._until: OrderedDict[Channel, float] = OrderedDict()
 
@@ -61,6 +62,7 @@ class Acceptor:
     def accept(self, fd: int) -> None:
         """Take in who waits at a listener."""
         listener = self._listeners[fd]
+        self._hold_spare()
         for _ in range(FAIR_SHARE):
             try:
                 sock, address = listener.accept()
@@ -86,12 +88,20 @@ class Acceptor:
     def _accept_without_descriptors(self, listener: socket.socket, error: OSError) -> None:
         """Tell one client that there is no descriptor for it: with the one in reserve."""
         logger.warning("a lease client cannot be taken: %s", error.strerror)
-        os.close(self._spare)
-        try:
-            with contextlib.suppress(OSError):
-                _turn_away(listener.accept()[0])
-        finally:
-            self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        self._drop_spare()
+        with contextlib.suppress(OSError):
+            _turn_away(listener.accept()[0])
+        self._hold_spare()
+
+    def _hold_spare(self) -> None:
+        if self._spare < 0:
+            with contextlib.suppress(OSError):  # the next time, then
+                self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+
+    def _drop_spare(self) -> None:
+        spare, self._spare = self._spare, -1
+        if spare >= 0:
+            os.close(spare)
 
     # -- time --------------------------------------------------------------------------------------------
 
@@ -119,7 +129,7 @@ class Acceptor:
         """Close the listeners."""
         for listener in self._listeners.values():
             listener.close()
-        os.close(self._spare)
+        self._drop_spare()
 
 
 def _turn_away(sock: socket.socket) -> None:

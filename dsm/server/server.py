@@ -134,9 +134,11 @@ class Server:
             logger.error("the lease server at %s has ended: %s", self.address, error)
         finally:
             service.ended.set()
-            with contextlib.suppress(DSMError):
-                service.close()
-            self.ended.set()
+            try:
+                with contextlib.suppress(DSMError):
+                    service.close()
+            finally:
+                self.ended.set()
 
     def close(self) -> None:
         """End the service and every lease; connections are closed.  Closing twice is allowed."""

@@ -434,6 +434,62 @@ def test_a_server_without_descriptors_says_so_and_goes_on(node):
         client.clone().close()
 
 
+def test_a_server_whose_reserve_cannot_be_had_again_goes_on(node, monkeypatch):
+    class Full:
+        """A listener on a system that has no descriptors."""
+
+        def __init__(self, listener):
+            self.listener = listener
+
+        def accept(self):
+            if not full:
+                return self.listener.accept()
+            self.listener.accept()[0].close()
+            raise OSError(errno.ENFILE, "Too many open files in system")
+
+        def close(self):
+            self.listener.close()
+
+    def open_none(path, *more):
+        if full and path == "/dev/null":
+            raise OSError(errno.ENFILE, "Too many open files in system")
+        return real(path, *more)
+
+    full, real = [True], os.open
+    with dsm.Server(size="1M", node=node) as server:
+        acceptor = server._service._acceptor
+        with dsm.connect(server.address) as client:
+            for fd, listener in acceptor._listeners.items():
+                acceptor._listeners[fd] = Full(listener)
+            monkeypatch.setattr(os, "open", open_none)
+            host, port = server.address.split(":")
+            for _ in range(2):  # the second finds no reserve
+                with socket.create_connection((host, int(port)), 5) as sock:
+                    assert sock.recv(40) == b""
+            assert client.ping() < 5 and not server.ended.is_set() and acceptor._spare == -1
+        full.clear()
+        with dsm.connect(server.address) as client:
+            assert client.ping() < 5 and acceptor._spare >= 0
+
+
+def test_a_server_that_fails_and_cannot_close_has_ended_all_the_same(node, monkeypatch):
+    server = dsm.Server(size="1M", node=node).start()
+    service = server._service
+    close = service.close
+
+    def fail():
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    monkeypatch.setattr(service, "close", fail)
+    monkeypatch.setattr(service, "_on_time", fail)
+    try:
+        assert server.ended.wait(10) and isinstance(server.error, OSError)
+    finally:
+        server.close()
+        close()
+
+
 def test_a_client_that_cannot_be_watched_is_closed_and_nobody_else(server, client, monkeypatch):
     class Full:
         def __getattr__(self, name):
