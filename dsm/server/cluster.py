@@ -39,6 +39,7 @@ from dsm.worker.leasing import Demand, adopt, serve_demands
 if TYPE_CHECKING:
     from dsm.memory.leases import LeaseRecord
     from dsm.server.book import Holding
+    from dsm.server.channel import Channel
     from dsm.server.connection import Connection
     from dsm.server.service import Service
     from dsm.worker.lease import Lease
@@ -81,7 +82,7 @@ class Cluster:
         #: Held while a lease of this server begins to move, or has moved.
         self._moves = threading.Condition()
         #: Rows that clients who list leases page by page are still to be shown, oldest first.
-        self._listed: OrderedDict[Connection, bytes] = OrderedDict()
+        self._listed: OrderedDict[Channel, bytes] = OrderedDict()
         self._stop = serve_demands(node, self._demanded)
 
     def close(self) -> None:
@@ -122,12 +123,18 @@ class Cluster:
             first, last = skip * ROW.size, (skip + most) * ROW.size
             if last < len(rows):
                 with self._mutex:
-                    self._listed[connection] = rows
+                    if not connection.closed:
+                        self._listed[connection] = rows
                     while len(self._listed) > _MAX_LISTS:
                         self._listed.popitem(last=False)
             return [wire.reply(Op.LIST, number, rows[first:last], len(rows) // ROW.size)]
 
         self._put(lambda: self._do(connection, Op.LIST, number, act))
+
+    def forget(self, connection: Channel) -> None:
+        """The connection is being closed: it asks for no further page."""
+        with self._mutex:
+            self._listed.pop(connection, None)
 
     def _all_rows(self) -> bytes:
         """Return the row of every lease, soonest end first; the loop only copies its list."""

@@ -163,6 +163,8 @@ class Service:
         self._acceptor.forget(connection)
         self._stragglers.forget(connection)
         self.receiving.discard(connection)
+        if self.cluster is not None:
+            self.cluster.forget(connection)
 
     def figures(self) -> dict[str, int]:
         """Return what `dsm.wire.leases.FIGURES` names."""

@@ -9,6 +9,7 @@ from dsm.errors import Status
 from dsm.wire import leases as wire
 from dsm.wire.leases import Op
 from leasing import Raw
+from support import wait_until
 
 
 @pytest.fixture
@@ -78,5 +79,9 @@ def test_a_list_is_made_once_for_all_its_pages(server, client, monkeypatch):
         assert found == [lease.id.bytes for lease in leases]
         assert all(page[i][3] == 30 for page in pages)
     assert not cluster._listed
+    with Raw(server.address) as raw:  # it leaves before it has seen all
+        raw.ask(Op.LIST, count=10)
+        assert len(cluster._listed) == 1
+    wait_until(lambda: not cluster._listed, what="its rows are dropped")
     for lease in leases:
         lease.release()
