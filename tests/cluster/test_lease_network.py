@@ -388,8 +388,9 @@ def test_pages_that_are_on_another_node_are_sent(cluster, other, how):
 
 
 def test_a_lease_that_was_given_away_still_ends_in_time(client, other):
-    taken = client.lease(1000, "3s")
+    taken = client.lease(1000, "60s")
     assert other.call(read, taken.token)[1]
+    taken.renew("500ms")
     wait_until(lambda: _expired(taken), 10)
 
 

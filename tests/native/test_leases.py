@@ -32,7 +32,7 @@ def test_it_ends_while_the_manager_is_stopped(run):
         node = Node(); r = node.region(pages=4, leased=True)
         with running(node) as manager:
             {BOUND}
-            end = lease(manager, 0, 4, 0.4)
+            end = lease(manager, 0, 4, 1.0)
             getattr(manager, "raise")(1, 0, 4, _native.READ)
             assert r.bytes[0] == 0
             os.kill(manager.pid, signal.SIGSTOP)
@@ -62,10 +62,10 @@ def test_a_page_that_was_renewed_stays_and_one_that_was_taken_for_writing_too(ru
         node = Node(); r = node.region(pages=4, leased=True)
         with running(node) as manager:
             {BOUND}
-            lease(manager, 0, 4, 0.4)
+            lease(manager, 0, 4, 1.0)
             getattr(manager, "raise")(1, 0, 4, _native.READ)
             assert r.bytes[: 4 * PAGE].sum() == 0
-            renewed = lease(manager, 1, 1, 0.9)
+            renewed = lease(manager, 1, 1, 1.8)
             getattr(manager, "raise")(1, 2, 1, _native.WRITE)
             ends(0)
             assert list(r.applied()) == [0, 1, 1, 0]
@@ -78,11 +78,11 @@ def test_a_later_lease_does_not_hide_an_earlier_one(run):
         node = Node(); r = node.region(pages=3, leased=True)
         with running(node) as manager:
             {BOUND}
-            long = lease(manager, 0, 1, 1.0)
+            long = lease(manager, 0, 1, 2.5)
             getattr(manager, "raise")(1, 0, 1, _native.READ)
             assert r.bytes[0] == 0
             time.sleep(0.1)  # the service thread sleeps until then
-            short = lease(manager, 2, 1, 0.4)
+            short = lease(manager, 2, 1, 1.0)
             getattr(manager, "raise")(1, 2, 1, _native.READ)
             assert r.bytes[2 * PAGE] == 0
             assert short <= ends(2) < long <= ends(0)
@@ -94,7 +94,7 @@ def test_late_access_is_counted(run):
         node = Node(); r = node.region(pages=2, leased=True)
         with running(node) as manager:
             {BOUND}
-            end = lease(manager, 0, 2, 0.4)
+            end = lease(manager, 0, 2, 1.0)
             getattr(manager, "raise")(1, 0, 2, _native.READ)
             assert r.bytes[0] == 0
             stopper = os.fork()
