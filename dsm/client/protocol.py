@@ -49,6 +49,8 @@ class Protocol(asyncio.BufferedProtocol):
     def __init__(self, secret: bytes | None, loop: asyncio.AbstractEventLoop) -> None:
         self._handshake: Handshake | None = Handshake(secret, os.urandom(NONCE_BYTES))
         self._loop = loop
+        #: Whose the connection is: a child of fork has its socket, too.
+        self._pid = os.getpid()
         self._transport: asyncio.Transport | None = None
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         self._filled = 0
@@ -170,12 +172,12 @@ class Protocol(asyncio.BufferedProtocol):
         """The connection is over: whoever waits is told why."""
         if self.lost is None:
             self.lost = error
-        if self._transport is not None:
-            with contextlib.suppress(OSError):  # a child of fork may have the socket, too
+        if self._transport is not None and os.getpid() == self._pid:
+            with contextlib.suppress(OSError):  # else it would stay open in children of fork
                 self._transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
         if self._loop.is_closed():  # nobody waits any more, and nobody can be told
             return
-        if self._transport is not None:
+        if self._transport is not None and os.getpid() == self._pid:  # the loop's epoll is shared, too
             self._transport.abort()
         self.resume_writing()
         waiting: list[asyncio.Future[Any]] = [self.ready, *(call.future for call in self._calls)]

@@ -443,6 +443,21 @@ def test_a_child_of_fork_does_not_keep_a_connection_that_is_closed(server):
     _run(server, work)
 
 
+def test_a_child_of_fork_that_drops_a_connection_does_not_cut_its_parents(server):
+    async def work(client):
+        child = os.fork()
+        if not child:
+            try:
+                client._protocol.close()
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        protocol = client._protocol
+        assert await client.ping() < 10 and client._protocol is protocol
+
+    _run(server, work)
+
+
 def test_a_name_that_cannot_be_one_is_refused():
     with pytest.raises(dsm.UsageError, match="no address"):
         asyncio.run(dsm.connect_async("a" * 100 + ".org:1"))
