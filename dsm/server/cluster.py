@@ -22,6 +22,7 @@ from dsm.errors import (
     DSMError,
     InternalError,
     LeaseExpiredError,
+    LimitError,
     NotPermittedError,
     TooLargeError,
     UnknownLeaseError,
@@ -105,13 +106,11 @@ class Cluster:
                 found = unknown_lease(token[:ID_BYTES])
             self._service.call(lambda: connection.found(token, found))
 
-        self._put(job)
+        self._put(job, lambda error: connection.found(token, error))
 
     def do(self, connection: Connection, lease: Lease, op: int, number: int, offset: int, count: int) -> None:
         """Do what a request asks of a lease of the cluster, and give the connection its answer."""
-        self._put(
-            lambda: self._do(connection, op, number, lambda: self._done(lease, op, number, offset, count))
-        )
+        self._put_request(connection, op, number, lambda: self._done(lease, op, number, offset, count))
 
     def rows(self, connection: Connection, number: int, skip: int, most: int) -> None:
         """Answer a client with the leases of this server and those of the cluster."""
@@ -129,7 +128,7 @@ class Cluster:
                         self._listed.popitem(last=False)
             return [wire.reply(Op.LIST, number, rows[first:last], len(rows) // ROW.size)]
 
-        self._put(lambda: self._do(connection, Op.LIST, number, act))
+        self._put_request(connection, Op.LIST, number, act)
 
     def forget(self, connection: Channel) -> None:
         """The connection is being closed: it asks for no further page."""
@@ -154,13 +153,24 @@ class Cluster:
             self._use(lease, offset, len(data), True, lambda: lease.set(data, offset))
             return [wire.reply(Op.SET, number, b"", len(data), _left_ms(lease))]
 
-        self._put(lambda: self._do(connection, Op.SET, number, act))
+        self._put_request(connection, Op.SET, number, act)
 
-    def _do(self, connection: Connection, op: int, number: int, act: Callable[[], list[bytes]]) -> None:
-        found = _tried(connection, Op(op).name, act)
-        if failed := isinstance(found, DSMError):
-            found = [wire.error_reply(op, number, status_of(found), str(found))]
-        self._service.call(lambda: connection.answered(op, failed, found))
+    def _put_request(
+        self, connection: Connection, op: int, number: int, act: Callable[[], list[bytes]]
+    ) -> None:
+        """Let a thread answer a request."""
+
+        def refuse(error: DSMError) -> None:
+            connection.answered(op, True, [wire.error_reply(op, number, status_of(error), str(error))])
+
+        def job() -> None:
+            found = _tried(connection, Op(op).name, act)
+            if isinstance(found, DSMError):
+                self._service.call(lambda: refuse(found))
+            else:
+                self._service.call(lambda: connection.answered(op, False, found))
+
+        self._put(job, refuse)
 
     def _done(self, lease: Lease, op: int, number: int, offset: int, count: int) -> list[bytes]:
         if op == Op.GET:
@@ -199,11 +209,19 @@ class Cluster:
                     del self._open[next(iter(self._open))]
         return lease
 
-    def _put(self, job: Callable[[], None]) -> None:
-        """Let a thread do a job; only the loop calls this."""
+    def _put(self, job: Callable[[], None], refuse: Callable[[DSMError], None]) -> None:
+        """Let a thread do a job; only the loop calls this.  `refuse` is told when there can be none."""
         if self._threads < _THREADS:
-            self._threads += 1
-            threading.Thread(target=self._work, name="dsm-server-cluster", daemon=True).start()
+            try:
+                threading.Thread(target=self._work, name="dsm-server-cluster", daemon=True).start()
+            except RuntimeError as error:
+                logger.warning("a lease server starts no thread: %s", error)
+                if not self._threads:
+                    failed = LimitError(f"the lease server can start no thread: {error}; ask again later")
+                    self._service.call(lambda: refuse(failed))
+                    return
+            else:
+                self._threads += 1
         self._give(job)
 
     def _give(self, job: Callable[[], None] | None) -> None:

@@ -72,7 +72,12 @@ class Demands:
             except DSMError:  # this process has left its node, or lost it
                 return
             self._room.acquire()
-            threading.Thread(target=self._answer, args=(demand,), name="dsm-demand", daemon=True).start()
+            try:
+                threading.Thread(target=self._answer, args=(demand,), name="dsm-demand", daemon=True).start()
+            except RuntimeError as error:
+                self._room.release()
+                message = f"its lease server can start no thread: {error}; ask again later"
+                self._say(demand, Status.LIMIT, message)
 
     def _answer(self, demand: Demand) -> None:
         leave_signals()
@@ -89,6 +94,9 @@ class Demands:
             status, message = Status.INTERNAL, f"its lease server failed: {error!r}"
         finally:
             self._room.release()
+        self._say(demand, status, message)
+
+    def _say(self, demand: Demand, status: Status, message: str) -> None:
         try:
             self._session.call(leasing.DemandDone(demand.number, status, message), control.Done)
         except DSMError as error:

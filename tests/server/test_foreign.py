@@ -1,6 +1,7 @@
 """Leases of the cluster through a server, in one process: what fails on the way, and what is counted."""
 
 import contextlib
+import threading
 
 import pytest
 
@@ -33,6 +34,42 @@ def test_a_bug_while_a_lease_is_looked_for_is_answered_and_costs_no_thread(serve
                 status, _, message, _, _ = raw.ask(Op.INFO, token=_shown(mapped))
                 assert status == Status.INTERNAL and b"no descriptors" in message
         assert raw.ask(Op.INFO, token=_shown(mapped))[0] == Status.OK
+
+
+def _starts_no(name, monkeypatch):
+    def start(thread):
+        if thread.name == name:
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    real = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", start)
+
+
+def test_a_server_that_can_start_no_thread_says_so_and_starts_one_later(node, mapped, monkeypatch):
+    with dsm.Server(size="1M", node=node) as server, Raw(server.address) as raw:
+        with monkeypatch.context() as full:
+            _starts_no("dsm-server-cluster", full)
+            for _ in range(6):
+                status, _, message, _, _ = raw.ask(Op.INFO, token=_shown(mapped))
+                assert status == Status.LIMIT and b"ask again later" in message
+                assert raw.ask(Op.LIST, count=10)[0] == Status.LIMIT
+        assert raw.ask(Op.INFO, token=_shown(mapped))[0] == Status.OK
+        with monkeypatch.context() as full:
+            _starts_no("dsm-server-cluster", full)  # those that are there do it
+            for _ in range(6):
+                assert raw.ask(Op.GET, token=_shown(mapped), count=1)[0] == Status.OK
+
+
+def test_a_demand_for_which_no_thread_can_be_started_is_answered(node, server, client, monkeypatch):
+    with client.lease(100, 60) as lease:
+        lease.set(b"abc")
+        with monkeypatch.context() as full:
+            _starts_no("dsm-demand", full)
+            for _ in range(10):  # more than are handled at once
+                with pytest.raises(dsm.LimitError, match="ask again later"):
+                    node.open_lease(lease.token)
+        assert node.open_lease(lease.token).get(0, 3) == b"abc"
 
 
 def test_a_server_that_has_ended_hides_no_lease_of_another(node):
