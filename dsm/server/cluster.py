@@ -24,12 +24,13 @@ from dsm.errors import (
     LeaseExpiredError,
     LimitError,
     NotPermittedError,
+    PageTimeoutError,
     TooLargeError,
     UnknownLeaseError,
     UsageError,
     status_of,
 )
-from dsm.limits import LEASE_LINGER_S, MAX_FOREIGN_LEASES, MAX_FOREIGN_TRANSFER_BYTES
+from dsm.limits import DEMAND_WAIT_S, LEASE_LINGER_S, MAX_FOREIGN_LEASES, MAX_FOREIGN_TRANSFER_BYTES
 from dsm.log import logger
 from dsm.memory.token import show_id
 from dsm.server.book import MovingError, unknown_lease
@@ -282,13 +283,18 @@ class Cluster:
         One that moves already, for who has its other key, is waited for: it is the cluster's then, or stays.
         """
         service, book = self._service, self._service.book
+        deadline = time.monotonic() + DEMAND_WAIT_S
         with self._moves:
             try:
                 while service.ask(lambda: book.has(demand.id)):
                     try:
                         return service.ask(lambda: book.begin_move(demand.id + demand.key, service.now_ms()))
                     except MovingError:
-                        self._moves.wait()
+                        if not self._moves.wait(deadline - time.monotonic()):
+                            raise PageTimeoutError(
+                                f"lease {show_id(demand.id)} is being given to the cluster, which has not "
+                                f"ended within {DEMAND_WAIT_S:g} s: a node does not answer; try again"
+                            ) from None
             except ClosedError:
                 if not service.ended.is_set():  # the lease has ended, not the server
                     raise

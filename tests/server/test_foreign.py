@@ -7,6 +7,7 @@ import pytest
 
 import dsm
 from dsm.errors import Status
+from dsm.server import cluster as server_cluster
 from dsm.wire import leases as wire
 from dsm.wire.leases import Op
 from leasing import Raw
@@ -70,6 +71,19 @@ def test_a_demand_for_which_no_thread_can_be_started_is_answered(node, server, c
                 with pytest.raises(dsm.LimitError, match="ask again later"):
                     node.open_lease(lease.token)
         assert node.open_lease(lease.token).get(0, 3) == b"abc"
+
+
+def test_a_move_that_does_not_end_is_waited_for_in_vain_only_so_long(node, server, client, monkeypatch):
+    monkeypatch.setattr(server_cluster, "DEMAND_WAIT_S", 0.1)
+    service = server._service
+    with client.lease(100, 60) as lease:
+        move = service.ask(lambda: service.book.begin_move(lease._shown, service.now_ms()))
+        try:
+            with pytest.raises(dsm.PageTimeoutError, match="does not answer"):
+                node.open_lease(lease.token)
+        finally:
+            service.ask(lambda: service.end_move(move.place, False))
+        node.open_lease(lease.token).release()
 
 
 def test_a_server_that_has_ended_hides_no_lease_of_another(node):
