@@ -118,12 +118,11 @@ static int map_frames(const struct dsm_region *region, int frames_fd) {
   return 0;
 }
 
-#define DISPLACED 64 /* closed reservations that one new region may take the place of */
-
+/* Closed reservations that a new region takes the place of. */
 struct displacement {
-  struct dsm_region *gone[DISPLACED];
+  struct dsm_region **gone;
   uint32_t gone_count;
-  struct dsm_region *come[DISPLACED + 3]; /* the new region, and what remains of the first and last one */
+  struct dsm_region *come[3]; /* the new region, and what remains of the first and last one */
   uint32_t come_count;
 };
 
@@ -133,8 +132,11 @@ static uint64_t smaller(uint64_t a, uint64_t b) { return a < b ? a : b; }
 static int find_displaced(struct dsm_region *region, struct displacement *change) {
   struct dsm_region *old = dsm_registry_next(region->address);
   for (; old && old->address < region->end; old = dsm_registry_next(old->end)) {
-    if (load_ordered(&old->state) != DSM_CLOSED || change->gone_count == DISPLACED) return -EEXIST;
-    change->gone[change->gone_count++] = old;
+    if (load_ordered(&old->state) != DSM_CLOSED) return -EEXIST;
+    struct dsm_region **gone = realloc(change->gone, (change->gone_count + 1) * sizeof(struct dsm_region *));
+    if (!gone) return -ENOMEM;
+    change->gone = gone;
+    gone[change->gone_count++] = old;
     region->coverings = larger(region->coverings, load_relaxed(&old->coverings) + 1); /* see dsm_region_mark */
   }
   return 0;
@@ -189,7 +191,7 @@ static int map_locked(struct dsm_region *region, int frames_fd, int wanted_fd, i
   if (!dsm_worker_runs()) return -ESRCH; /* asked again inside the lock: nothing is mapped once all was closed */
   const struct dsm_region *same = dsm_registry_number(region->number);
   if (same && load_ordered(&same->state) == DSM_OPEN) return -EALREADY;
-  struct displacement change = {.gone_count = 0, .come_count = 1};
+  struct displacement change = {.gone = NULL, .gone_count = 0, .come_count = 1};
   change.come[0] = region;
   int result = find_displaced(region, &change);
   if (result == 0) result = dsm_registry_reserve(3);
@@ -198,9 +200,11 @@ static int map_locked(struct dsm_region *region, int frames_fd, int wanted_fd, i
   if (result < 0) {
     unmap_helpers(region);
     for (uint32_t i = 1; i < change.come_count; i++) free(change.come[i]); /* nobody has seen them yet */
+    free(change.gone);
     return result;
   }
   dsm_registry_change(change.gone, change.gone_count, change.come, change.come_count);
+  free(change.gone);
   atomic_fetch_add(&dsm_worker.maps, DSM_MAPS_OF_A_REGION);
   if (load_ordered(&dsm_worker.lost)) dsm_close_locked(region, load_relaxed(&dsm_worker.status_lost));
   return 0;

@@ -300,6 +300,24 @@ def test_a_region_takes_the_place_of_bridges_and_closed_regions(run):
     """)
 
 
+def test_a_region_takes_the_place_of_any_number_of_closed_ones(run):
+    """As after many leases of an earlier cluster of this process."""
+    run("""
+        MIB = 1 << 20
+        node = Node()
+        regions = [node.region(pages=1, number=n, address=fake.ADDRESS + n * 4 * MIB) for n in range(1, 301)]
+        over = Node().region(pages=300 * 1024, number=999, address=fake.ADDRESS + 4 * MIB)
+        with running(node) as manager:
+            for region in regions:
+                _native.region_close(region.number)
+            for _ in range(2):
+                over.map()
+                for region in regions:
+                    assert _native.region_find(region.address) == (999, region.address - over.address)
+                _native.region_close(999)
+    """)
+
+
 def test_nothing_is_mapped_once_the_worker_stops(run):
     run("""
         node = Node(); regions = [node.region(pages=2, number=number) for number in range(1, 5)]
