@@ -60,7 +60,7 @@ static void build_bridge(const struct dsm_region *before, struct dsm_region *beh
 static void break_bridges(uint64_t low, uint64_t high) {
   struct dsm_region *region = dsm_registry_next(low);
   for (; region && region->address - region->bridge < high; region = dsm_registry_next(region->end)) {
-    if (!region->bridge || region->address <= low) continue;
+    if (!region->bridge || region->address < low) continue; /* whoever begins at `low` is displaced, too */
     munmap((void *)(region->address - region->bridge), region->bridge);
     region->bridge = 0;
   }

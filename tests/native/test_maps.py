@@ -300,6 +300,23 @@ def test_a_region_takes_the_place_of_bridges_and_closed_regions(run):
     """)
 
 
+def test_no_bridge_is_left_in_front_of_a_region_that_is_opened_again(run):
+    """As a lease is that is adopted: its addresses are the same, the bridge was the closed one's."""
+    run("""
+        MIB = 1 << 20
+        node = Node()
+        first, second = (node.region(pages=16, number=n, address=fake.ADDRESS + n * 4 * MIB) for n in (1, 2))
+        over = Node().region(pages=4096, number=9, address=fake.ADDRESS + 2 * MIB)
+        with running(node) as manager:
+            _native.region_close(1)
+            _native.region_close(2)
+            second.map()
+            _native.region_close(2)
+            over.map()
+            assert _native.region_find(second.address - 4096) == (9, 6 * MIB - 4096)
+    """)
+
+
 def test_a_region_takes_the_place_of_any_number_of_closed_ones(run):
     """As after many leases of an earlier cluster of this process."""
     run("""
