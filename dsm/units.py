@@ -59,10 +59,11 @@ def bytes_of(size: int | str, what: str = "size") -> int:
         raise UsageError(
             f"{what} is {repr(size)[:_MAX_TEXT]}; pass bytes as an integer, or text as in '64K'"
         ) from None
-    shown = value if value.bit_length() <= _WIRE_BITS else f"a number of {value.bit_length()} bits"
-    if value < 0:
-        raise UsageError(f"{what} is {shown}; it cannot be negative")
-    if value.bit_length() > _WIRE_BITS:
+    bits = value.bit_length()
+    if value < 0 or bits > _WIRE_BITS:
+        shown = value if bits <= _WIRE_BITS else f"a number of {bits} bits"
+        if value < 0:
+            raise UsageError(f"{what} is {shown}; it cannot be negative")
         raise TooLargeError(f"{what} is {shown}; no memory has so many bytes")
     return value
 

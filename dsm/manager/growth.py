@@ -25,19 +25,28 @@ class Growth:
 
     Parameters
     ----------
-    pool
-        Grows by them.
     options
         Of its heap.
     node
         This node.
-    ask, added, room, relieve
-        As `dsm.manager.nodepool.NodePool` is given them.
+    ask
+        Asks the coordinator: ``ask(question, then)``.
+    added
+        Called with every new extent, before it is used: ``added(region, then)``; ``then(bytes of it that are
+        locked in memory)``.
+    room
+        Called with the bytes of an extent before it is asked for; raises `LimitError` when it cannot be.
+    relieve
+        Asks the other nodes to give empty extents back, because this one gets none: ``relieve(then)``.
+
+    Attributes
+    ----------
+    pool
+        What grows by them.
     """
 
     def __init__(
         self,
-        pool: Pool,
         options: HeapOptions,
         node: int,
         ask: Callable[[meta.Question, Callable[[meta.Reply], None]], None],
@@ -45,7 +54,7 @@ class Growth:
         room: Callable[[int], None],
         relieve: Callable[[Callable[[], None]], None],
     ) -> None:
-        self._pool = pool
+        self.pool = Pool()  # without a bound: the coordinator counts what all nodes have
         self._options = options
         self._node = node
         self._ask = ask
@@ -73,7 +82,7 @@ class Growth:
     def touch(self, address: int) -> bool:
         """Note that a block is given away; whether its memory has never been before."""
         region = self._extent_of(address)
-        end = address + self._pool.usable_size(address)
+        end = address + self.pool.usable_size(address)
         fresh = address >= self._used_to[region]
         self._used_to[region] = max(self._used_to[region], end)
         return fresh
@@ -127,7 +136,7 @@ class Growth:
         page = self._options.page_size
         needed = -(-needed // page) * page
         if reply.status in (Status.FULL, Status.TOO_LARGE, Status.LIMIT):
-            if self._pool.empty_extents():  # what is kept for later is in the way now
+            if self.pool.empty_extents():  # what is kept for later is in the way now
                 self.shrink(0, lambda: self._ask_extent(needed, relieved))
                 return
             if needed < nbytes:
@@ -147,18 +156,18 @@ class Growth:
         self.locked[region.region] = locked
         self._extents[region.region] = self._used_to[region.region] = region.address
         self._ends[region.region] = region.address + region.options.nbytes
-        self._pool.add_extent(region.address, region.options.nbytes)
+        self.pool.add_extent(region.address, region.options.nbytes)
         waiting, self._waiting = self._waiting, deque()
         for _, then in waiting:  # those for whom it does not suffice wait again
             then(None)
 
     def shrink(self, keep: int, then: Callable[[], None] = lambda: None) -> None:
         """Give empty extents back but for so many; `then()` when they are gone."""
-        empty = self._pool.empty_extents()
+        empty = self.pool.empty_extents()
         self._left.append(then)
         for address in empty[: max(0, len(empty) - keep)]:
             region = next(number for number, start in self._extents.items() if start == address)
-            self._pool.remove_extent(address)
+            self.pool.remove_extent(address)
             for table in (self._extents, self._used_to, self._ends, self.locked):
                 table.pop(region, None)
             self._leaving += 1

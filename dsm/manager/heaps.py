@@ -18,6 +18,7 @@ from dsm.errors import DSMError, InternalError, LimitError, Status, status_of
 from dsm.log import logger
 from dsm.manager.backing import Backing
 from dsm.manager.gathering import Gathering
+from dsm.manager.growth import Growth
 from dsm.manager.link import Link
 from dsm.manager.nodepool import NodePool, closed
 from dsm.manager.session import Session, lack
@@ -175,7 +176,8 @@ class HeapDesk:
         def ask(question: meta.Question, then: Callable[[meta.Reply], None]) -> None:
             self._ask(-1, question, then)
 
-        return NodePool(heap, self._node, ask, added, room, relieve)
+        growth = Growth(heap.options, self._node, ask, added, room, relieve)
+        return NodePool(heap, self._node, growth)
 
     def _finish(self, session: Session, number: int, reply: meta.Reply) -> None:
         if isinstance(reply, control.Failed):

@@ -7,9 +7,7 @@ fault path).  Callbacks must not block; what they queue on links is flushed afte
 
 from __future__ import annotations
 
-import contextlib
 import heapq
-import os
 import select
 import socket
 import time
@@ -18,6 +16,7 @@ from typing import Protocol
 
 from dsm._native import Board
 from dsm.limits import FAIR_SHARE, SPIN_NS
+from dsm.reserve import PAUSE_S, Reserve
 
 IN = select.EPOLLIN
 OUT = select.EPOLLOUT
@@ -58,8 +57,8 @@ class Loop:
         self.dirty: list[Flushable] = []
         self.lazy: list[Flushable] = []
         self._lazy_due = 0
-        #: A descriptor in reserve for each listener.
-        self._spares: dict[int, int] = {}
+        #: For each listener.
+        self._reserves: dict[int, Reserve] = {}
 
     def watch(self, fd: int, callback: Callable[[int], None], events: int = IN) -> None:
         """Call `callback(events)` when `fd` is ready."""
@@ -83,8 +82,7 @@ class Loop:
     def accept(self, listener: socket.socket, again: Callable[[int], None]) -> Iterator[socket.socket]:
         """Yield the connections that wait, non-blocking; at most `FAIR_SHARE`, the rest in the next round.
 
-        Each listener holds a spare descriptor: with it one connection more can be taken when there are no
-        others, so that whoever asks for what cannot be given is told so and does not wait.
+        Each listener has a `Reserve`.
 
         Raises
         ------
@@ -92,7 +90,10 @@ class Loop:
             The system gives no descriptor now; `again` is called in a second.
         """
         door = listener.fileno()
-        self._hold_spare(door)
+        if door not in self._reserves:
+            self._reserves[door] = Reserve()
+        reserve = self._reserves[door]
+        reserve.hold()
         for _ in range(FAIR_SHARE):
             try:
                 sock, _address = listener.accept()
@@ -101,19 +102,12 @@ class Loop:
             except ConnectionAbortedError:
                 continue
             except OSError:
-                spare = self._spares.pop(door, None)
-                if spare is not None:
-                    os.close(spare)
+                if reserve.spend():
                     continue
-                self.pause(door, again, 1.0)
+                self.pause(door, again, PAUSE_S)
                 raise
             sock.setblocking(False)
             yield sock
-
-    def _hold_spare(self, door: int) -> None:
-        if door not in self._spares:
-            with contextlib.suppress(OSError):
-                self._spares[door] = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
     def after(self, seconds: float, callback: Callable[[], None]) -> None:
         """Call `callback` once, `seconds` from now."""
@@ -180,6 +174,6 @@ class Loop:
     def close(self) -> None:
         """Release the descriptors."""
         self._epoll.close()
-        for spare in self._spares.values():
-            os.close(spare)
-        self._spares.clear()
+        for reserve in self._reserves.values():
+            reserve.spend()
+        self._reserves.clear()

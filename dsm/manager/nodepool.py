@@ -18,10 +18,8 @@ from dsm.manager.quarantine import Quarantine
 from dsm.manager.workercache import Cache
 from dsm.memory.classes import CLASSES, MAX_SMALL_BYTES, SIZES, class_of, span_bytes
 from dsm.memory.guards import front_bytes, guarded_bytes
-from dsm.memory.pool import Pool
-from dsm.types import HeapRecord, Region
+from dsm.types import HeapRecord
 from dsm.wire import heaps
-from dsm.wire import membership as meta
 
 #: Blocks that were freed twice of which the log says so.
 _SAID = 5
@@ -38,30 +36,15 @@ class NodePool:
         Its number and options.
     node
         This node.
-    ask
-        Asks the coordinator: ``ask(question, then)``.
-    added
-        Called with every new extent, before it is used: ``added(region, then)``; ``then(bytes of it that are
-        locked in memory)``.
-    room
-        Called with the bytes of an extent before it is asked for; raises `LimitError` when it cannot be.
-    relieve
-        Asks the other nodes to give empty extents back, because this one gets none: ``relieve(then)``.
+    growth
+        Its extents.
     """
 
-    def __init__(
-        self,
-        heap: HeapRecord,
-        node: int,
-        ask: Callable[[meta.Question, Callable[[meta.Reply], None]], None],
-        added: Callable[[Region, Callable[[int], None]], None],
-        room: Callable[[int], None],
-        relieve: Callable[[Callable[[], None]], None],
-    ) -> None:
+    def __init__(self, heap: HeapRecord, node: int, growth: Growth) -> None:
         self.heap = heap
         self._node = node
-        self._pool = Pool()  # the coordinator counts what all nodes have
-        self._growth = Growth(self._pool, heap.options, node, ask, added, room, relieve)
+        self._pool = growth.pool
+        self._growth = growth
         #: Of blocks that are regions of their own: bytes that are locked in memory, and what nobody asked for
         #: of their pages.
         self.locked_blocks: dict[int, int] = {}

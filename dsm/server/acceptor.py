@@ -1,13 +1,13 @@
 """Taking clients of a lease server in, until they have proven themselves.
 
-Owns the listeners, who is not through the handshake and until when, and what is said to those for whom there
-is no room.
+Owns the listeners, when they are watched, who is not through the handshake and until when, and what is said
+to those for whom there is no room.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
+import select
 import socket
 import time
 from collections import OrderedDict
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from dsm.limits import FAIR_SHARE, HANDSHAKE_TIMEOUT_S, MAX_HALF_OPEN, MAX_LEASE_CONNECTIONS
 from dsm.log import logger
+from dsm.reserve import PAUSE_S, Reserve
 from dsm.wire.address import show_address
 from dsm.wire.lease_handshake import TOO_MANY, refusal
 
@@ -33,6 +34,8 @@ class Acceptor:
     ----------
     listeners
         Bound and listening.
+    epoll
+        What watches them.
     connections
         All there are.
     begin
@@ -42,27 +45,26 @@ class Acceptor:
     def __init__(
         self,
         listeners: list[socket.socket],
+        epoll: select.epoll,
         connections: Sized,
         begin: Callable[[socket.socket, str], object],
     ) -> None:
         self._listeners = {listener.fileno(): listener for listener in listeners}
+        self._epoll = epoll
         self._connections = connections
         self._begin = begin
-        #: A descriptor in reserve; -1 while none can be had.
-        self._spare = -1
-        self._hold_spare()
+        self._reserve = Reserve()
+        #: Listeners that are not watched, because there are no descriptors; and until when.
+        self._paused: OrderedDict[int, float] = OrderedDict()
         #: Who has not proven himself, or is to be closed, soonest first; and until when.
         self._until: OrderedDict[Channel, float] = OrderedDict()
-
-    @property
-    def fds(self) -> list[int]:
-        """Descriptors of the listeners."""
-        return list(self._listeners)
+        for fd in self._listeners:
+            epoll.register(fd, select.EPOLLIN)
 
     def accept(self, fd: int) -> None:
         """Take in who waits at a listener."""
         listener = self._listeners[fd]
-        self._hold_spare()
+        self._reserve.hold()
         for _ in range(FAIR_SHARE):
             try:
                 sock, address = listener.accept()
@@ -71,7 +73,7 @@ class Acceptor:
             except ConnectionAbortedError:
                 continue
             except OSError as error:
-                self._accept_without_descriptors(listener, error)
+                self._accept_without_descriptors(fd, error)
                 return
             if len(self._connections) >= MAX_LEASE_CONNECTIONS:
                 _turn_away(sock)
@@ -85,23 +87,16 @@ class Acceptor:
                 logger.warning("a lease client cannot be taken: %s", error.strerror)
                 sock.close()
 
-    def _accept_without_descriptors(self, listener: socket.socket, error: OSError) -> None:
-        """Tell one client that there is no descriptor for it: with the one in reserve."""
+    def _accept_without_descriptors(self, fd: int, error: OSError) -> None:
+        """Tell one client that there is no descriptor for it: with the one in reserve.  Without: wait."""
         logger.warning("a lease client cannot be taken: %s", error.strerror)
-        self._drop_spare()
+        if not self._reserve.spend():
+            self._epoll.unregister(fd)
+            self._paused[fd] = time.monotonic() + PAUSE_S
+            return
         with contextlib.suppress(OSError):
-            _turn_away(listener.accept()[0])
-        self._hold_spare()
-
-    def _hold_spare(self) -> None:
-        if self._spare < 0:
-            with contextlib.suppress(OSError):  # the next time, then
-                self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-
-    def _drop_spare(self) -> None:
-        spare, self._spare = self._spare, -1
-        if spare >= 0:
-            os.close(spare)
+            _turn_away(self._listeners[fd].accept()[0])
+        self._reserve.hold()
 
     # -- time --------------------------------------------------------------------------------------------
 
@@ -115,21 +110,30 @@ class Acceptor:
 
     @property
     def due(self) -> float | None:
-        """When somebody's time is over."""
-        return next(iter(self._until.values()), None)
+        """When somebody's time is over, or a pause."""
+        soonest = (next(iter(each.values()), None) for each in (self._until, self._paused))
+        return min((due for due in soonest if due is not None), default=None)
 
-    def close_late(self, now: float) -> None:
-        """Close those whose time is over."""
-        while (due := self.due) is not None and due <= now:
+    def on_time(self, now: float) -> None:
+        """Close those whose time is over; watch listeners again whose pause is."""
+        while self._until and next(iter(self._until.values())) <= now:
             next(iter(self._until)).close("its handshake took too long")
+        while self._paused and next(iter(self._paused.values())) <= now:
+            self._epoll.register(self._paused.popitem(last=False)[0], select.EPOLLIN)
 
     # -- the end -----------------------------------------------------------------------------------------
 
+    def end(self) -> None:
+        """Nobody can connect any more, though a child of fork may still have the listeners, too."""
+        for listener in self._listeners.values():
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
-        """Close the listeners."""
+        """Close the listeners of this process."""
         for listener in self._listeners.values():
             listener.close()
-        self._drop_spare()
+        self._reserve.spend()
 
 
 def _turn_away(sock: socket.socket) -> None:

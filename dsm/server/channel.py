@@ -119,6 +119,8 @@ class Channel:
         if not (self._waiting and self in self._service.foreign.taken):  # else a job has the memory
             self._service.give_back(self)
         self._service.forget(self)
+        with contextlib.suppress(OSError):  # a child of fork may have the socket, too
+            self.sock.shutdown(socket.SHUT_RDWR)
         self.sock.close()
 
     # -- questions of the loop ---------------------------------------------------------------------------

@@ -71,7 +71,7 @@ class Service:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._waking = threading.Lock()
         self._connections: dict[int, Channel] = {}
-        self._acceptor = Acceptor(listeners, self._connections, self.begin)
+        self._acceptor = Acceptor(listeners, self._epoll, self._connections, self.begin)
         #: Connections in the middle of a SET into a lease.
         self.receiving: set[Channel] = set()
         #: Connections with requests that are here and had no turn, in order.
@@ -91,8 +91,7 @@ class Service:
         #: What other threads want done, in order.
         self._calls: deque[Callable[[], None]] = deque()
         self._running = True
-        for fd in (*self._acceptor.fds, self._wake):
-            self._epoll.register(fd, select.EPOLLIN)
+        self._epoll.register(self._wake, select.EPOLLIN)
 
     # -- used by connections -----------------------------------------------------------------------------
 
@@ -294,7 +293,7 @@ class Service:
         if self.book.cleaning:
             self._clean()
         now = time.monotonic()
-        self._acceptor.close_late(now)
+        self._acceptor.on_time(now)
         if self._stragglers.due is not None and now >= self._stragglers.due:
             self._stragglers.look(now, self.foreign)
 
@@ -312,6 +311,7 @@ class Service:
         """A listener, or another thread, has something."""
         if fd != self._wake:
             self._acceptor.accept(fd)
+            self._due = 0.0  # it may wait for something now
             return
         os.eventfd_read(self._wake)
         while self._calls:
@@ -350,6 +350,7 @@ class Service:
         """Close every connection and the listeners."""
         for connection in list(self._connections.values()):
             connection.close("")
+        self._acceptor.end()
         self._release()
 
     def abandon(self) -> None:

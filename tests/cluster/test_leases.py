@@ -329,14 +329,14 @@ def test_get_returns_nothing_that_was_read_after_the_end(cluster):
         assert 0 < last < latest
 
 
-def _wrong_gets(node, threads):
-    """How often threads that get a lease of ones until it has ended got anything else."""
+def _in_threads(threads, is_wrong):
+    """How often threads that look at a lease until it has ended found something wrong."""
     wrong = []
 
     def read():
         with contextlib.suppress(dsm.LeaseExpiredError):
             while True:
-                if kept["lease"].get().strip(b"\1"):
+                if is_wrong():
                     wrong.append(1)
 
     readers = [threading.Thread(target=read) for _ in range(threads)]
@@ -347,6 +347,11 @@ def _wrong_gets(node, threads):
     return len(wrong)
 
 
+def _wrong_gets(node, threads):
+    """How often threads that get a lease of ones until it has ended got anything else."""
+    return _in_threads(threads, lambda: kept["lease"].get().strip(b"\1"))
+
+
 def _take_array(node):
     kept["array"] = kept["lease"].array()
 
@@ -354,23 +359,14 @@ def _take_array(node):
 def _wrong_sums(node, threads):
     """How often threads that sum a lease of ones until it has ended got another sum of one that goes on."""
     lease, array = kept["lease"], kept.pop("array")
-    wrong = []
 
-    def read():
-        with contextlib.suppress(dsm.LeaseExpiredError):
-            while True:
-                total = int(array.sum())
-                if lease.expired:
-                    return
-                if total != lease.nbytes:
-                    wrong.append(total)
+    def is_wrong():
+        total = int(array.sum())
+        if lease.expired:
+            raise dsm.LeaseExpiredError(f"lease {lease.id} is over")
+        return total != lease.nbytes
 
-    readers = [threading.Thread(target=read) for _ in range(threads)]
-    for reader in readers:
-        reader.start()
-    for reader in readers:
-        reader.join()
-    return len(wrong)
+    return _in_threads(threads, is_wrong)
 
 
 @pytest.mark.parametrize("wrong", [_wrong_gets, _wrong_sums])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from dsm.errors import ClosedError, FullError, LimitError, Status, UsageError
+from dsm.manager.growth import Growth
 from dsm.manager.nodepool import NodePool
 from dsm.memory.cache import WORDS, WorkerCache
 from dsm.memory.classes import BATCHES, CLASSES, SIZES
@@ -63,7 +64,8 @@ def _pool(bound=1 << 40, debug=False, added=lambda region, then: then(0), **opti
     values = {"min_system_alloc": MIB, "max_bytes": 0, "page_size": 4096, "consistency": "sequential"}
     record = HeapRecord(1, HeapOptions("h", "lazy", "pooled", debug=debug, **values | options))
     coordinator = Coordinator(bound)
-    pool = NodePool(record, 0, coordinator.ask, added, lambda nbytes: None, coordinator.relieve)
+    growth = Growth(record.options, 0, coordinator.ask, added, lambda nbytes: None, coordinator.relieve)
+    pool = NodePool(record, 0, growth)
     return pool, coordinator
 
 

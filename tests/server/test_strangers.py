@@ -441,14 +441,14 @@ def test_a_server_whose_reserve_cannot_be_had_again_goes_on(node, monkeypatch):
         def __init__(self, listener):
             self.listener = listener
 
+        def __getattr__(self, name):
+            return getattr(self.listener, name)
+
         def accept(self):
             if not full:
                 return self.listener.accept()
             self.listener.accept()[0].close()
             raise OSError(errno.ENFILE, "Too many open files in system")
-
-        def close(self):
-            self.listener.close()
 
     def open_none(path, *more):
         if full and path == "/dev/null":
@@ -466,10 +466,39 @@ def test_a_server_whose_reserve_cannot_be_had_again_goes_on(node, monkeypatch):
             for _ in range(2):  # the second finds no reserve
                 with socket.create_connection((host, int(port)), 5) as sock:
                     assert sock.recv(40) == b""
-            assert client.ping() < 5 and not server.ended.is_set() and acceptor._spare == -1
+            assert client.ping() < 5 and not server.ended.is_set() and not acceptor._reserve.held
         full.clear()
         with dsm.connect(server.address) as client:
-            assert client.ping() < 5 and acceptor._spare >= 0
+            assert client.ping() < 5 and acceptor._reserve.held
+
+
+def test_a_server_without_any_descriptor_looks_at_its_listener_once_a_second(node, monkeypatch):
+    class Full:
+        """A listener on a system that has no descriptors: who connects stays in its queue."""
+
+        def accept(self):
+            looks.append(time.monotonic())
+            raise OSError(errno.ENFILE, "Too many open files in system")
+
+    looks, real = [], os.open
+    with dsm.Server(size="1M", node=node) as server, dsm.connect(server.address) as client:
+        acceptor = server._service._acceptor
+        listeners = dict(acceptor._listeners)
+        with socket.socket() as sock:
+            acceptor._listeners.update(dict.fromkeys(listeners, Full()))
+            monkeypatch.setattr(
+                os, "open", lambda path, *more: -1 if path == "/dev/null" else real(path, *more)
+            )
+            host, port = server.address.split(":")
+            sock.connect((host, int(port)))
+            wait_until(lambda: len(looks) > 4, 10)  # two for each look until the reserve is gone
+            assert looks[-1] - looks[-2] >= 0.9 and client.ping() < 5
+            monkeypatch.undo()
+            acceptor._listeners.update(listeners)
+            sock.settimeout(10)
+            sock.sendall(bytes(8))
+            assert sock.recv(40) == b""  # it was taken in, and is no client
+        client.clone().close()
 
 
 def test_a_server_that_fails_and_cannot_close_has_ended_all_the_same(node, monkeypatch):

@@ -36,24 +36,25 @@ def run(options: argparse.Namespace) -> int:
             )
         end = lease.nbytes if length is None else offset + length
         data = lease.get(offset, min(PIECE_BYTES, end - offset))  # before a file is made
-        descriptor = _open(options.out)
+        out = None if options.out == "-" else options.out
+        descriptor = _open(out)
         try:
             while True:
-                with naming(options.out):
+                with naming(out):
                     write_all(descriptor, data)
                 offset += len(data)
                 if offset == end:
                     return
                 data = lease.get(offset, min(PIECE_BYTES, end - offset))
         finally:
-            if options.out not in (None, "-"):
+            if out is not None:
                 os.close(descriptor)
 
     return run_verb("get", options, act)
 
 
 def _open(path: str | None) -> int:
-    if path is None or path == "-":
+    if path is None:
         sys.stdout.flush()
         return sys.stdout.fileno()
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
