@@ -29,6 +29,7 @@ FLOORS = {
     "dsm._native": 2,
     "dsm.log": 2,
     "dsm.parent": 2,
+    "dsm.reserve": 2,
     "dsm.callbacks": 2.5,
     "dsm.manager": 3,
     "dsm.worker": 4,

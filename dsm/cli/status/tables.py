@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from dsm.cli.status.verdict import PAGES, verdict
+from dsm.cli.status.verdict import verdict
+from dsm.cli.status.view import PAGES
 from dsm.cli.status.words import enumerate_words, plural, seconds, table
 from dsm.types import FENCE, JOB_BARRIER
 from dsm.wire.status import (

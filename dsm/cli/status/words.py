@@ -20,6 +20,11 @@ def enumerate_words(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
+def numbers(values: Iterable[int]) -> str:
+    """Return numbers, each once, in order, as people enumerate them."""
+    return enumerate_words([str(each) for each in sorted(set(values))])
+
+
 def plural(count: int, one: str, many: str = "") -> str:
     """Return ``1 node`` or ``2 nodes``; `many` where an s will not do."""
     return f"{count} {one if count == 1 else many or one + 's'}"
