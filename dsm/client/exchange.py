@@ -128,12 +128,12 @@ def _send_and_receive(sock: socket.socket, out: memoryview, answers: Answers, ti
         if not ready:
             raise BlockingIOError("no reply and no room")
         events = ready[0][1]
-        if answers.complete:
-            raise WireError("the server answered what it was not asked yet; the connection is closed")
         if events & ~select.POLLOUT:
             got = sock.recv_into(answers.room)
             if not got:
                 raise ConnectionResetError("the server closed the connection")
             answers.take(got)
+            if answers.complete:  # at once: perhaps it says and takes nothing more
+                raise WireError("the server answered what it was not asked yet; the connection is closed")
         if events & select.POLLOUT:
             out = out[sock.send(out, socket.MSG_DONTWAIT) :]

@@ -386,10 +386,11 @@ def test_answers_that_come_before_their_requests_end_the_connection():
 
     def answer_all(liar, connection):
         number = liar.request(connection)[3]
-        connection.sendall(wire.reply(wire.Op.GET, number, bytes(10_000)))
-        connection.sendall(wire.reply(wire.Op.SET, number + 1))
-        connection.sendall(b"x")
-        over.wait(20)
+        wait_until(lambda: not select.select([], [client._connection._sock], [], 0.1)[1], what="it is full")
+        connection.sendall(
+            wire.reply(wire.Op.GET, number, bytes(10_000)) + wire.reply(wire.Op.SET, number + 1)
+        )
+        over.wait(20)  # and says nothing more
 
     with Liar(answer_all) as liar, dsm.connect(liar.address, timeout=5) as client:
         client._connection._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
