@@ -94,7 +94,7 @@ class AsyncRemoteLease(Handle):
                 continue
             if self.expires_in > 0:
                 continue
-            asked = time.monotonic()
+            known, asked = self._deadline, time.monotonic()
             try:
                 _, _, remaining = await self._client._ask(Op.INFO, token=self._shown, most=wire.ROW.size)
             except UnknownLeaseError:
@@ -106,7 +106,7 @@ class AsyncRemoteLease(Handle):
             except DSMError:
                 await asyncio.sleep(1.0)
                 continue
-            if self._deadline != -math.inf:
+            if self._deadline == known:  # neither renewed nor released meanwhile
                 self._lasts(remaining, asked)
         try:
             found = callback(self)

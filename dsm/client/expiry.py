@@ -62,9 +62,10 @@ class Watcher:
             self._push(lease, callback)
             self._changed.notify()
 
-    def look_at(self, lease: RemoteLease) -> None:
-        """A lease was renewed or released by its handle."""
+    def lasts_until(self, lease: RemoteLease, deadline: float) -> None:
+        """A lease was renewed or released by its handle: what the server said before is news no more."""
         with self._changed:
+            lease._deadline = deadline
             if any(entry[2] is lease for entry in self._queue):
                 self._queue = [
                     (_after(lease), *entry[1:]) if entry[2] is lease else entry for entry in self._queue
@@ -127,7 +128,7 @@ class Watcher:
             return True
         if lease.expires_in > 0:  # renewed by its handle
             return False
-        asked = time.monotonic()
+        known, asked = lease._deadline, time.monotonic()
         try:
             _, _, remaining = self._connection.ask(Op.INFO, token=lease._shown, most=ROW.size)
         except (ClosedError, UnknownLeaseError):
@@ -135,6 +136,7 @@ class Watcher:
         except DSMError:
             self._silent_until = time.monotonic() + _AGAIN_S
             return False
-        if lease._deadline != -math.inf:
-            lease._lasts(remaining, asked)
+        with self._changed:
+            if lease._deadline == known:
+                lease._lasts(remaining, asked)
         return False

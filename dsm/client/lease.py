@@ -127,15 +127,13 @@ class RemoteLease(Handle):
         self._need_write_key("renewed")
         asked = time.monotonic()
         self._client._renew(self._shown, milliseconds)
-        self._lasts(milliseconds, asked)
-        self._client._timed(self)
+        self._client._timed(self, asked + milliseconds / 1000)
 
     def release(self) -> None:
         """End the lease now; its memory is zeroed and can be leased again."""
         self._need_write_key("released")
         self._client._release(self._shown)
-        self._deadline = -math.inf
-        self._client._timed(self)
+        self._client._timed(self, -math.inf)
 
     def on_expiry(self, callback: Callable[[RemoteLease], object]) -> None:
         """Call ``callback(lease)`` once, in a thread of the client, when the lease has ended.

@@ -218,11 +218,13 @@ class LeaseClient:
                 self._watcher = Watcher(Connection(mine.address, mine.secret, mine.timeout))
             self._watcher.add(lease, callback)
 
-    def _timed(self, lease: RemoteLease) -> None:
-        """A lease was renewed or released by its handle."""
+    def _timed(self, lease: RemoteLease, deadline: float) -> None:
+        """A lease was renewed or released by its handle, and lasts until then."""
         with self._mutex:
-            if self._watcher is not None:
-                self._watcher.look_at(lease)
+            if self._watcher is None:
+                lease._deadline = deadline
+            else:
+                self._watcher.lasts_until(lease, deadline)
 
     def _after_fork(self) -> None:
         self._mutex = threading.RLock()

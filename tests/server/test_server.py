@@ -15,7 +15,7 @@ import dsm
 from dsm.client.connection import Connection
 from dsm.server import book
 from dsm.server import server as server_module
-from dsm.wire.leases import FIGURES
+from dsm.wire.leases import FIGURES, Op
 from leasing import idle
 from support import wait_until
 
@@ -299,6 +299,23 @@ def test_expiry_is_told_in_time_when_a_lease_is_renewed_for_less(client):
     lease = client.lease(10, 60)
     lease.on_expiry(told.append)
     lease.renew("50ms")
+    wait_until(lambda: told == [lease], 5)
+
+
+def test_expiry_is_told_in_time_when_a_lease_is_renewed_for_less_while_the_server_is_asked(
+    client, monkeypatch
+):
+    def ask(connection, op, **fields):
+        answer = real(connection, op, **fields)
+        if op == Op.INFO:
+            lease.renew("50ms")
+        return answer
+
+    told, real = [], Connection.ask
+    lease = client.lease(10, 60)
+    lease._lasts(0)  # as far as it knows
+    monkeypatch.setattr(Connection, "ask", ask)
+    lease.on_expiry(told.append)
     wait_until(lambda: told == [lease], 5)
 
 
