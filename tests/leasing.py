@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 from dsm.wire import leases as wire
 from dsm.wire.address import parse_address
@@ -32,13 +33,14 @@ class Raw:
         self.sock.sendall(wire.request(op, number, payload=size, **fields) + body)
 
     def exactly(self, count):
-        data = b""
-        while len(data) < count:
-            part = self.sock.recv(count - len(data))
-            if not part:
-                raise EOFError(f"{len(data)} of {count} bytes")
-            data += part
-        return data
+        data = bytearray(count)
+        left = memoryview(data)
+        while left:
+            got = self.sock.recv_into(left)
+            if not got:
+                raise EOFError(f"{count - len(left)} of {count} bytes")
+            left = left[got:]
+        return bytes(data)
 
     def reply(self):
         """Return status, number, payload, a and b of the next reply."""
@@ -77,6 +79,12 @@ def served(*words, environment=None, listen="127.0.0.1:0", size="64M"):
     finally:
         process.terminate()
         process.communicate(timeout=20)
+
+
+def lasts(lease, seconds, begin):
+    """Whether a lease is one that was taken or renewed for so many seconds, not before `begin`."""
+    left = lease.expires_in
+    return begin + seconds - time.monotonic() - 0.002 <= left <= seconds  # servers count whole milliseconds
 
 
 def idle(client):

@@ -13,6 +13,7 @@ import time
 import pytest
 
 import dsm
+from dsm.client.connection import _timeval
 from dsm.wire import leases as wire
 from support import wait_until
 
@@ -130,12 +131,25 @@ def test_a_connection_that_breaks_twice_is_told():
 
 
 def test_a_silent_server_is_given_up_and_its_late_reply_is_nobodys():
-    with Liar(_silent, _serve) as liar, dsm.connect(liar.address, timeout=0.2) as client:
+    with Liar(_silent, _serve) as liar, dsm.connect(liar.address, timeout=20) as client:
+        client._connection.timeout = 0.2
+        client._connection._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(0.2))
         begin = time.monotonic()
         with pytest.raises(dsm.WaitTimeoutError, match=r"did not answer PING within 0\.2 s"):
             client.ping()
-        assert 0.15 < time.monotonic() - begin < 5
+        assert 0.15 < time.monotonic() - begin < 15
+        client._connection.timeout = 20
         client.ping()
+
+
+def test_the_timeout_is_that_of_every_connection():
+    with Liar(_serve, _serve) as liar, dsm.connect(liar.address, timeout=20) as client:
+        for _ in range(2):
+            client.ping()
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                held = client._connection._sock.getsockopt(socket.SOL_SOCKET, option, len(_timeval(20)))
+                assert held == _timeval(20)
+            client._connection.drop()
 
 
 def test_a_handshake_that_does_not_come_is_given_up():
@@ -408,12 +422,12 @@ def test_a_name_that_cannot_be_one_is_refused():
 
 
 def test_a_child_of_fork_holds_no_connection_that_asks_for_ends(server, client):
-    before = server.figures()["connections"]
+    wait_until(lambda: server.figures()["connections"] == 1, what="nobody else is connected")
     with client.clone() as other:
         lease = other.lease(10, 60)
         lease._lasts(0)  # as far as it knows
         lease.on_expiry(lambda lease: None)
-        wait_until(lambda: server.figures()["connections"] == before + 2)  # it has asked once
+        wait_until(lambda: server.figures()["connections"] == 3)  # it has asked once
         reader, writer = os.pipe()
         child = os.fork()
         if not child:
@@ -423,7 +437,7 @@ def test_a_child_of_fork_holds_no_connection_that_asks_for_ends(server, client):
         os.close(reader)
         try:
             lease.release()  # nobody asks about ends any more
-            wait_until(lambda: server.figures()["connections"] == before + 1)
+            wait_until(lambda: server.figures()["connections"] == 2)
         finally:
             os.close(writer)
             os.waitpid(child, 0)
@@ -451,7 +465,7 @@ def test_close_does_not_wait_for_a_thread_that_connects(server):
 
 
 def test_a_connection_that_is_dropped_ends_though_a_child_of_fork_has_its_socket(server, client):
-    before = server.figures()["connections"]
+    wait_until(lambda: server.figures()["connections"] == 1, what="nobody else is connected")
     with client.clone() as other, other._connection._sock.dup():  # as a child that forked while it connected
         other._connection.drop()
-        wait_until(lambda: server.figures()["connections"] == before)
+        wait_until(lambda: server.figures()["connections"] == 1)

@@ -16,16 +16,18 @@ from dsm.client.connection import Connection
 from dsm.server import book
 from dsm.server import server as server_module
 from dsm.wire.leases import FIGURES, Op
-from leasing import idle
+from leasing import idle, lasts
 from support import wait_until
 
 
 def test_a_lease_is_zeros_that_can_be_written_and_read(client):
+    begin = time.monotonic()
     with client.lease("100K", "60s") as lease:
+        assert lasts(lease, 60, begin)
         assert lease.get() == bytes(102400)
         lease.set(b"hello", 99_000)
         assert lease.get(98_999, 7) == b"\0hello\0"
-        assert lease.nbytes == 102400 and 59 < lease.expires_in <= 60
+        assert lease.nbytes == 102400
 
 
 @pytest.mark.parametrize("count", [0, 1, 4096, 65536, 65537, 1 << 20, (5 << 20) + 3])
@@ -82,9 +84,10 @@ def test_a_lease_ends_in_time_and_says_so(client):
 
 def test_renewing_puts_the_end_off_or_forward(client):
     lease = client.lease(100, "10s")
+    begin = time.monotonic()
     lease.renew("60s")
-    assert 59 < lease.expires_in <= 60
-    assert 59 < client.open(lease.token).expires_in <= 60
+    assert lasts(lease, 60, begin)
+    assert lasts(client.open(lease.token), 60, begin)
     lease.renew("1ms")
     wait_until(lambda: idle(client), 5)
 
@@ -326,7 +329,7 @@ def test_nobody_can_wait_for_an_end_with_a_client_that_is_closed(server):
             lease.on_expiry(None)
         lease.on_expiry(lambda lease: None)
         assert _watchers()
-    assert not _watchers()
+    wait_until(lambda: not _watchers())
     with pytest.raises(dsm.ClosedError, match="connect again"):
         lease.on_expiry(lambda lease: None)
     assert not _watchers()
@@ -356,21 +359,21 @@ def test_close_does_not_wait_for_a_callback(server):
 
 
 def test_who_waits_for_ends_has_a_thread_only_as_long_as_there_are_some(server, client):
-    before = server.figures()["connections"]
+    wait_until(lambda: server.figures()["connections"] == 1, what="nobody else is connected")
     for _ in range(2):
         told = []
         lease = client.lease(10, "50ms")
         lease.on_expiry(told.append)
         wait_until(lambda told=told: told, 5)
         wait_until(lambda: not _watchers(), 5)
-        wait_until(lambda: server.figures()["connections"] == before, 5)
+        wait_until(lambda: server.figures()["connections"] == 1, 5)
 
 
 def test_a_server_that_is_gone_is_asked_about_ends_once_a_second_not_for_each_lease(node, monkeypatch):
     asked = []
 
     def silent(connection, op, **fields):
-        asked.append(op)
+        asked.append(time.monotonic())
         raise dsm.NodeLostError("a test")
 
     with dsm.Server(size="1M", node=node) as server, dsm.connect(server.address) as client:
@@ -380,7 +383,8 @@ def test_a_server_that_is_gone_is_asked_about_ends_once_a_second_not_for_each_le
             lease._lasts(0)  # it is over, and nobody is there to say so
             lease.on_expiry(lambda lease: None)
         wait_until(lambda: len(asked) > 1, 10)
-        assert len(asked) < 4
+        first, second, *_ = asked
+        assert second - first >= 1
 
 
 def test_two_servers_in_a_process_do_not_disturb_each_other(node, client):
@@ -537,7 +541,7 @@ def test_a_server_that_cannot_start_leaves_nothing_and_can_start_later(node, mon
         with monkeypatch.context() as broken, pytest.raises(ZeroDivisionError):
             broken.setattr(server_module, name, lambda *arguments: 1 / 0)
             server.start()
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert set(os.listdir("/proc/self/fd")) <= before  # those of earlier tests may be closed meanwhile
     with server, dsm.connect(server.address) as client:
         assert client.ping() < 10
 

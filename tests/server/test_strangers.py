@@ -2,8 +2,10 @@
 
 import contextlib
 import errno
+import gc
 import os
 import resource
+import select
 import socket
 import struct
 import threading
@@ -18,6 +20,7 @@ from dsm.server import acceptor
 from dsm.server.connection import Connection
 from dsm.server.share import Share
 from dsm.wire import leases as wire
+from dsm.wire.address import show_address
 from dsm.wire.leases import Op
 from leasing import Raw, idle
 from support import wait_until
@@ -159,14 +162,14 @@ def test_requests_may_arrive_byte_by_byte(raw, lease):
 
 
 def test_who_vanishes_in_the_middle_of_anything_leaves_nothing(server, client, lease):
-    before = _connections(client)
+    wait_until(lambda: _connections(client) == 1, what="nobody else is connected")
     header = wire.request(Op.SET, 1, payload=1 << 20, count=1 << 20, token=_token(lease))
     for data in (b"", header[:40], header, header + b"x" * 100_000):
         with Raw(server.address) as raw:
             raw.sock.sendall(data)
             # A reset, not an orderly end.
             raw.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    wait_until(lambda: _connections(client) == before, 5)
+    wait_until(lambda: _connections(client) == 1, 5)
     assert lease.get(1 << 19, 4) == bytes(4)
 
 
@@ -190,19 +193,32 @@ def test_a_client_that_has_said_all_gets_small_answers_too(server, lease):
 
 @pytest.mark.parametrize("count", [60_000, 1 << 20])
 def test_who_does_not_read_is_not_read_from_and_costs_no_memory(server, client, lease, count):
-    with Raw(server.address, timeout=0.5) as raw:
-        sent = 0
-        batch = b"".join(wire.request(Op.GET, 1, token=_token(lease), count=count) for _ in range(1000))
-        with pytest.raises(TimeoutError):
+    service = server._service
+
+    def stands_still():
+        """Neither side takes anything; what the server keeps is judged whenever it is looked at."""
+        nonlocal sent
+        with contextlib.suppress(BlockingIOError):
             while sent < 1 << 30:
-                sent += raw.sock.send(batch)
-        connection = next(
-            each for each in server._service._connections.values() if each._queue
-        )  # the only one that has something to send
+                sent += raw.sock.send(memoryview(batch)[sent % len(batch) :])
+        assert sent < 1 << 30
+        return service.ask(is_not_read_from) and not select.select([], [raw.sock], [], 0)[1]
+
+    def is_not_read_from():
+        connection = service._connections[at]
         kept = sum(len(view) for view, holding in connection._queue if holding is None)
         assert kept <= limits.MAX_LEASE_UNREAD_BYTES + limits.LEASE_COPY_BYTES + 64
-        assert len(connection._rest) <= len(server._service.buffer)
-        assert client.ping() < 1 and lease.get(0, 10) == bytes(10)
+        assert len(connection._rest) <= len(service.buffer)
+        return connection._queue and not connection._interest & select.EPOLLIN
+
+    sent = 0
+    with Raw(server.address) as raw:
+        at = list(service._connections)[-1]
+        raw.sock.setblocking(False)
+        batch = b"".join(wire.request(Op.GET, 1, token=_token(lease), count=count) for _ in range(1000))
+        wait_until(stands_still)
+        client.ping()
+        assert lease.get(0, 10) == bytes(10) and stands_still()
 
 
 def test_two_that_copy_much_do_not_delay_others_for_long(server, client):
@@ -307,6 +323,8 @@ def test_bytes_of_the_cluster_that_nobody_takes_make_room_for_others(server, cli
             silent.exactly(size)
         half.send(Op.SET, token=token, payload=size, count=size)
         half.sock.sendall(b"x" * 1000)
+        name = show_address(*half.sock.getsockname())
+        wait_until(lambda: [each for each in list(server._service.foreign.taken) if each.name == name])
         assert other.open(theirs.token).get() == data
         assert half.is_closed()
     wait_until(lambda: not server._service.foreign.taken, 5)
@@ -329,6 +347,8 @@ def test_many_leases_that_end_together_do_not_stop_the_server(server, client, mo
         monkeypatch.setattr(service, "_on_time", timed)
 
     with contextlib.ExitStack() as idle_ones:
+        gc.disable()  # it would be counted for the thread that it happens in
+        idle_ones.callback(gc.enable)
         for _ in range(300):
             idle_ones.enter_context(Raw(server.address))
         leases = [client.lease(32, 60) for _ in range(2000)]
@@ -370,7 +390,8 @@ def test_memory_that_is_being_sent_is_not_leased_again_until_its_reader_is_done_
         with pytest.raises((EOFError, ConnectionResetError)):  # it did not
             wait_until(lambda: idle(client), 10)
             gone.exactly(32 << 20)
-    assert client.lease("32M", 1).get() == bytes(32 << 20)
+    with client.lease("32M", 60) as lease:
+        assert lease.get() == bytes(32 << 20)
     wait_until(lambda: idle(client), 10)
 
 
@@ -379,11 +400,12 @@ def test_memory_that_is_being_sent_is_not_leased_again_until_its_reader_is_done_
 
 def test_who_does_not_shake_hands_is_closed_after_a_while(node, monkeypatch):
     monkeypatch.setattr(acceptor, "HANDSHAKE_TIMEOUT_S", 0.2)
-    with dsm.Server(size="1M", node=node) as server, Raw(server.address, greet=False) as raw:
-        raw.sock.sendall(b"DSM")
+    with dsm.Server(size="1M", node=node) as server:
         begin = time.monotonic()
-        assert raw.is_closed()
-        assert 0.1 < time.monotonic() - begin < 5
+        with Raw(server.address, greet=False) as raw:
+            raw.sock.sendall(b"DSM")
+            assert raw.is_closed()
+        assert time.monotonic() - begin >= 0.2
 
 
 def test_a_new_connection_takes_the_place_of_the_oldest_that_is_half_open(node, monkeypatch):
@@ -492,7 +514,7 @@ def test_a_server_without_any_descriptor_looks_at_its_listener_once_a_second(nod
             host, port = server.address.split(":")
             sock.connect((host, int(port)))
             wait_until(lambda: len(looks) > 4, 10)  # two for each look until the reserve is gone
-            assert looks[-1] - looks[-2] >= 0.9 and client.ping() < 5
+            assert looks[4] - looks[3] >= 0.9 and client.ping() < 5
             monkeypatch.undo()
             acceptor._listeners.update(listeners)
             sock.settimeout(10)
