@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -66,7 +65,9 @@ def test_a_script_leases_writes_reads_and_releases(server):
     lines = done.stdout.splitlines()
     assert lines[0] == "helloworld"
     assert lines[1].split() == ["id", "size", "ends", "in", "age", "memory"]
-    assert "1 KiB" in lines[2] and ("5.0 m" in lines[2] or "300.0 s" in lines[2])
+    _, size, size_unit, left, left_unit, *_ = lines[2].split()
+    assert (size, size_unit) == ("1", "KiB")
+    assert 60 < float(left) * {"m": 60, "s": 1}[left_unit] <= 300, "it was renewed"
     assert lines[3].startswith("1 lease; 1 KiB of 64 MiB used")
     assert lines[4] == "status 3"
     assert "was released" in done.stderr
@@ -77,7 +78,7 @@ def test_lease_prints_one_token_or_all_in_json(dsm):
     assert len(out) == 66 and out[32:33] == b"."
     about = json.loads(dsm("lease", "100", "250ms", "--json"))
     assert set(about) == {"token", "read_token", "id", "nbytes", "expires_in"}
-    assert about["nbytes"] == 100 and 0 < about["expires_in"] <= 0.25
+    assert about["nbytes"] == 100 and 0 <= about["expires_in"] <= 0.25
     dsm("release", out.decode().strip())
 
 
@@ -286,9 +287,8 @@ def test_starting_a_verb_costs_no_numpy():
 def test_an_answer_that_is_slow_is_given_up(tmp_path):
     with served() as (process, said):
         process.send_signal(signal.SIGSTOP)
-        begin = time.monotonic()
+        support.wait_until(lambda: support.state(process.pid) == "T")
         line = [*DSM, "leases", "--server", said["address"], "--timeout", "0.3"]
         done = subprocess.run(line, capture_output=True, text=True, timeout=60)
         process.send_signal(signal.SIGCONT)
         assert done.returncode == 1 and "within 0.3 s" in done.stderr
-        assert time.monotonic() - begin < 20

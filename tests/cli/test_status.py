@@ -210,6 +210,7 @@ def test_a_stopped_worker_that_has_the_page_is_named(stuck):
     holder, waiter = cluster.workers
     holder.call(_write, 1)
     holder.kill(signal.SIGSTOP)
+    wait_until(lambda: process_state(holder.pid).letter == "T")
     waiter.start(_write, 2)
     _said(
         cluster,
