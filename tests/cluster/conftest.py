@@ -33,6 +33,6 @@ def four():
 
 @pytest.fixture(scope="module")
 def patient():
-    """Clusters whose managers count nobody as silent who is only slow."""
-    with ForkServer(["pytest", "support", "patient"]):
+    """Clusters whose managers count nobody as silent who is only slow, and can be stopped (`gated`)."""
+    with ForkServer(["pytest", "support", "patient", "gated"]):
         yield

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
@@ -30,7 +28,16 @@ pytestmark = pytest.mark.usefixtures("patient")
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def gate(tmp_path_factory):
+    """The file that stops managers when they get eager memory: those that are started now (see `gated`)."""
+    path = tmp_path_factory.mktemp("gate") / "closed"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("DSM_TEST_GATE", str(path))
+        yield path
+
+
+@pytest.fixture(scope="module")
+def cluster(gate):
     with Cluster(nodes=2, workers=2) as cluster:
         yield cluster
 
@@ -781,55 +788,62 @@ def _eager(worker, name, manager):
     worker.call(programs.heap, name, {"kind": "eager", "manager": manager, "min_system_alloc": "1M"})
 
 
+@contextlib.contextmanager
+def _half_way(gate, cluster):
+    """Within, node 0 gets half of a large region's memory, no more; gives what waits until it has the region."""
+    before = _frames(cluster.managers[0])
+    gate.touch()
+    try:
+        yield lambda: wait_until(lambda: _frames(cluster.managers[0]) - before, what="a region")
+    finally:
+        gate.unlink()
+
+
+def _frames(manager):
+    """Return the regions whose memory a manager has."""
+    return {link for link in proc.descriptors(manager.pid) if "dsm-frames" in link}
+
+
 @pytest.mark.parametrize("manager", ["pooled", "direct"])
-def test_others_are_answered_while_eager_memory_is_got(workers, manager):
+def test_others_are_answered_while_eager_memory_is_got(gate, cluster, workers, manager):
     name = f"large-{manager}"
     _eager(workers[0], name, manager)
     workers[1].call(programs.heap, name)
-    began = before = time.monotonic()
-    block = workers[0].start(_large, name)
-    longest, allocated = 0.0, False
-    while not allocated:
-        allocated = workers[1].call(programs.figures, name).allocations > 0
-        longest, before = max(longest, time.monotonic() - before), time.monotonic()
-    assert longest < (before - began) / 2
+    with _half_way(gate, cluster) as begun:
+        block = workers[0].start(_large, name)
+        begun()
+        for _ in range(5):
+            assert workers[1].call(programs.figures, name).allocations == 0
     locked, ref = block.result()
     assert locked == 0 or locked >= LARGE
     workers[0].call(programs.free, [ref])
     workers[0].call(programs.destroy, name)
 
 
-def _begun(worker, name):
-    """Wait until the block with its own region is being made."""
-    wait_until(lambda: worker.call(programs.figures, name).in_use == 1)
-
-
-def _frames(manager):
-    """Return the regions whose memory a manager has."""
-    links = [os.readlink(path) for path in Path(f"/proc/{manager.process.pid}/fd").iterdir() if path.exists()]
-    return {link for link in links if "dsm-frames" in link}
-
-
 @pytest.mark.parametrize("manager", ["pooled", "direct"])
-def test_a_heap_is_destroyed_while_its_eager_memory_is_got(cluster, manager):
+def test_a_heap_is_destroyed_while_its_eager_memory_is_got(gate, cluster, manager):
     first, second = cluster.workers[:2]
     before = _frames(cluster.managers[0])
     _eager(first, "short", manager)
-    opened = _frames(cluster.managers[0])
-    block = first.start(_large, "short")
-    wait_until(lambda: _frames(cluster.managers[0]) > opened)
-    second.call(programs.destroy, "short")
-    assert block.result() == "ClosedError"
+    with _half_way(gate, cluster) as begun:
+        block = first.start(_large, "short")
+        begun()
+        second.call(programs.destroy, "short")
+        assert block.result() == "ClosedError"
     wait_until(lambda: _frames(cluster.managers[0]) <= before)
 
 
-def test_a_worker_dies_while_its_eager_memory_is_got():
+@pytest.mark.parametrize("half_way", [True, False])
+def test_a_worker_dies_while_its_eager_memory_is_got(gate, half_way):
     with Cluster(nodes=1, workers=2) as cluster:
         dying, other = cluster.workers
         _eager(dying, "left", "direct")
-        dying.start(_large, "left")
-        _begun(other, "left")
-        dying.kill()
+        with _half_way(gate, cluster) if half_way else contextlib.nullcontext(lambda: None) as begun:
+            dying.start(_large, "left")
+            begun()
+            wait_until(lambda: other.call(programs.figures, "left").in_use == 1)
+            dying.kill()
+            dying.process.wait()
         # It is given up, or was the worker's already: then it lives, as any block of a process that died.
         wait_until(lambda: other.call(programs.figures, "left").managed in (0, LARGE))
         assert other.call(_large, "left")[0] in (0, LARGE)
