@@ -13,6 +13,7 @@ import support
 from dsm.memory.leases import LeaseTable
 from dsm.memory.token import token_of
 from dsm.testing import Cluster
+from dsm.wire import leasing as wire
 from dsm.worker import leasing
 
 LONG_MS = 300_000
@@ -126,6 +127,11 @@ def open_write_read(node, identity, data):
     lease.set(data)
     lease.renew("10m")
     return lease.get(0, len(data)), lease.expires_in
+
+
+def let_run_out(node, identity):
+    """Let a lease that nobody has opened yet run out now."""
+    node._connection.session.call(wire.RenewLease(identity, WRITE, 1), wire.LeaseTime)
 
 
 def release(node, identity):
@@ -273,10 +279,11 @@ def test_a_server_that_fails_while_it_fills_keeps_its_lease(cluster):
 
 def test_a_lease_that_runs_out_while_it_is_filled_is_expired(cluster):
     identity = b"too slow" + bytes(8)
-    cluster.workers[2].call(add, identity, CONTENTS, 400)
+    cluster.workers[2].call(add, identity)
     cluster.workers[2].call(hold)
     opener = cluster.workers[0].start(open_and_read, identity)
     support.wait_until(lambda: cluster.workers[2].call(is_filling))
+    cluster.workers[1].call(let_run_out, identity)
     support.wait_until(lambda: cluster.workers[1].call(listed) == [])
     cluster.workers[2].call(go_on)
     with pytest.raises(dsm.LeaseExpiredError):
