@@ -59,12 +59,16 @@ def shared_memory_files() -> set[str]:
 
 
 def waits_in_futex(pid: int) -> bool:
-    """Return whether the main thread of process `pid` sleeps in a fault, or in a call to its manager."""
+    """Return whether the main thread of process `pid` sleeps in a fault, or in a call to its manager.
+
+    It waits there for a word that it shares with its manager: Python's locks, the interpreter's included, are
+    futexes, too, but private ones.
+    """
     try:
-        number = Path(f"/proc/{pid}/task/{pid}/syscall").read_text().split()[0]
-    except OSError:
+        number, _, operation, *_ = Path(f"/proc/{pid}/task/{pid}/syscall").read_text().split()
+    except (OSError, ValueError):  # it is gone, or runs
         return False
-    return number == {"x86_64": "202", "aarch64": "98"}[os.uname().machine]
+    return number == {"x86_64": "202", "aarch64": "98"}[os.uname().machine] and not int(operation, 16) & 0x80
 
 
 def state(pid: int) -> str:
