@@ -191,7 +191,8 @@ class Session:
             self.lose(
                 NodeLostError(f"the manager of this node ({self.address}) is gone: {error.strerror}{LOST}")
             )
-            raise NodeLostError(str(self._error)) from None
+            assert self._error is not None
+            raise _again(self._error) from None  # of whoever closed this session first, perhaps
 
     def _abandon(self, waiting: _Waiting) -> None:
         """Give up a call: when its answer comes, or is here already, it is undone."""

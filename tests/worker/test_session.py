@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from dsm.errors import InternalError, NodeLostError, Status, UnknownNameError
+from dsm.errors import ClosedError, InternalError, NodeLostError, Status, UnknownNameError
 from dsm.wire import control
 from dsm.worker.session import Session, connect
 from dsm.worker.watcher import Watcher
@@ -115,6 +115,20 @@ def test_the_loss_of_the_manager_ends_every_call(pair):
         with pytest.raises(NodeLostError, match="@test"):
             result()
     with pytest.raises(NodeLostError):
+        session.call(control.ListNodes(), control.NodeList)
+
+
+def test_a_call_that_a_close_overtakes_says_what_a_later_one_would(pair, monkeypatch):
+    session, _ = pair
+    encode = control.encode
+
+    def close_first(call):
+        session.lose(ClosedError("this process has closed its node"))
+        session._socket.shutdown(socket.SHUT_RDWR)
+        return encode(call)
+
+    monkeypatch.setattr(control, "encode", close_first)
+    with pytest.raises(ClosedError, match="has closed its node"):
         session.call(control.ListNodes(), control.NodeList)
 
 
