@@ -49,7 +49,7 @@ def _run(*command, cwd, **options):
 def sources(tmp_path):
     """A copy of what is in the repository, without what was built."""
     ignored = shutil.ignore_patterns(
-        ".venv", ".git", "build", "dist", "*.egg-info", "*.so", "__pycache__", ".*_cache"
+        ".venv", ".git", "build", "dist", "*.egg-info", "*.so", "__pycache__", ".*_cache", ".hypothesis"
     )
     copy = tmp_path / "sources"
     shutil.copytree(ROOT, copy, ignore=ignored)
