@@ -790,7 +790,7 @@ def _eager(worker, name, manager):
 
 @contextlib.contextmanager
 def _half_way(gate, cluster):
-    """Within, node 0 gets half of a large region's memory, no more; gives what waits until it has the region."""
+    """Within, node 0 gets half of a large region's memory, no more; gives what waits for the region."""
     before = _frames(cluster.managers[0])
     gate.touch()
     try:
