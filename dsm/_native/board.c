@@ -3,6 +3,9 @@
  * Owns the maps of the boards.  The sleeping-flag protocol: a worker posts, counts the doorbell up, and
  * only then looks at `sleeping`; the manager says that it sleeps, and only then looks at the doorbell
  * once more (both sequentially consistent), so that one of the two sees the other.
+ *
+ * What a worker posted before it wrote to a socket is reported with that socket, or earlier, if there is room:
+ * whenever one is found ready, the slots are looked at once more.
  */
 #include "internal.h"
 
@@ -174,7 +177,10 @@ int dsm_board_wait(struct dsm_board *board, int epoll_fd, uint64_t *events, uint
     uint32_t found = collect(board, events, max_events);
     if (found && ++board->unpolled % POLL_EVERY) return (int)found; /* a fault is not delayed by a system call */
     int count = poll_ready(board, ready, max_ready, 0);
-    if (count > 0) *ready_count = (uint32_t)count;
+    if (count > 0) {
+      *ready_count = (uint32_t)count;
+      found += collect(board, events + 8 * (size_t)found, max_events - found);
+    }
     if (found || count > 0) return (int)found;
     if (count < 0) return count == -EINTR ? 0 : count;
     uint64_t now = dsm_now();

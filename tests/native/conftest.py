@@ -35,6 +35,7 @@ helper.use_up_maps.argtypes = [ctypes.c_uint64]
 helper.bounce.argtypes = [ctypes.c_void_p] + [ctypes.c_uint64] * 4 + [ctypes.c_uint32, ctypes.c_int]
 helper.errno_after.argtypes = helper.fork_and_read.argtypes = [ctypes.c_void_p]
 helper.touch_on_alternate_stack.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+helper.set_clock.argtypes = [u64]
 """
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -56,16 +57,25 @@ def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def run(helper: Path) -> Run:
-    """Run a script in a process (group) of its own; it must end by itself, with `status`, and say nothing."""
+    """Run a script in a process (group) of its own; it must end by itself, with `status`, and say nothing.
+
+    With `preload` the helper's functions are in the place of libc's of the same name.
+    """
 
     def run(
-        script: str, status: int = 0, timeout_s: float = 30, options: tuple[str, ...] = ()
+        script: str,
+        status: int = 0,
+        timeout_s: float = 30,
+        options: tuple[str, ...] = (),
+        preload: bool = False,
     ) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {
-            "PYTHONPATH": f"{ROOT}:{HERE}",
+            "PYTHONPATH": f"{ROOT}:{HERE}:{HERE.parent}",
             "DSM_TEST_HELPER": str(helper),
             "OPENBLAS_NUM_THREADS": "1",
         }
+        if preload:
+            environment["LD_PRELOAD"] = str(helper)
         process = subprocess.Popen(
             [sys.executable, *options, "-c", PREFIX + textwrap.dedent(script)],
             env=environment,
