@@ -44,6 +44,13 @@ def until(condition: Callable[[], object], timeout_s: float = 10.0, what: str = 
         time.sleep(0.001)
 
 
+def maps() -> list[str]:
+    """Return the lines of memory maps that lie where regions do, in /proc's words."""
+    with open("/proc/self/maps") as lines:
+        spans = ((int(line.partition("-")[0], 16), line) for line in lines)
+        return [line for low, line in spans if ADDRESS <= low < ADDRESS + (1 << 40)]
+
+
 @dataclass
 class Region:
     number: int

