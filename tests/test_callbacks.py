@@ -1,6 +1,7 @@
 """Callbacks: in order, one thread while there are some, whatever they raise."""
 
 import threading
+import time
 
 import pytest
 
@@ -15,13 +16,23 @@ def _threads():
 
 def test_all_are_called_in_order_by_a_thread_that_ends():
     found, callbacks = [], Callbacks("test-callbacks")
+    called = threading.Lock()
+
+    def append(what):
+        alone = called.acquire(
+            blocking=False
+        )  # a thread that has nothing to call may still be on its way out
+        time.sleep(0)
+        found.append((what, alone))
+        called.release()
+
     for i in range(100):
-        callbacks.call(found.append, i)
-        assert len(_threads()) <= 1
-    wait_until(lambda: found == list(range(100)), 10)
+        callbacks.call(append, i)
+    wait_until(lambda: len(found) == 100, 10)
     wait_until(lambda: not _threads(), 10)
-    callbacks.call(found.append, 100)
-    wait_until(lambda: found[-1] == 100, 10)
+    callbacks.call(append, 100)
+    wait_until(lambda: len(found) == 101, 10)
+    assert found == [(i, True) for i in range(101)]
 
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
