@@ -363,6 +363,7 @@ class Service:
     def _release(self) -> None:
         self._epoll.close()
         with self._waking:
-            os.close(self._wake)
-            self._wake = -1
+            wake, self._wake = self._wake, -1
+        if wake >= 0:  # else a child of fork inherits one whose loop has ended
+            os.close(wake)
         self._acceptor.close()

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import sys
 import threading
 
 import pytest
@@ -243,6 +244,18 @@ def test_who_stops_a_loop_that_has_ended_wakes_nobody_else(node):
     finally:
         for each in opened:
             os.close(each)
+
+
+def test_a_child_of_fork_takes_a_server_whose_loop_has_ended_as_any_other(node, monkeypatch):
+    failed = []
+    with dsm.Server(size="1M", node=node) as server:
+        server._service.stop()
+        assert server.ended.wait(10)
+        monkeypatch.setattr(sys, "unraisablehook", failed.append)
+        child = os.fork()
+        if not child:
+            os._exit(bool(failed) or server._service is not None)
+        assert os.waitpid(child, 0)[1] == 0
 
 
 def test_who_asks_a_loop_that_has_ended_is_told(running):
