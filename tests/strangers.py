@@ -64,7 +64,7 @@ class Known(Cluster):
             for rank in range(nodes):
                 self.workers.append(Worker(self.managers[rank].socket, rank, nodes, None))
             for worker in self.workers:
-                worker._result(TIMEOUT_S)
+                worker.wait_attached(TIMEOUT_S)
         except BaseException:
             self.close()
             raise

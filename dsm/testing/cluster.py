@@ -26,8 +26,11 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from types import TracebackType
 from typing import Any, Self
 
@@ -52,20 +55,28 @@ class Future:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
+        #: Whether the function has returned, and what it returned or raised; None: not known yet.
+        self._answer: tuple[bool, Any] | None = None
 
     def result(self, timeout: float = DEFAULT_TIMEOUT_S) -> Any:
-        """Wait for the function's result.
+        """Wait for the function's result, which can be asked for again.
 
         Raises
         ------
         Exception
             What the function raised, with its traceback as a note.
         PageTimeoutError
-            It has not returned in time.
+            It has not returned in time; what it returns later is not taken for another function's result.
         NodeLostError
             The worker ended.
         """
-        return self._worker._result(timeout)
+        deadline = time.monotonic() + timeout
+        while self._answer is None:
+            self._worker._receive(max(0.0, deadline - time.monotonic()), timeout)
+        good, value = self._answer
+        if good:
+            return value
+        raise value
 
 
 class Worker:
@@ -76,6 +87,9 @@ class Worker:
     ) -> None:
         ours, theirs = socket.socketpair()
         self._pipe = Connection(ours.detach())
+        #: What it has yet to answer, in order: first that it has attached.
+        self._attached = Future(self)
+        self._unanswered = deque([self._attached])
         self.rank = rank
         environment = dict(os.environ, DSM_NODE=address, DSM_RANK=str(rank), DSM_SIZE=str(size))
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [PACKAGE_ROOT, *sys.path]))
@@ -95,8 +109,11 @@ class Worker:
 
     def start(self, function: Callable[..., Any], *arguments: Any) -> Future:
         """Begin ``function(node, *arguments)`` in the worker, which does one thing at a time."""
-        self._pipe.send((function, arguments))
-        return Future(self)
+        future = Future(self)
+        with contextlib.suppress(ConnectionError):  # it has ended: its result says so
+            self._pipe.send((function, arguments))
+        self._unanswered.append(future)
+        return future
 
     def call(self, function: Callable[..., Any], *arguments: Any, timeout: float = DEFAULT_TIMEOUT_S) -> Any:
         """Run ``function(node, *arguments)`` in the worker and return its result."""
@@ -106,19 +123,26 @@ class Worker:
         """Send a signal."""
         os.kill(self.pid, number)
 
-    def _result(self, timeout: float) -> Any:
-        if not self._pipe.poll(timeout):
+    def wait_attached(self, timeout: float = DEFAULT_TIMEOUT_S) -> None:
+        """Wait until it has attached to its node; raises what kept it from that."""
+        self._attached.result(timeout)
+
+    def _receive(self, left: float, timeout: float) -> None:
+        """Take the next answer, within the seconds that are left of `timeout`."""
+        if not self._pipe.poll(left):
             raise PageTimeoutError(
                 f"worker {self.rank} (process {self.pid}) has not answered in {timeout:g} s"
             )
         try:
-            good, value = self._pipe.recv()
+            data = self._pipe.recv_bytes()
         except (EOFError, ConnectionError):
             status = _wait(self.process)
             raise NodeLostError(f"worker {self.rank} (process {self.pid}) ended with {status}") from None
-        if good:
-            return value
-        raise value
+        future = self._unanswered.popleft()
+        try:
+            future._answer = ForkingPickler.loads(data)
+        except Exception as error:
+            future._answer = False, WorkerFailed(f"the result cannot be read here: {error!r}")
 
     def _end(self) -> None:
         self._pipe.close()
@@ -217,7 +241,7 @@ class Cluster:
                 node = rank // workers
                 self.workers.append(Worker(self.managers[node].socket, rank, size, cpus, hosts[node]))
             for worker in self.workers:
-                worker._result(DEFAULT_TIMEOUT_S)
+                worker.wait_attached()
         except BaseException:
             self.close()
             raise

@@ -856,12 +856,12 @@ def test_a_node_that_joins_later_has_the_heaps():
     try:
         managers.append(ManagerProcess(secret, ["--listen", "127.0.0.1:0", "--ranks", "2"], None))
         workers.append(Worker(managers[0].socket, 0, 2, None))
-        workers[0]._result(60)
+        workers[0].wait_attached()
         refs = workers[0].call(programs.allocate, "joined", [100, MIB], 5, POOLED)
         options = ["--listen", "127.0.0.1:0", "--ranks", "2", "--join", managers[0].listen]
         managers.append(ManagerProcess(secret, options, None))
         workers.append(Worker(managers[1].socket, 1, 2, None))
-        workers[1]._result(60)
+        workers[1].wait_attached()
         assert workers[1].call(programs.read, refs)[0] == b"\5" * 100
         workers[1].call(programs.free, refs)
         assert workers[0].call(programs.figures, "joined").in_use == 0

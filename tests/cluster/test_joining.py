@@ -35,7 +35,7 @@ class Growing(Cluster):
         self.managers.append(ManagerProcess(self.secret, options, None))
         worker = Worker(self.managers[-1].socket, len(self.workers), 8, None)
         self.workers.append(worker)
-        worker._result(20)
+        worker.wait_attached(20)
         return worker
 
     def lose(self, node):
