@@ -108,22 +108,21 @@ def own_words(node, bound, rounds):
 
 
 def pinned_look(node, bound, seconds):
-    """Pin a page to read, for longer than a lease; return what was there at both ends of the pin."""
+    """Pin a page to read, for longer than a lease; return what was there at both ends, and the second's time."""
     array = stamps(node, bound)
     with node.pin(array[:1]):
         first = int(array[0, 0])
         node.barrier()
         time.sleep(seconds)
-        return first, int(array[0, 0])
+        return first, int(array[0, 0]), time.monotonic()
 
 
 def write_when_pinned(node, bound, value):
-    """Write to a page that another rank has pinned; return how long that took."""
+    """Write to a page that another rank has pinned; return when that was done."""
     array = stamps(node, bound)
     node.barrier()
-    began = time.monotonic()
     array[0, 0] = value
-    return time.monotonic() - began
+    return time.monotonic()
 
 
 def prefetched_faults(node, bound, pages):
