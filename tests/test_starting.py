@@ -53,7 +53,7 @@ def _told(start, command, **options):
     os.close(theirs)
     with open(ours) as pipe:
         found = json.load(pipe)
-    assert process.wait(10) == 0
+    assert process.wait() == 0
     assert found["pid"] == process.pid and found["descriptor"] == theirs
     return found
 
@@ -91,14 +91,14 @@ def test_its_output_goes_where_ours_goes_then(start, tmp_path):
     finally:
         os.dup2(before, 2)
         os.close(before)
-    assert process.wait(10) == 1
+    assert process.wait() == 1
     assert (tmp_path / "errors").read_text().endswith("\nLookupError: nobody catches this\n")
 
 
 @pytest.mark.parametrize(("how", "code"), [(["exit", "3"], 3), (["exit", "0"], 0), (["signal", "15"], -15)])
 def test_its_end_is_known(start, how, code):
     process = start(*MODULE, *how)
-    assert process.wait(10) == process.poll() == process.returncode == code
+    assert process.wait() == process.poll() == process.returncode == code
     process.kill()  # is no error, and meets nobody else
 
 
@@ -111,7 +111,7 @@ def test_it_can_be_waited_for_and_killed(start):
     support.wait_until(lambda: support.state(process.pid) == "T")
     assert process.poll() is None
     process.kill()
-    assert process.wait(10) == -signal.SIGKILL
+    assert process.wait() == -signal.SIGKILL
     assert not proc.is_alive(process.pid)
 
 
@@ -134,7 +134,7 @@ def test_what_cannot_be_started_says_so_and_harms_nobody(server, tmp_path, monke
         starting.start([*MODULE, "exit", "0"], env=large, pass_fds=[])
     assert "LimitError: an environment of " in capfd.readouterr().err
     process = starting.start([*MODULE, "exit", "0"], env=dict(os.environ), pass_fds=[])
-    assert isinstance(process, Forked) and process.wait(10) == 0
+    assert isinstance(process, Forked) and process.wait() == 0
 
 
 def test_a_server_that_has_ended_is_told():
@@ -153,7 +153,7 @@ def test_a_server_outlives_the_thread_that_asked_first():
         thread.start()
         thread.join()
         second = starting.start([*MODULE, "exit", "7"], env=dict(os.environ), pass_fds=[])
-        assert first[0].wait(10) == 0 and second.wait(10) == 7
+        assert first[0].wait() == 0 and second.wait() == 7
 
 
 def test_an_answer_that_came_too_late_is_nobodys(monkeypatch):
@@ -171,11 +171,11 @@ def test_an_answer_that_came_too_late_is_nobodys(monkeypatch):
 
     with ForkServer(["started"]) as server:
         ask = functools.partial(starting.start, env=dict(os.environ), pass_fds=[])
-        assert ask([*MODULE, "exit", "0"]).wait(10) == 0
+        assert ask([*MODULE, "exit", "0"]).wait() == 0
         server._control = Socket(server._control)
         with pytest.raises(Interrupted):
             ask([*MODULE, "exit", "1"])
-        assert ask([*MODULE, "exit", "2"]).wait(10) == 2
+        assert ask([*MODULE, "exit", "2"]).wait() == 2
 
 
 def test_who_adopts_orphans_goes_on_to():
@@ -183,7 +183,7 @@ def test_who_adopts_orphans_goes_on_to():
         assert not become_subreaper(True)
         with ForkServer(["started"]):
             process = starting.start([*MODULE, "exit", "0"], env=dict(os.environ), pass_fds=[])
-        assert process.wait(10) == 0
+        assert process.wait() == 0
     finally:
         assert become_subreaper(False)
 
