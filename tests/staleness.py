@@ -108,7 +108,7 @@ def own_words(node, bound, rounds):
 
 
 def pinned_look(node, bound, seconds):
-    """Pin a page to read, for longer than a lease; return what was there at both ends, and the second's time."""
+    """Pin a page to read, for longer than a lease; return what was there at both ends, and when it ended."""
     array = stamps(node, bound)
     with node.pin(array[:1]):
         first = int(array[0, 0])
