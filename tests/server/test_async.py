@@ -7,10 +7,12 @@ import os
 import socket
 import threading
 import time
+import types
 
 import pytest
 
 import dsm
+from dsm.client import asynchronous, protocol
 from dsm.client.protocol import Protocol
 from dsm.wire import leases as wire
 from leasing import Raw
@@ -271,13 +273,13 @@ def test_a_raw_client_beside_it_notices_nothing(server):
 class _Slow:
     """A server that takes a SET in pieces, each when the test lets it, and answers what follows."""
 
-    def __init__(self, *, pause=0.0, reads=True):
+    def __init__(self, *, takes=lambda: None, reads=True):
         self.sock = socket.socket()
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         self.sock.bind(("127.0.0.1", 0))
         self.sock.listen()
         self.address = "{}:{}".format(*self.sock.getsockname())
-        self.pause, self.reads = pause, reads
+        self.takes, self.reads = takes, reads
         self.over = threading.Event()
         self.threads = [threading.Thread(target=self._accept)]
         self.threads[0].start()
@@ -302,8 +304,11 @@ class _Slow:
             while len(head := connection.recv(64, socket.MSG_WAITALL)) == 64:
                 op, _, _, number, left, *_ = wire.REQUEST.unpack(head)
                 while left:
-                    left -= len(connection.recv(min(left, 1 << 20)))
-                    self.over.wait(self.pause)
+                    piece = connection.recv(min(left, 1 << 20))
+                    if not piece:
+                        return
+                    left -= len(piece)
+                    self.takes()
                 connection.sendall(wire.reply(op, number, b"", 0, 1000))
 
     def __enter__(self):
@@ -343,16 +348,26 @@ def test_waiting_for_room_ends_with_the_timeout():
         asyncio.run(main(slow.address))
 
 
-def test_what_is_taken_slowly_but_steadily_is_no_silence():
+def test_what_is_taken_slowly_but_steadily_is_no_silence(monkeypatch):
+    """By a clock that goes on while the server takes a piece, and only then."""
+
+    def take():
+        nonlocal now
+        now += 0.05
+        time.sleep(0.002)  # so that pieces are small
+
     async def main(address):
-        async with await dsm.connect_async(address, secret=False, timeout=1.0) as client:
+        async with _connected(address, 1.0) as client:
             sock = client._protocol._transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)  # what is in there is not seen
-            begin = time.monotonic()
             await asyncio.gather(_set(client, 12 << 20), client.ping())
-            assert time.monotonic() - begin > 1.5  # the timeout was over long before the bytes were taken
+            assert now > 1.5  # the timeout was over long before the bytes were taken
 
-    with _Slow(pause=0.02) as slow:
+    now = 0.0
+    clock = types.SimpleNamespace(monotonic=lambda: now, perf_counter=time.perf_counter)
+    for module in (asynchronous, protocol):
+        monkeypatch.setattr(module, "time", clock)
+    with _Slow(takes=take) as slow:
         asyncio.run(main(slow.address))
 
 
