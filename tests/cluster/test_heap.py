@@ -880,37 +880,35 @@ def _interrupted(node, name, seconds):
     """Allocate and free while a signal handler raises at any instruction; return how often it did."""
     heap = node.heap(name, manager="pooled", min_system_alloc="1M")
     rng = random.Random(1)
-    interrupted, held = 0, []
-    armed = [True]
+    raised, held = [], []
+    #: Emptied by the handler, which so raises once in a turn: never where that is being handled.
+    armed = []
     end = time.monotonic() + seconds
 
     def handler(number, frame):
         if armed:
+            armed.clear()
+            raised.append(number)
             raise _Interrupt
 
     signal.signal(signal.SIGALRM, handler)
     signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
-    try:
-        while time.monotonic() < end:
-            try:
-                while time.monotonic() < end:
-                    held.append(heap.alloc(rng.choice((10, 100, 3000, 70_000, 300_000)), zero=False))
-                    while len(held) > 40:
-                        block = held.pop(rng.randrange(len(held)))
-                        if not block.freed:
-                            block.free()
-            except _Interrupt:
-                interrupted += 1
-    except _Interrupt:
-        interrupted += 1
-    finally:
-        armed.clear()  # no handler comes before this call has ended
-        signal.setitimer(signal.ITIMER_REAL, 0)
+    while time.monotonic() < end:
+        with contextlib.suppress(_Interrupt):
+            while time.monotonic() < end:
+                armed[:] = (True,)
+                held.append(heap.alloc(rng.choice((10, 100, 3000, 70_000, 300_000)), zero=False))
+                while len(held) > 40:
+                    block = held.pop(rng.randrange(len(held)))
+                    if not block.freed:
+                        block.free()
+            armed.clear()
+    signal.setitimer(signal.ITIMER_REAL, 0)
     for block in held:
         if not block.freed:
             with contextlib.suppress(UsageError):  # an interrupted free may have been done
                 block.free()
-    return interrupted
+    return len(raised)
 
 
 def test_signals_at_any_instruction_leave_the_heap_whole(workers):
