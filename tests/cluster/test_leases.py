@@ -561,14 +561,16 @@ def test_workers_killed_with_leases_leave_nothing_once_their_time_is_over():
     with Cluster(nodes=2, workers=4) as cluster:
         observer, victims = cluster.workers[0], cluster.workers[1:]
         before = [frames(manager) for manager in cluster.managers]
-        for number, worker in enumerate(victims):
-            worker.start(take_many, seed + number)
+        ends = [worker.start(take_many, seed + number) for number, worker in enumerate(victims)]
         support.wait_until(lambda: len(observer.call(leases)) > 5)
         draw.shuffle(victims)
         for worker in victims:
             time.sleep(draw.uniform(0, 0.1))  # the time of death is what is random here
             worker.kill()
             worker.process.wait()
+        for end in ends:
+            with pytest.raises(dsm.NodeLostError):  # nothing else went wrong before
+                end.result()
         support.wait_until(lambda: observer.call(leases) == [], what=f"seed {seed}")
         support.wait_until(lambda: [frames(manager) for manager in cluster.managers] == before)
 
