@@ -7,6 +7,7 @@ fixture of a module or of the session is checked when that ends.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import tempfile
@@ -43,7 +44,8 @@ def _complain(name: str, value: str, when: str) -> None:
         left = support.processes_marked(name, value)
         described = [support.describe(pid) for pid in left]
         for pid in left:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         if described:
             pytest.fail(f"processes remain {when}:\n" + "\n".join(described), pytrace=False)
 

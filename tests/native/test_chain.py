@@ -17,12 +17,14 @@ def test_a_true_segfault_kills_with_the_traceback_of_faulthandler(run, before):
         {enable if before else ""}
         node = Node(); r = node.region(pages=4)
         with running(node) as manager:
+            helper.set_clock(time.monotonic_ns())  # or the service thread looks, too, once a second
             {"" if before else enable}
             assert _native.handler_check() is {not before}
             r.bytes[0] = 1
             {SEGFAULT}
         """,
         status=-signal.SIGSEGV,
+        preload=True,
     )
     assert ended.stderr.count("Fatal Python error: Segmentation fault") == 1
     assert "in string_at" in ended.stderr
@@ -42,15 +44,21 @@ def test_a_true_segfault_without_faulthandler_just_kills(run):
 
 
 def test_the_service_thread_mends_a_replaced_handler(run):
-    run("""
+    run(
+        """
         import faulthandler
         node = Node(); r = node.region(pages=4)
         with running(node) as manager:
             ours = helper.installed()
+            helper.set_clock(time.monotonic_ns())
             faulthandler.enable()
+            assert helper.installed() != ours
+            helper.set_clock(0)
             until(lambda: helper.installed() == ours)
             r.bytes[0] = 1
-    """)
+    """,
+        preload=True,
+    )
 
 
 def test_faulthandler_that_was_disabled_again_does_not_keep_a_segfault_alive(run):
