@@ -171,7 +171,7 @@ class Link:
         except OSError as error:
             # From the loop: we may be in the middle of an engine's effects, and a loss ends whole regions.
             reason = f"sending failed: {error.strerror}"
-            self.loop.after(0.0, lambda: self.lose(reason))
+            self.loop.after(0.0, lambda: self._broken(reason))
             return
         for part in gathered:
             size = len(part)
@@ -204,7 +204,7 @@ class Link:
             except BlockingIOError:
                 return
             except OSError as error:
-                self.lose(f"sending failed: {error.strerror}")
+                self._broken(f"sending failed: {error.strerror}")
                 return
             self.traffic.bytes_out += sent
             while sent:
@@ -287,6 +287,12 @@ class Link:
         (silent_ms,) = _TCP_INFO.unpack_from(info)
         if any(queued) and silent_ms > PEER_SILENCE_S * 1000:
             self.lose(f"its host has not answered for {silent_ms / 1000:.0f} s")
+
+    def _broken(self, reason: str) -> None:
+        """Lose a peer to which nothing can be sent; what it said before counts, above all that it leaves."""
+        if not self.closed:
+            self._receive()
+        self.lose(reason)
 
     def lose(self, reason: str) -> None:
         """Close the connection and say why."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 
 import pytest
@@ -13,6 +14,8 @@ from dsm.manager.link import Link
 from dsm.manager.notices import FIRST, GATHER_S, Notices
 from dsm.types import Region, RegionOptions
 from dsm.wire import membership as meta
+from dsm.wire.header import Family, pack
+from dsm.wire.membership import MetaKind
 
 
 class Loop:
@@ -89,6 +92,31 @@ def test_frames_cost_nothing_and_a_stopped_peer_with_many_of_them_is_kept(unread
         except BlockingIOError:
             link._drain()
     assert link._unread == 0
+
+
+@pytest.mark.parametrize("queued", [False, True])
+def test_what_a_peer_said_before_it_closed_counts_though_it_takes_no_more(unread, queued):
+    """As of a node that leaves while pages are on their way to it: sending fails, and it was not lost."""
+    loop, link, lost, peer = unread
+    heard = []
+    link._on_message = lambda link, fields, payload: heard.append(fields[3])
+    link.send(bytes(48))
+    link.flush()
+    while queued and not link.sending:
+        link.send(bytes(48), bytes(1 << 20))
+        link.flush()
+    peer.sendall(pack(Family.METADATA, MetaKind.LEAVE, 0, 0, 1, 0, 0, 0, 0, 0, 0))
+    peer.close()  # with bytes that it has not read: the connection is reset
+    reset = select.poll()
+    reset.register(link.sock, 0)
+    assert reset.poll()
+    if queued:
+        link._ready(select.EPOLLIN | select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP)
+    else:
+        link.send(bytes(48))
+        link.flush()
+        loop.run_later()
+    assert heard == [MetaKind.LEAVE] and len(lost) == 1
 
 
 def test_the_first_notices_are_said_and_the_others_counted():
