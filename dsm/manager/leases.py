@@ -121,7 +121,7 @@ class Leases:
         elif isinstance(body, leasing.OpenLease):
             self._open(worker, body, answer)
         elif isinstance(body, leasing.RenewLease):
-            record = self._table.renew(body.id, body.key, self._begin_ms(), body.duration_ms)
+            record = self._table.renew(body.id, body.key, now_ms, body.duration_ms, self._begin_ms())
             self._set_timer()
             answer(leasing.LeaseTime(self._remaining_ns(record)))
         elif isinstance(body, leasing.AskLease):

@@ -204,8 +204,10 @@ class LeaseTable:
         """Whether this is the lease's write key."""
         return _matches(record.write_digest, key)
 
-    def renew(self, identity: bytes, key: bytes, now_ms: int, duration_ms: int) -> LeaseRecord:
-        """Let a lease end `duration_ms` from now, be that later or sooner than it would have.
+    def renew(
+        self, identity: bytes, key: bytes, now_ms: int, duration_ms: int, begin_ms: int | None = None
+    ) -> LeaseRecord:
+        """Let a lease end `duration_ms` from now (or `begin_ms`), be that later or sooner than it would have.
 
         Raises
         ------
@@ -215,7 +217,8 @@ class LeaseTable:
             The duration is not from 1 to `MAX_DURATION_MS`.
         """
         _check_duration(duration_ms)
-        record = replace(self.find(identity, key, now_ms, write=True), deadline_ms=now_ms + duration_ms)
+        deadline_ms = (now_ms if begin_ms is None else begin_ms) + duration_ms
+        record = replace(self.find(identity, key, now_ms, write=True), deadline_ms=deadline_ms)
         self._live[identity] = record
         self._push(record)
         return record

@@ -290,6 +290,17 @@ def test_time_runs_from_when_the_region_is_there(world):
     assert world.listed() == [1]
 
 
+def test_a_lease_is_renewed_for_as_long_as_it_is_there(world):
+    world.create(1, duration_ms=100)  # from the next whole millisecond on
+    world.advance(100.5)
+    assert world.listed() == [1]
+    world.renew(1, 50)
+    world.advance(50)
+    assert world.listed() == [1]
+    world.advance(0.5)
+    assert world.listed() == []
+
+
 def test_a_lease_that_its_worker_never_got_ends(world):
     world.announces = False
     answers = world.create(1, worker=ME)
