@@ -22,6 +22,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -139,6 +140,13 @@ def main():
         node.barrier(parties=node.size)
 
 
+def map_tile(node, token):
+    """Return a lease's memory, mapped, and an event that is set when it has run out here."""
+    lease, ended = node.open_lease(token), threading.Event()
+    lease.on_expiry(lambda _: ended.set())
+    return lease.array(), ended
+
+
 def use(node, client, cache, tiles, options, address):
     """Read every tile in every way, then see the leases run out."""
     begun = time.monotonic()
@@ -146,7 +154,7 @@ def use(node, client, cache, tiles, options, address):
     mapped = {}
     for number in tiles[node.rank :: node.size]:
         with contextlib.suppress(dsm.LeaseExpiredError):  # a slow machine
-            mapped[number] = node.open_lease(cache.token(number)).array()
+            mapped[number] = map_tile(node, cache.token(number))
     equal = [
         np.array_equal(tile, cache.pictures.tiles[number])
         for number, (tile, _) in zip(tiles, found, strict=True)
@@ -171,7 +179,8 @@ def use(node, client, cache, tiles, options, address):
     if options.check:
         if any(hit for _, hit in map(cache.get, tiles)):
             sys.exit("wrong: a tile came from the cache after its lease had run out")
-        for view in mapped.values():
+        for view, ended in mapped.values():
+            ended.wait()  # the server does not list it any more; this process is told a moment later
             try:
                 view.sum()
             except dsm.LeaseExpiredError:

@@ -90,7 +90,7 @@ def test_who_accuses_a_peer_is_not_the_origin(launch):
         from dsm.errors import BrokenBarrierError
 
         def others_have_ended():
-            states = [Path(f"/proc/{file.read_text()}/stat") for file in Path().glob("pid-*")]
+            states = [Path(f"/proc/{file.read_text()}/stat") for file in Path().glob("pid-?")]
             return [state.read_text().rpartition(")")[2].split()[0] for state in states] == ["Z", "Z"]
 
         def linger():
