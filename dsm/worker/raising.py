@@ -58,9 +58,25 @@ _POLL_S = 0.005
 _api = ctypes.pythonapi
 
 
-def _make_pending(ident: int, cls: type[BaseException] | None) -> None:
-    """Make a class of exceptions pending in a thread; None takes the pending one away."""
-    _api.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), None if cls is None else ctypes.py_object(cls))
+def _make_pending(ident: int, cls: type[BaseException]) -> None:
+    """Make a class of exceptions pending in a thread, in place of what is."""
+    _api.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(cls))
+
+
+class _NothingError(BaseException):
+    """What takes the place of a pending exception that is not wanted."""
+
+
+def _take_pending_away() -> None:
+    """See to it that nothing is pending in the calling thread.
+
+    Another exception takes its place and is raised here.  Where None takes it, CPython 3.11 looks for what is
+    pending at every step from then on, and no function that is traced gets beyond its first.
+    """
+    with contextlib.suppress(_NothingError):
+        _make_pending(threading.get_ident(), _NothingError)
+        for _ in range(100):  # CPython looks when a call ends, and where a loop jumps back
+            pass
 
 
 def python_threads() -> dict[int, int]:
@@ -165,7 +181,8 @@ class Raiser:
         """Take the calling thread's error, so that nothing is pending or queued for it any more."""
         native_id = threading.get_native_id()
         with self._mutex:
-            _make_pending(threading.get_ident(), None)  # before anything is taken: it would end this half way
+            if native_id in self._taken:  # another thread has told this one, or has told it once more
+                _take_pending_away()
             self._take_all(native_id)
             mine = self._taken.pop(native_id, [])
             for error in mine:
