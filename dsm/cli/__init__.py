@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 #: Verb: its module, what it does.
 VERBS = {
@@ -36,8 +37,18 @@ VERBS = {
     "version": ("dsm.cli.version", "print the versions of dsm and of what it runs on"),
 }
 
+#: Verbs that go on when standard output is closed: they are there for something else than what they print.
+_AT_WORK = ("run", "node", "serve")
 #: What writing to standard output may end with.
-_UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EIO)
+_UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EBADF)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose help is no success when nobody gets it; argparse itself says nothing of that."""
+
+    def print_help(self, file: Any = None) -> None:
+        """Print the help to `file`, by default standard output."""
+        (file or sys.stdout).write(self.format_help())
 
 
 def _help() -> str:
@@ -53,48 +64,63 @@ def _help() -> str:
     return "\n".join(lines)
 
 
-def _open_standard_streams() -> None:
-    """Give those that are closed (``>&-``) to nobody: the next file that is opened would be written to."""
+def _open_standard_streams() -> bool:
+    """Give those that are closed (``>&-``) to nobody: the next file that is opened would be written to.
+
+    Returns whether standard output was closed.
+    """
+    without_output = False
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(descriptor)
         except OSError:
+            without_output = without_output or descriptor == 1
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
             if getattr(sys, name) is None:
                 setattr(sys, name, open(descriptor, "w" if descriptor else "r", closefd=False))  # noqa: SIM115
+    return without_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `dsm` with these arguments (default: those of the process); return the exit status."""
-    _open_standard_streams()
+    without_output = _open_standard_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
     verb = given.pop(0) if given else "--help"
+    if verb == "--version":
+        verb = "version"
+    if without_output and verb not in _AT_WORK:  # whatever is written is refused, as if it were closed still
+        sys.stdout = open(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), "w")  # noqa: SIM115
+    try:
+        try:
+            return _run(verb, given)
+        finally:
+            sys.stdout.flush()  # argparse has printed its help and leaves, too
+    except OSError as error:
+        if error.errno not in _UNWRITABLE or (error.errno == errno.EBADF and not without_output):
+            raise
+        # What is still buffered would fail again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.EPIPE:
+            return 128 + signal.SIGPIPE
+        name = f"dsm {verb}" if verb in VERBS else "dsm"
+        print(f"{name}: standard output: {error.strerror}", file=sys.stderr)
+        return 1
+
+
+def _run(verb: str, given: list[str]) -> int:
+    """Do what a verb does; return the exit status."""
     if verb in ("-h", "--help", "help"):
         print(_help())
         return 0
-    if verb == "--version":
-        verb = "version"
     if verb not in VERBS:
         print(f"dsm: there is no verb {verb!r}; the verbs are {', '.join(VERBS)}", file=sys.stderr)
         return 2
     module = importlib.import_module(VERBS[verb][0])
     if hasattr(module, "main"):
         return int(module.main(given) or 0)
-    parser = argparse.ArgumentParser(prog=f"dsm {verb}", description=VERBS[verb][1])
+    parser = _Parser(prog=f"dsm {verb}", description=VERBS[verb][1])
     module.add_arguments(parser)
     options = parser.parse_intermixed_args(given)  # an option may stand between the words
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name need not fit the terminal's encoding
-    try:
-        status = int(module.run(options) or 0)
-        sys.stdout.flush()
-    except OSError as error:
-        if error.errno not in _UNWRITABLE:
-            raise
-        # What is still buffered would fail again when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        if error.errno == errno.EPIPE:
-            return 128 + signal.SIGPIPE
-        print(f"dsm {verb}: standard output: {error.strerror}", file=sys.stderr)
-        return 1
-    return status
+    return int(module.run(options) or 0)

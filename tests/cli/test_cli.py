@@ -77,6 +77,30 @@ def test_a_full_disk_is_named():
     assert (done.returncode, done.stderr) == (1, "dsm doctor: standard output: No space left on device\n")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "--help",
+        "version",
+        "version --help",
+        "doctor",
+        "doctor --help",
+        "status",
+        "report",
+        "sql 'SELECT 1'",
+    ],
+)
+@pytest.mark.parametrize("output", [">&-", ">/dev/full"])
+def test_output_that_cannot_be_written_is_an_error(words, output):
+    shell = f"exec {sys.executable} -m dsm {words} {output}"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(shell, shell=True, env=environment, capture_output=True, text=True, timeout=60)
+    name = " ".join(["dsm", *words.replace("--help", "").split()[:1]])
+    what = "Bad file descriptor" if output == ">&-" else "No space left on device"
+    assert (done.returncode, done.stderr) == (1, f"{name}: standard output: {what}\n")
+
+
 @pytest.mark.parametrize("verb", ["run", "version", "doctor"])
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
 def test_closed_standard_streams_are_nobody(verb, closed, tmp_path):
@@ -92,7 +116,9 @@ def test_closed_standard_streams_are_nobody(verb, closed, tmp_path):
     done = subprocess.run(
         shell, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    refused = verb != "run" and ">&-" in closed.split()
+    assert done.returncode == refused
+    assert bool(done.stderr) == (refused and "2>&-" not in closed)
     if verb == "run":
         seen = (tmp_path / "seen").read_text().split(" ")
         assert [seen[fd] for fd, sign in enumerate(("<&-", " >&-", "2>&-")) if sign in f" {closed}"] == [

@@ -169,11 +169,17 @@ def test_what_is_wrong_ends_with_one_line_and_its_status(dsm, words, status, sai
     assert said in dsm(*words, status=status)
 
 
-def test_files_that_cannot_be_used_are_named(dsm, token):
+def test_files_that_cannot_be_used_are_named(dsm, token, server):
     assert "/nowhere/in: No such file" in dsm("set", token, "--in", "/nowhere/in", status=1)
     assert "/nowhere/out: No such file" in dsm("get", token, "--out", "/nowhere/out", status=1)
     assert "/: Is a directory" in dsm("set", token, "--in", "/", status=1)
     assert "/dev/full: No space left" in dsm("get", token, "--out", "/dev/full", status=1)
+    for words in (("get", token), ("leases",)):
+        shell = f"exec {sys.executable} -m dsm {' '.join(words)} >&-"
+        environment = {**os.environ, "DSM_SERVER": server}
+        done = subprocess.run(shell, shell=True, capture_output=True, text=True, timeout=60, env=environment)
+        said = f"dsm {words[0]}: standard output: Bad file descriptor\n"
+        assert (done.returncode, done.stderr) == (1, said)
     assert "either DATA" in dsm("set", token, status=2)
     assert "do not lie in" in dsm("get", token, "--offset", "1K", "--length", "1", status=2)
 
