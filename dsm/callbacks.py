@@ -2,6 +2,8 @@
 
 Owns the thread in which that is done: one callback after the other, so that a slow one holds up nothing but
 the others.  It is there only while some wait, and does not keep the interpreter from ending.
+
+There is no lock: a signal handler may ask for a callback in the middle of asking for one.
 """
 
 from __future__ import annotations
@@ -34,10 +36,10 @@ class Callbacks:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._mutex = threading.Lock()
         #: What to call, and with what.
         self._due: deque[tuple[Callback, Any]] = deque()
-        self._running = False
+        #: Whose thread calls: whoever started it put it in, and it goes with the thread.
+        self._caller: dict[str, object] = {}
         self._closed = False
 
     def call(self, callback: Callback, what: Any) -> None:
@@ -45,32 +47,44 @@ class Callbacks:
 
         When no thread can be started, it is called with the next one.
         """
-        with self._mutex:
-            if self._closed:
-                return
-            self._due.append((callback, what))
-            if self._running:
-                return
+        self._due.append((callback, what))
+        if self._closed:
+            self._due.clear()
+        elif not self._caller:
             try:
-                threading.Thread(target=self._run, name=self._name, daemon=True).start()
+                self._start()
             except RuntimeError as error:
                 logger.error("a callback of %r waits: %s", what, error)
-            else:
-                self._running = True
+
+    def _start(self) -> None:
+        me = object()
+        thread = threading.Thread(target=self._run, args=(me,), name=self._name, daemon=True)
+        try:
+            if self._caller.setdefault("thread", me) is me:
+                thread.start()
+        except BaseException:
+            if thread.ident is None and self._caller.get("thread") is me:
+                self._caller.clear()
+            raise
 
     def close(self) -> None:
         """Call nothing any more; what runs is not waited for."""
-        with self._mutex:
-            self._closed = True
-            self._due.clear()
+        self._closed = True
+        self._due.clear()
 
-    def _run(self) -> None:
+    def _run(self, me: object) -> None:
+        while self._caller.setdefault("thread", me) is me:
+            self._call_all()
+            self._caller.clear()
+            if not self._due:  # who asks from now on starts a thread
+                return
+
+    def _call_all(self) -> None:
         while True:
-            with self._mutex:
-                if not self._due:
-                    self._running = False
-                    return
+            try:
                 callback, what = self._due.popleft()
+            except IndexError:
+                return
             try:
                 callback(what)
             except BaseException:  # also of `sys.exit`: others wait, too

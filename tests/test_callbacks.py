@@ -1,5 +1,6 @@
 """Callbacks: in order, one thread while there are some, whatever they raise."""
 
+import itertools
 import threading
 import time
 
@@ -7,6 +8,7 @@ import pytest
 
 from dsm.callbacks import Callbacks, checked_callback
 from dsm.errors import UsageError
+from steps import Handler
 from support import wait_until
 
 
@@ -77,3 +79,19 @@ def test_a_thread_that_cannot_be_started_is_tried_again_for_the_next(monkeypatch
 def test_what_cannot_be_called_is_refused(callback):
     with pytest.raises(UsageError, match="pass a function"):
         checked_callback(callback)
+
+
+def test_a_signal_handler_may_ask_for_one_at_every_step_of_asking_for_one():
+    for at in itertools.count(1):
+        found, callbacks = [], Callbacks("test-callbacks")
+        come = Handler(
+            at, lambda to=callbacks, into=found: to.call(into.append, "handler"), {"dsm.callbacks"}
+        )
+        with come:
+            callbacks.call(found.append, "program")
+        done = 1 + (come.left <= 0)
+        wait_until(lambda into=found, done=done: len(into) == done, 10)
+        if come.left > 0:
+            break
+    assert at > 5
+    wait_until(lambda: not _threads(), 10)

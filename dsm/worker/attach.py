@@ -18,11 +18,10 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-import threading
 from multiprocessing import process, util
 
 from dsm.errors import DSMError, LimitError, NodeLostError, UsageError
-from dsm.worker import hooks, lacking, reference, regions, startup
+from dsm.worker import awaited, hooks, lacking, reference, regions, startup
 from dsm.worker.connection import Connection
 from dsm.worker.node import Node
 from dsm.worker.raising import Raiser
@@ -30,8 +29,9 @@ from dsm.worker.raising import Raiser
 #: Of multiprocessing's finalizers: after all others.
 _LAST = -1000
 
-#: Guards the three below; renewed in a child of fork.
-_lock = threading.RLock()
+#: Guards the next four; renewed in a child of fork.
+_lock = awaited.Lock()
+_attaching = False
 _node: Node | None = None
 _raiser: Raiser | None = None
 _prepared = False
@@ -70,19 +70,30 @@ def attach() -> Node:
     ...     a = node.array("grid", (1024, 1024), "f8")
     ...     a[0] = 1.0
     """
-    global _node
+    global _node, _attaching
+    node = current_node()
+    if node is not None and not node.lost:
+        return node
     with _lock:
-        if _node is not None and _node.lost:
-            _node.close()
-        if _node is None or _node.closed:
-            try:
+        if _attaching:
+            raise UsageError(
+                "a signal handler or a finalizer called dsm.attach() in the middle of another; attach before "
+                "handlers come"
+            )
+        try:
+            _attaching = True
+            if _node is not None and _node.lost:
+                _node.close()
+            if _node is None or _node.closed:
                 _prepare()
                 _node = Node(_join(_current_raiser()))
-            except (OSError, RuntimeError, MemoryError) as error:
-                if isinstance(error, DSMError) or not lacking.is_lack(error):
-                    raise
-                raise LimitError(f"this process cannot attach: {error!r}: {lacking.reason(error)}") from None
-        return _node
+            return _node
+        except (OSError, RuntimeError, MemoryError) as error:
+            if isinstance(error, DSMError) or not lacking.is_lack(error):
+                raise
+            raise LimitError(f"this process cannot attach: {error!r}: {lacking.reason(error)}") from None
+        finally:
+            _attaching = False
 
 
 def attach_to(cluster: str, what: str) -> Node:
@@ -191,8 +202,8 @@ def _announce_at_end(_: object = None) -> None:
 
 def _after_fork() -> None:
     """Attach a child of fork anew: its own worker, the same regions at the same addresses."""
-    global _lock
-    _lock = threading.RLock()
+    global _lock, _attaching
+    _lock, _attaching = awaited.Lock(), False
     if _raiser is not None:
         _raiser.renew()
     node = current_node()

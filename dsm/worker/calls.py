@@ -27,6 +27,7 @@ from typing import TypeVar
 from dsm import _native, limits
 from dsm.errors import ClosedError, DSMError, LimitError, Status, UsageError, WaitTimeoutError, error_for
 from dsm.wire.calls import ACQUIRING, Op
+from dsm.worker import awaited
 
 T = TypeVar("T")
 
@@ -132,6 +133,8 @@ def ask(
             f'{what}: this thread has pinned pages under consistency="release", and might have to be shown '
             "what others wrote there; end the pin first (the with block of node.pin)"
         )
+    if not brief:
+        awaited.refuse()
     deadline = None if timeout is None else time.monotonic_ns() + int(timeout * 1e9)
     call = _Call((op, number, a, b, c), what, brief)
     try:
@@ -272,18 +275,23 @@ def _apart(work: Callable[[], T]) -> T:
     outcome: list[T] = []
     failed: list[BaseException] = []
 
+    ended = threading.Lock()
+    ended.acquire()
+
     def run() -> None:
+        awaited.note()
         try:
             outcome.append(work())
         except BaseException as error:
             failed.append(error)
+        finally:
+            ended.release()
 
-    thread = threading.Thread(target=run, name="dsm-withdraw")
     try:
-        thread.start()
+        threading.Thread(target=run, name="dsm-withdraw").start()
     except RuntimeError:  # the interpreter is ending
         return work()
-    thread.join()
+    ended.acquire()  # not by `join`: it holds a lock of threading's, which a signal handler may want, too
     if failed:
         raise failed[0]
     return outcome[0]

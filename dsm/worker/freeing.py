@@ -12,13 +12,14 @@ import numpy as np
 from dsm import _native
 from dsm.errors import HeapCorruptionError, UsageError
 from dsm.wire import heaps
-from dsm.worker import guarded
+from dsm.worker import awaited, guarded
 from dsm.worker.block import NO_CLASS, RegionBlock, WholeBlock
 
 if TYPE_CHECKING:
     from dsm.worker.heap import Heap
 
 
+@awaited.elsewhere
 def free(heap: Heap, what: object) -> None:
     """Free what is no live small block of this node."""
     if isinstance(what, np.ndarray):

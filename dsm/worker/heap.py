@@ -32,7 +32,7 @@ from dsm.memory.classes import MAX_SMALL_BYTES, class_of
 from dsm.types import HEAP_MANAGERS, HeapOptions, HeapRecord
 from dsm.units import bytes_of
 from dsm.wire import control, heaps
-from dsm.worker import freeing, guarded, layouts, resizing
+from dsm.worker import awaited, freeing, guarded, layouts, resizing
 from dsm.worker.block import NO_CLASS, Block, WholeBlock
 from dsm.worker.direct import DirectBlocks
 from dsm.worker.heapcache import BY_STEP, HeapCache
@@ -253,6 +253,7 @@ class Heap:
         self._cache.give_all()
         self._call(heaps.HeapTrim(self._record.number), control.Done)
 
+    @awaited.elsewhere
     def destroy(self) -> None:
         """End the heap and all its memory, for every worker: blocks and arrays in it raise `ClosedError`.
 

@@ -8,7 +8,6 @@ where the answer is received, and a batch is sent again until it has arrived.
 from __future__ import annotations
 
 import os
-import threading
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from dsm.memory.cache import CACHE_BYTES, WORDS, outbox
 from dsm.memory.classes import BATCHES, CAPACITIES, MAX_BATCH, MAX_SMALL_BYTES, SIZES, STEP_BYTES, class_of
 from dsm.memory.rings import RING_SLOTS, RING_WORDS, Ring, entry
 from dsm.wire import heaps
+from dsm.worker import awaited
 from dsm.worker.session import Descriptors
 
 if TYPE_CHECKING:
@@ -54,8 +54,9 @@ class HeapCache:
         self.handle = self._cache.handle
         #: Counts blocks that do not go through the cache.
         self.count = self._cache.count
-        #: Held while the heap talks to the manager about memory; reentrant for the sake of signal handlers.
-        self.slow = threading.RLock()
+        #: Held while the heap talks to the manager about memory.  One for all heaps of the process: who has
+        #: it and is interrupted by a signal handler, or a finalizer, has what that may want, too.
+        self.slow = heap._node._heaps.slow
         #: Batches that came, by number, with their class; and extents to be mapped.
         self._batches: dict[int, tuple[int, heaps.HeapTaken]] = {}
         self._unmapped: set[int] = set()
@@ -119,6 +120,7 @@ class HeapCache:
                     pass
                 self._unmapped.discard(number)
 
+    @awaited.elsewhere
     def put(self, address: int, nbytes: int, cls: int) -> None:
         """Put an object into a cache that is full: a batch goes to the pool before."""
         while not caches.lib.dsm_cache_put(self.handle, address, nbytes, cls):

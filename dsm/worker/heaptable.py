@@ -5,12 +5,12 @@ Owns which of them has a cache here, and renews them in a child of fork.
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any
 
 from dsm.errors import ClosedError, UsageError
 from dsm.types import HeapOptions
 from dsm.wire import heaps
+from dsm.worker import awaited
 from dsm.worker.heap import Heap
 
 if TYPE_CHECKING:
@@ -23,11 +23,12 @@ class HeapTable:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._open: dict[int, Heap] = {}
-        self._mutex = threading.RLock()
+        #: Held while one asks the manager about heaps and their memory.
+        self.slow = awaited.Lock()
 
     def open(self, options: HeapOptions, given: tuple[str, ...]) -> Heap:
         """Create a heap, or open the one of that name."""
-        with self._mutex:  # what it says of its caches is so until the answer
+        with self.slow:  # what it says of its caches is so until the answer
             return self._ask(heaps.OpenHeap(options, given, tuple(self._open)))
 
     def find(self, number: int) -> Heap:
@@ -35,7 +36,7 @@ class HeapTable:
         found = self._open.get(number)
         if found is not None:
             return found
-        with self._mutex:
+        with self.slow:
             return self._ask(heaps.FindHeap(number, tuple(self._open)))
 
     def _ask(self, body: Any) -> Heap:
@@ -52,7 +53,7 @@ class HeapTable:
 
     def renew(self) -> None:
         """In a child of fork, attached anew: open every heap again."""
-        self._mutex = threading.RLock()
+        self.slow = awaited.Lock()
         for number, heap in list(self._open.items()):
             try:
                 heap._renew(*self._node._connection.session.call(heaps.FindHeap(number), heaps.HeapOpened))

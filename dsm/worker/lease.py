@@ -21,7 +21,7 @@ from dsm.callbacks import checked_callback
 from dsm.errors import ClosedError, LeaseExpiredError, UsageError
 from dsm.memory.handle import LeaseHandle
 from dsm.wire import control, leasing
-from dsm.worker import layouts
+from dsm.worker import awaited, layouts
 from dsm.worker.leasebook import Held
 from dsm.worker.leaseref import LeaseRef, open_reference
 from dsm.worker.regions import LEASE_IS_OVER, Region
@@ -267,6 +267,7 @@ class Lease(LeaseHandle):
         assert self.key is not None
         self._told(leasing.RenewLease(self.id.bytes, self.key, duration_ms))
 
+    @awaited.elsewhere
     def release(self) -> None:
         """End it now, for everybody; its memory is gone.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from typing import Any
 
 from dsm import _native
@@ -40,7 +41,7 @@ class Held:
         #: The keys that this process has used.
         self.write_key: bytes | None = None
         self.read_key: bytes | None = None
-        self.callbacks: list[_Callback] = []
+        self.callbacks: deque[_Callback] = deque()
 
     @property
     def mark(self) -> int:
@@ -78,20 +79,17 @@ class LeaseBook:
     def __init__(self, session: Session, regions: RegionTable) -> None:
         self._session = session
         self._regions = regions
-        self._mutex = threading.Lock()
         #: By the number of the region; those that have not ended.
         self._held: dict[int, Held] = {}
-        self._listening = False
+        #: The thread that listens puts itself in.
+        self._listener: dict[str, object] = {}
         self._callbacks = Callbacks("lease-callbacks")
 
     def begin(self) -> None:
         """Listen for ends of leases from now on."""
-        with self._mutex:
-            if self._listening:
-                return
-            arguments = (self._session,)
+        if not self._listener:
+            arguments = (self._session, self._listener)
             threading.Thread(target=self._listen, args=arguments, name="dsm-leases", daemon=True).start()
-            self._listening = True
 
     def held(self, number: int) -> Held | None:
         """Return the lease that a region is."""
@@ -99,39 +97,44 @@ class LeaseBook:
 
     def mapped(self, number: int, lease: str, address: int) -> Held:
         """A lease is mapped; it may be already."""
-        with self._mutex:
-            return self._held.setdefault(number, Held(number, lease, address))
+        return self._held.setdefault(number, Held(number, lease, address))
 
     def ended(self, number: int) -> None:
         """A lease has ended: close its region here, and call who wanted to know."""
-        with self._mutex:
-            held = self._held.pop(number, None)
-            callbacks: list[_Callback] = []
-            if held is not None:
-                held.ended = True
-                callbacks, held.callbacks = held.callbacks, []
+        held = self._held.pop(number, None)
+        if held is not None:
+            held.ended = True
         try:
             self._regions.drop(number)
         finally:
-            for each in callbacks:
-                self._callbacks.call(*each)
+            if held is not None:
+                self._call(held)
+
+    def _call(self, held: Held) -> None:
+        """Have each callback of a lease that has ended called once."""
+        while True:
+            try:
+                callback = held.callbacks.popleft()
+            except IndexError:
+                return
+            self._callbacks.call(*callback)
 
     def give_up(self, held: Held) -> None:
         """A handle is used no more, and nobody wants to know its end; the last one closes the region here."""
-        self._regions.give_up(held.number, held.lease, lambda: self._held.pop(held.number, None))
+        self._regions.give_up(held.number, lambda: self._held.pop(held.number, None))
 
     def on_end(self, held: Held, callback: Callback, lease: Any) -> None:
         """Call ``callback(lease)`` when the lease has ended, perhaps now."""
-        with self._mutex:
-            if not held.ended:
-                held.callbacks.append((callback, lease))
-                return
-        self._callbacks.call(callback, lease)
+        held.callbacks.append((callback, lease))
+        if held.ended:  # perhaps since it was looked there
+            self._call(held)
 
     # -- threads -----------------------------------------------------------------------------------------
 
-    def _listen(self, session: Session) -> None:
+    def _listen(self, session: Session, listener: dict[str, object]) -> None:
         leave_signals()
+        if listener.setdefault("thread", me := object()) is not me:
+            return  # two began at the same time
         while True:
             try:
                 told, _ = session.call(leasing.AwaitEnds(), leasing.LeasesEnded)
@@ -148,16 +151,15 @@ class LeaseBook:
     def close(self) -> None:
         """This process leaves its node: nobody is told of any end any more."""
         self._callbacks.close()
-        with self._mutex:
-            self._held.clear()
+        self._held.clear()
 
     def renew(self, session: Session) -> None:
         """In a child of fork: the parent's threads and callbacks are not its own."""
         held, self._held = self._held, {}
-        self._session, self._mutex = session, threading.Lock()
-        self._listening, self._callbacks = False, Callbacks("lease-callbacks")
+        self._session = session
+        self._listener, self._callbacks = {}, Callbacks("lease-callbacks")
         for number, each in held.items():
-            each.callbacks = []
+            each.callbacks = deque()
             if self._regions.get(number) is None:
                 each.ended = True
             else:

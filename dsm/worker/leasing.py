@@ -44,28 +44,31 @@ class Demands:
     def __init__(self, session: Session) -> None:
         self._session = session
         #: In the order in which they came.
-        self._handlers: list[Handler] = []
-        self._mutex = threading.Lock()
+        self._handlers: dict[object, Handler] = {}
         self._room = threading.Semaphore(_AT_ONCE)
-        session.call(leasing.ServeLeases(), control.Done)
-        threading.Thread(target=self._listen, name="dsm-demands", daemon=True).start()
+        #: The thread that listens puts itself in.
+        self._listener: dict[str, object] = {}
 
     def __len__(self) -> int:
         return len(self._handlers)
 
     def add(self, handler: Handler) -> Callable[[], None]:
         """Ask this one, too; returns what ends that."""
-        with self._mutex:
-            self._handlers = [*self._handlers, handler]
+        if not self._listener:
+            self._session.call(leasing.ServeLeases(), control.Done)
+            threading.Thread(target=self._listen, name="dsm-demands", daemon=True).start()
+        key = object()
+        self._handlers[key] = handler
 
         def stop() -> None:
-            with self._mutex:
-                self._handlers = [each for each in self._handlers if each is not handler]
+            self._handlers.pop(key, None)
 
         return stop
 
     def _listen(self) -> None:
         leave_signals()
+        if self._listener.setdefault("thread", me := object()) is not me:
+            return  # two began at the same time
         while True:
             try:
                 demand, _ = self._session.call(leasing.AwaitDemand(), Demand)
@@ -83,7 +86,7 @@ class Demands:
         leave_signals()
         status, message = Status.UNKNOWN_LEASE, ""
         try:
-            for handler in self._handlers:
+            for handler in list(self._handlers.values()):
                 if handler(demand):
                     status = Status.OK
                     break
@@ -121,13 +124,7 @@ def serve_demands(node: Node, handler: Handler) -> Callable[[], None]:
     callable
         Ends it: the handler is not called any more.
     """
-    with _beginning:
-        if node._demands is None:
-            node._demands = Demands(node._connection.session)
     return node._demands.add(handler)
-
-
-_beginning = threading.Lock()
 
 
 def adopt(

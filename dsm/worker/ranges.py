@@ -170,12 +170,13 @@ class PinTable:
     """What this process holds pinned; pins may overlap."""
 
     def __init__(self) -> None:
-        self._mutex = threading.Lock()
+        #: Reentrant: a signal handler may pin, too, while it is held.
+        self._mutex = threading.RLock()
         self._held: list[PageRange] = []
 
     def clear(self) -> None:
         """Forget every pin: the node was closed, or this is a child of fork, which holds none."""
-        self._mutex, self._held = threading.Lock(), []
+        self._mutex, self._held = threading.RLock(), []
 
     def hold(self, pages: PageRange, write: bool) -> None:
         """Bring `pages` here and hold them."""
@@ -206,6 +207,13 @@ class PinTable:
             with contextlib.suppress(FileNotFoundError):  # closed meanwhile: there is nothing to let go
                 for page, count in self._uncovered(pages):
                     _native.region_apply(pages.region, page, count, False)
+                for held in list(self._held):  # by a signal handler that came in between
+                    if (
+                        held.region == pages.region
+                        and held.page < pages.page + pages.pages
+                        and (pages.page < held.page + held.pages)
+                    ):
+                        _native.region_apply(*held, True)
         calls.ask(Op.UNPIN, *pages, int(write), what=f"unpinning {_words(pages)}", brief=True)
 
     def _uncovered(self, pages: PageRange) -> list[tuple[int, int]]:

@@ -3,15 +3,20 @@
 Owns mapping (one region once, at its address), the numpy arrays over the memory and what is known of
 a region's name after it was closed.  It knows the session's requests about regions, not how they are
 answered.
+
+There is no lock: a signal handler that comes in here may map and close regions itself.  Regions are mapped,
+and handles of leases counted, by the thread alone that receives the manager's answers, and it alone closes
+a region that may be opened again.  One that has ended for everybody is closed by whoever hears of that.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-import threading
+from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +28,7 @@ from dsm.errors import (
     InternalError,
     LeaseExpiredError,
     LimitError,
+    NodeLostError,
     UsageError,
 )
 from dsm.limits import LEASE_GUARD_PART
@@ -33,6 +39,8 @@ from dsm.worker.session import Descriptors, Session
 
 if TYPE_CHECKING:
     from dsm.worker.node import Node
+
+R = TypeVar("R", control.Opened, leasing.LeaseOpened)
 
 
 class Region:
@@ -47,6 +55,9 @@ class Region:
         self._described = described
         #: How a child of fork opens it anew.
         self._opening: control.OpenRegion | leasing.OpenLease = control.OpenRegion(described.region)
+        #: Handles of the lease that it is, which the thread counts that receives answers: the last one may
+        #: close it.
+        self._handles = 0
 
     @property
     def number(self) -> int:
@@ -199,15 +210,14 @@ _leases: dict[int, str] = {}
 
 #: Those that were closed, oldest first: what was closed long ago is forgotten, or a process that takes leases
 #: for days would grow for ever.
-_closed: dict[int, None] = {}
+_closed: OrderedDict[int, None] = OrderedDict()
 _CLOSED_KNOWN = 65536
 
 
 def _note_closed(number: int) -> None:
     _closed[number] = None
     if len(_closed) > _CLOSED_KNOWN:
-        old = next(iter(_closed))
-        del _closed[old]
+        old, _ = _closed.popitem(last=False)
         _names.pop(old, None)
         _leases.pop(old, None)
 
@@ -239,6 +249,10 @@ def lease_over(number: int) -> LeaseExpiredError | None:
     return None if lease is None else LeaseExpiredError(f"lease {lease} {LEASE_IS_OVER}")
 
 
+class _CrossedError(Exception):
+    """An answer to open a region was sent before the manager heard that this process had closed it."""
+
+
 class RegionTable:
     """The regions that this process has mapped, by number."""
 
@@ -246,10 +260,6 @@ class RegionTable:
         self._node = node
         self._session = session
         self._open: dict[int, Region] = {}
-        #: Handles of leases, by their ids as messages show them, so that the last one may close the region.
-        self._handles: dict[str, int] = {}
-        #: Held while a region is mapped or closed, never while waiting for the manager.
-        self._mutex = threading.Lock()
 
     def get(self, number: int) -> Region | None:
         """Return the open region of that number."""
@@ -258,12 +268,8 @@ class RegionTable:
     def create(self, asked: RegionOptions, ready: bool = True) -> tuple[Region, bool]:
         """Create, or open what has this name; returns the region and whether it was created."""
         try:
-            opened, _ = self._session.call(
-                control.CreateRegion(asked, ready),
-                control.Opened,
-                arrived=self._arrived,
-                undo=None if ready else self._undo_create,
-            )
+            undo = None if ready else self._undo_create
+            opened = self._ask(control.CreateRegion(asked, ready), control.Opened, self._arrived, undo)
         except UsageError:
             self._check_listed(asked, ready)  # it knows dtypes and fills, the manager bytes
             raise
@@ -288,8 +294,19 @@ class RegionTable:
 
     def open(self, key: str | int) -> Region:
         """Open an existing region by name or number."""
-        opened, _ = self._session.call(control.OpenRegion(key), control.Opened, arrived=self._arrived)
-        return self._found(opened)
+        return self._found(self._ask(control.OpenRegion(key), control.Opened, self._arrived))
+
+    def _ask(
+        self,
+        request: Any,
+        expect: type[R],
+        arrived: Callable[[R, Descriptors], None],
+        undo: Callable[[R], Any] | None = None,
+    ) -> R:
+        """Ask for a region, which is mapped when its answer has arrived."""
+        while True:
+            with contextlib.suppress(_CrossedError):  # it is asked behind the word that it was closed now
+                return self._session.call(request, expect, arrived=arrived, undo=undo)[0]
 
     def lease(
         self,
@@ -314,6 +331,8 @@ class RegionTable:
         undo
             What undoes the request when this call is interrupted.
         """
+        counted: list[Region] = []
+        given_up = False
 
         def mapped(opened: leasing.LeaseOpened, received: Descriptors) -> None:
             try:
@@ -322,50 +341,56 @@ class RegionTable:
                 raise LeaseExpiredError(f"lease {lease} {LEASE_IS_OVER}") from None
             _leases[opened.region.region] = lease
             region = self._open.get(opened.region.region)
-            if region is not None and (opened.writable or isinstance(region._opening, control.OpenRegion)):
-                region._opening = opening
+            if region is not None:
+                if opened.writable or isinstance(region._opening, control.OpenRegion):
+                    region._opening = opening
+                if not given_up:
+                    region._handles += 1
+                    counted.append(region)
             arrived(opened)
 
-        with self._mutex:  # before it is asked: who gives up a handle meanwhile leaves the region open
-            self._handles[lease] = self._handles.get(lease, 0) + 1
+        def discount() -> None:
+            for region in counted:
+                region._handles -= 1
+
         try:
-            opened, _ = self._session.call(request, leasing.LeaseOpened, arrived=mapped, undo=lambda _: undo)
+            opened = self._ask(request, leasing.LeaseOpened, mapped, lambda _: undo)
             return self._found(opened), opened
         except BaseException:
-            with self._mutex:
-                self._discount(lease)
+            given_up = True
+            with contextlib.suppress(NodeLostError):
+                self._session.in_turn(discount)
             raise
 
-    def _discount(self, lease: str) -> bool:
-        """Count one handle of a lease less; True: it was the last."""
-        count = self._handles.pop(lease, 0) - 1
-        if count > 0:
-            self._handles[lease] = count
-        return count == 0
-
-    def give_up(self, number: int, lease: str, closed: Callable[[], object]) -> None:
-        """A handle of a lease is used no more; with the last one its region is closed here, and may be
-        opened again.
+    def give_up(self, number: int, closed: Callable[[], object]) -> None:
+        """A handle of a lease is used no more; with the last one its region is closed here, soon, and may
+        be opened again.
         """
-        with self._mutex:
-            if self._discount(lease) and self._open.pop(number, None) is not None:
-                _native.region_close(number)
-                _note_closed(number)
+
+        def discount() -> None:
+            region = self._open.get(number)
+            if region is None:
+                return
+            region._handles -= 1
+            if region._handles == 0:
+                self.leave(number)
                 closed()
-                self._session.post(control.CloseRegion(number))
+
+        self._session.in_turn(discount)
 
     def make_unfilled(self, request: leasing.CreateLease) -> Region:
         """Make the region of a lease that nobody can open yet."""
-        opened, _ = self._session.call(
-            request,
-            leasing.LeaseOpened,
-            arrived=self._arrived,
-            undo=lambda opened: control.DestroyRegion(opened.region.region),
+        return self._found(
+            self._ask(
+                request,
+                leasing.LeaseOpened,
+                self._arrived,
+                lambda opened: control.DestroyRegion(opened.region.region),
+            )
         )
-        return self._found(opened)
 
     def leave(self, number: int) -> None:
-        """Close a region in this process, which may open it again."""
+        """Close a region in this process, which may open it again; nobody else opens it meanwhile."""
         self.drop(number)
         self._session.post(control.CloseRegion(number))
 
@@ -384,46 +409,48 @@ class RegionTable:
     def _arrived(self, opened: control.Opened | leasing.LeaseOpened, received: Descriptors) -> None:
         """Map a region, in the order of the manager's answers: only the first has descriptors."""
         described = opened.region
-        with self._mutex:
-            if described.region in self._open:
-                if received:
-                    raise InternalError(
-                        f"the manager gave a second applied table for {label(described.region)}"
-                    )
-                return
-            _names[described.region] = described.options.name
-            _closed.pop(described.region, None)
-            _leases.pop(described.region, None)  # of another cluster, whose numbers were the same
-            try:
-                map_region(described, received)
-            except BaseException:
-                self._session.post(control.CloseRegion(described.region))
-                raise
-            self._open[described.region] = Region(self._node, described)
+        if described.region in self._open:
+            if received:
+                raise InternalError(f"the manager gave a second applied table for {label(described.region)}")
+            return
+        if not received and not received.cut and described.region in _closed:
+            raise _CrossedError
+        _names[described.region] = described.options.name
+        _closed.pop(described.region, None)
+        _leases.pop(described.region, None)  # of another cluster, whose numbers were the same
+        try:
+            map_region(described, received)
+        except BaseException:
+            self._session.post(control.CloseRegion(described.region))
+            raise
+        self._open[described.region] = Region(self._node, described)
 
     def destroy(self, number: int) -> None:
         """End a region everywhere."""
-        self._session.call(control.DestroyRegion(number), control.Done)
-        self.drop(number)
+        self._session.call(
+            control.DestroyRegion(number), control.Done, arrived=lambda done, received: self.drop(number)
+        )
 
     def destroy_named(self, name: str) -> None:
         """End the region of that name everywhere."""
         known = [number for number, region in list(self._open.items()) if region.name == name]
-        self._session.call(control.DestroyRegion(name), control.Done)
-        for number in known:
-            self.drop(number)
+
+        def ended(done: control.Done, received: Descriptors) -> None:
+            for number in known:
+                self.drop(number)
+
+        self._session.call(control.DestroyRegion(name), control.Done, arrived=ended)
 
     def drop(self, number: int) -> None:
-        """Close a region in this process only."""
-        with self._mutex:
-            self._handles.pop(_leases.get(number, ""), None)
-            if self._open.pop(number, None) is not None:
-                _native.region_close(number)
-                _note_closed(number)
+        """Close a region that has ended, in this process."""
+        if number in self._open:
+            _native.region_close(number)
+            _note_closed(number)  # before the table does not know it any more: see `_arrived`
+            self._open.pop(number, None)
 
     def remap(self, session: Session) -> None:
         """In a child of fork, attached anew: map every region where the parent had it."""
-        self._session, self._mutex = session, threading.Lock()
+        self._session = session
         for number, region in list(self._open.items()):
             try:
                 opened, received = _open_again(session, region._opening)
@@ -437,7 +464,7 @@ class RegionTable:
 
     def clear(self) -> None:
         """Forget every region: the shim has closed them."""
-        for number in self._open:
+        for number in list(self._open):
             _leases.pop(number, None)  # it has not ended
             _note_closed(number)
         self._open.clear()
@@ -480,6 +507,8 @@ def map_region(described: types.Region, received: Descriptors) -> None:
                 "attach before loading what maps memory there, or start the first node with DSM_ADDRESS_LOW "
                 "and DSM_ADDRESS_HIGH set to another range"
             ) from None
+        if error.errno == errno.ESRCH:
+            raise ClosedError(f"{where}, cannot be mapped: this process has closed its node") from None
         if error.errno == errno.ENOMEM:
             needed = 2 * (described.size + described.pages)
             raise LimitError(f"{where}, cannot be mapped: {lacking.memory(needed)}") from None

@@ -9,7 +9,10 @@ filling).  A call that is interrupted leaves its number behind as abandoned: its
 skipped, its descriptors are closed, and `undo` may name a request that undoes what was done.
 
 What must be done with answers in the order in which they come (mapping regions) is done by `arrived`,
-in the thread that calls `receive`.
+in the thread that calls `receive`.  So is what must not come between two answers (`in_turn`).
+
+There is no lock: a signal handler that comes in here may call whatever it likes, also what waits for that
+thread.  Every step that two could want to do is one operation of a dict (`popitem`, `setdefault`).
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from dsm import limits
 from dsm.errors import AuthenticationError, DSMError, InternalError, LimitError, NodeLostError, error_for
 from dsm.wire import control
 from dsm.worker import lacking
+from dsm.worker.awaited import refuse
 
 R = TypeVar("R")
 
@@ -47,7 +51,7 @@ class Descriptors:
     def __init__(self, descriptors: list[int], cut: bool = False) -> None:
         self._descriptors = descriptors
         #: This process had no room for some of them.
-        self._cut = cut
+        self.cut = cut
 
     def __len__(self) -> int:
         return len(self._descriptors)
@@ -61,7 +65,7 @@ class Descriptors:
             This process had no room for all of them.
         """
         if len(self._descriptors) != count:
-            if self._cut:
+            if self.cut:
                 raise LimitError(
                     f"this process has no room for {count} more descriptors: {lacking.descriptors()}"
                 )
@@ -82,10 +86,10 @@ class Descriptors:
 class _Waiting:
     """One call under way."""
 
-    __slots__ = ("abandoned", "answer", "answered", "arrived", "descriptors", "error", "undo")
+    __slots__ = ("_end", "answer", "answered", "arrived", "descriptors", "error", "undo")
 
     def __init__(
-        self, arrived: Callable[[Any, Descriptors], None] | None, undo: Callable[[Any], Any] | None
+        self, arrived: Callable[[Any, Descriptors], object] | None, undo: Callable[[Any], Any] | None
     ) -> None:
         #: Held until the answer, or the loss of the manager, is known.
         self.answered = threading.Lock()
@@ -93,10 +97,14 @@ class _Waiting:
         self.answer: Any = None
         self.descriptors = Descriptors([])
         self.error: Exception | None = None
-        #: Nobody waits any more.
-        self.abandoned = False
         self.arrived = arrived
         self.undo = undo
+        #: How it ended, once that is settled.
+        self._end: dict[str, bool] = {}
+
+    def settle(self, answered: bool) -> bool:
+        """Settle whether it ended with an answer or was abandoned; returns what was settled first."""
+        return self._end.setdefault("answered", answered)
 
 
 class Session:
@@ -113,8 +121,7 @@ class Session:
     def __init__(self, connection: socket.socket, address: str) -> None:
         self.address = address
         self._socket = connection
-        #: Guards `_waiting` and the transition of a call to abandoned.
-        self._mutex = threading.Lock()
+        #: Whoever takes a call out of it tells who waits.
         self._waiting: dict[int, _Waiting] = {}
         self._numbers = itertools.count(1)
         self._error: DSMError | None = None
@@ -156,15 +163,11 @@ class Session:
         DSMError
             What the manager's `Failed` stands for; `NodeLostError` when it is gone.
         """
+        refuse()
         waiting = _Waiting(arrived, undo)
-        number = next(self._numbers)
-        with self._mutex:
-            if self._error is not None:
-                raise _again(self._error)
-            self._waiting[number] = waiting
         try:
-            self._send(number, body)
-            waiting.answered.acquire()
+            if self._ask(body, waiting):
+                waiting.answered.acquire()
         except BaseException:
             self._abandon(waiting)
             raise
@@ -177,6 +180,16 @@ class Session:
                 f"the manager answered {type(body).__name__} with {type(waiting.answer).__name__}"
             )
         return waiting.answer, waiting.descriptors
+
+    def _ask(self, body: Any, waiting: _Waiting) -> bool:
+        """Send a request; False when this session is over, and nobody will answer."""
+        number = next(self._numbers)
+        self._waiting[number] = waiting
+        if self._error is not None and self._waiting.pop(number, None) is not None:  # `lose` did not see it
+            waiting.error = self._error
+            return False
+        self._send(number, body)
+        return True
 
     def _send(self, number: int, body: Any) -> None:
         data = control.encode(control.Call(number, body))
@@ -196,14 +209,15 @@ class Session:
 
     def _abandon(self, waiting: _Waiting) -> None:
         """Give up a call: when its answer comes, or is here already, it is undone."""
-        with self._mutex:
-            if waiting.answer is None:
-                waiting.abandoned = True
-                return
-        self._undo(waiting)
+        if waiting.settle(answered=False):
+            self._undo(waiting)
 
     def _undo(self, waiting: _Waiting) -> None:
-        if waiting.undo is not None and not isinstance(waiting.answer, control.Failed):
+        if (
+            waiting.undo is not None
+            and waiting.answer is not None
+            and not isinstance(waiting.answer, control.Failed)
+        ):
             request = waiting.undo(waiting.answer)
             if request is not None:
                 self.post(request)
@@ -237,8 +251,7 @@ class Session:
         return True
 
     def _accept(self, answer: control.Answer, descriptors: Descriptors) -> None:
-        with self._mutex:
-            waiting = self._waiting.pop(answer.number, None)
+        waiting = self._waiting.pop(answer.number, None)
         if waiting is None:
             return
         if waiting.arrived is not None and not isinstance(answer.body, control.Failed):
@@ -246,35 +259,41 @@ class Session:
                 waiting.arrived(answer.body, descriptors)
             except Exception as error:
                 waiting.error = error
-        with self._mutex:
-            waiting.answer = answer.body
-            if not waiting.abandoned:
-                waiting.descriptors = descriptors
-                waiting.answered.release()
-                return
-        self._undo(waiting)
+        waiting.answer, waiting.descriptors = answer.body, descriptors
+        if waiting.settle(answered=True):
+            waiting.answered.release()
+        else:
+            waiting.descriptors = Descriptors([])
+            self._undo(waiting)
 
     def post(self, body: Any) -> None:
         """Send a request whose answer nobody waits for."""
-        waiting = _Waiting(None, None)
-        waiting.abandoned = True
-        number = next(self._numbers)
-        with self._mutex:
-            if self._error is not None:
-                return
-            self._waiting[number] = waiting
-        self._send(number, body)
+        self._post(body, None)
+
+    def in_turn(self, work: Callable[[], object]) -> None:
+        """Have `work` done by the thread that receives, which maps nothing meanwhile.
+
+        It comes behind what was asked before, and not at all when the session ends first.
+        """
+        self._post(control.ListNodes(), lambda answer, received: work())
+
+    def _post(self, body: Any, arrived: Callable[[Any, Descriptors], object] | None) -> None:
+        waiting = _Waiting(arrived, None)
+        waiting.settle(answered=False)
+        self._ask(body, waiting)
 
     def lose(self, error: DSMError) -> None:
         """End every call, and all later ones, with `error`."""
-        with self._mutex:
-            if self._error is None:
-                self._error = error
-            ended, self._waiting = list(self._waiting.values()), {}
-            for waiting in ended:
-                waiting.error = self._error
-                if not waiting.abandoned:
-                    waiting.answered.release()
+        if self._error is None:
+            self._error = error
+        while True:
+            try:
+                _, waiting = self._waiting.popitem()
+            except KeyError:
+                return
+            waiting.error = self._error
+            if waiting.settle(answered=True):
+                waiting.answered.release()
 
     def close(self) -> None:
         """Close this process's copy of the socket; after `lose`, or in a child of fork."""

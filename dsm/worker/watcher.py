@@ -14,6 +14,8 @@ import threading
 import traceback
 from collections.abc import Callable
 
+from dsm.worker import awaited
+
 #: Signals that stand for a fault of the thread itself: they must not be blocked.
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGABRT}
 
@@ -40,6 +42,7 @@ class Watcher:
 
     def _run(self) -> None:
         leave_signals()
+        awaited.note()
         poll = select.poll()
         for descriptor in (self._stop_fd, *self._handlers):
             poll.register(descriptor, select.POLLIN)

@@ -9,7 +9,6 @@ refused to nobody, and a call that was broken off loses no more than the blocks 
 
 from __future__ import annotations
 
-import sys
 import time
 
 import pytest
@@ -18,6 +17,7 @@ import heap_programs as programs
 from dsm.errors import UsageError
 from dsm.testing import Cluster
 from dsm.worker import block, direct, freeing, guarded, heap, heapcache, resizing
+from steps import Handler
 
 #: Where the handler comes at each line, too.
 MODULES = (block, direct, freeing, guarded, heap, heapcache, resizing)
@@ -32,40 +32,6 @@ pytestmark = pytest.mark.usefixtures("patient")
 
 class _Interrupt(Exception):
     """What the handler raises."""
-
-
-class _Handler:
-    """Comes once, at a step of what is called with it."""
-
-    def __init__(self, at, action):
-        self.left, self.action = at, action
-
-    def _come(self):
-        self.left -= 1
-        if self.left == 0:
-            sys.setprofile(None)
-            sys.settrace(None)
-            self.action()
-
-    def _profile(self, frame, event, argument):
-        if event in ("call", "c_return") and frame.f_globals["__name__"].startswith("dsm."):
-            self._come()
-
-    def _begin(self, frame, event, argument):
-        return self._line if frame.f_globals["__name__"] in LINES else None
-
-    def _line(self, frame, event, argument):
-        if event == "line":
-            self._come()
-        return self._line
-
-    def __enter__(self):
-        sys.settrace(self._begin)
-        sys.setprofile(self._profile)
-
-    def __exit__(self, *_):
-        sys.setprofile(None)
-        sys.settrace(None)
 
 
 class _Program:
@@ -187,7 +153,7 @@ def _at_every_step(node, name, refs, call, action):
     while True:
         go = getattr(program, call)()
         at += 1
-        come = _Handler(at, handler)
+        come = Handler(at, handler, LINES)
         broken = False
         try:
             with come:

@@ -96,7 +96,7 @@ def leases_mapped(node):
     """Return how many leases are mapped in this process, and how many are remembered."""
     regions = node._regions
     mapped = sum(is_lease(number) for number in list(regions._open))
-    return mapped, len(node._leases._held), sum(regions._handles.values())
+    return mapped, len(node._leases._held), sum(region._handles for region in list(regions._open.values()))
 
 
 class _Noted(Share):

@@ -36,12 +36,14 @@ class Node(Leases, Memory, Arrays):
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._closed = False
+        #: Who closes it puts itself in: one does, also when a signal handler comes in between.
+        self._closer: dict[str, object] = {}
         self._regions = RegionTable(self, connection.session)
         self._pins = ranges.PinTable()
         self._held = HeldLocks()
         self._objects = ObjectTable(connection.session)
         self._leases = LeaseBook(connection.session, self._regions)
-        self._demands: Demands | None = None
+        self._demands = Demands(connection.session)
         self._heaps = HeapTable(self)
 
     @property
@@ -69,7 +71,7 @@ class Node(Leases, Memory, Arrays):
 
     def _close(self, failed: bool = False) -> None:
         """Leave the node; `failed`: because of an error, which is the worker's death to the others."""
-        if self._closed:
+        if self._closed or self._closer.setdefault("thread", me := object()) is not me:
             return
         self._closed = True
         self._connection.close(failed)
@@ -112,4 +114,4 @@ class Node(Leases, Memory, Arrays):
         self._heaps.renew()
         self._objects = ObjectTable(self._connection.session)
         self._leases.renew(self._connection.session)
-        self._demands = None
+        self._demands = Demands(self._connection.session)

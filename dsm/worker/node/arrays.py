@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from dsm.errors import UsageError
 from dsm.wire import control
-from dsm.worker import layouts, ranges
+from dsm.worker import awaited, layouts, ranges
 from dsm.worker.node.pages import Pages
 from dsm.worker.regions import Region
 
@@ -185,6 +185,7 @@ class Arrays(Pages):
         )  # fmt: skip
         return self._regions.create(options)[0]
 
+    @awaited.elsewhere
     def destroy(self, what: str | np.ndarray[Any, Any] | Region) -> None:
         """End an array or region for every worker of the cluster.
 

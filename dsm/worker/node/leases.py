@@ -109,7 +109,7 @@ class Leases(Part):
             A lease server that may have it does not answer.
         """
         identity, given = identity_of(what, key)
-        return self._open_lease(identity, given, self._demands is not None and len(self._demands) > 0)
+        return self._open_lease(identity, given, len(self._demands) > 0)
 
     def _open_lease(self, identity: bytes, key: bytes, own: bool) -> Lease:
         """Open a lease; `own`: the lease servers of this process are asked, too."""

@@ -29,8 +29,8 @@ class Part:
     _held: HeldLocks
     _objects: ObjectTable
     _leases: LeaseBook
-    #: Of this process, when it is a lease server.
-    _demands: Demands | None
+    #: Of this process's lease servers, if it has some.
+    _demands: Demands
     _heaps: HeapTable
 
     @property
