@@ -273,7 +273,7 @@ class Session:
     def in_turn(self, work: Callable[[], object]) -> None:
         """Have `work` done by the thread that receives, which maps nothing meanwhile.
 
-        It comes behind what was asked before, and not at all when the session ends first.
+        Soon, and not at all when the session ends first.
         """
         self._post(control.ListNodes(), lambda answer, received: work())
 

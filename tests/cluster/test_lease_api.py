@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import uuid
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -645,7 +646,7 @@ def test_a_lease_that_ends_between_the_answer_to_a_pin_and_the_mapping_is_over(n
 
 def test_a_process_remembers_some_of_the_leases_that_it_had(node, monkeypatch):
     monkeypatch.setattr(regions, "_CLOSED_KNOWN", 3)
-    monkeypatch.setattr(regions, "_closed", {})
+    monkeypatch.setattr(regions, "_closed", OrderedDict())
     lasting = node.lease(100, LONG_S)
     over = []
     for _ in range(5):
