@@ -390,6 +390,11 @@ def region_find(address: int) -> tuple[int, int] | None:
     return (region[0], offset[0]) if lib.dsm_region_find(address, region, offset) else None
 
 
+def region_closed_end(address: int) -> int:
+    """Return where the closed region ends in which `address` lies; 0 when it lies in none."""
+    return int(lib.dsm_region_closed_end(address))
+
+
 def region_mark(address: int) -> int:
     """Return a number that stays while the region there is open and no page of it is poisoned; else -1.
 

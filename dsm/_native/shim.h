@@ -170,6 +170,8 @@ int dsm_region_close(uint32_t region);
 int dsm_region_apply(uint32_t region, uint64_t page, uint64_t count, int pin);
 /* 1 with *region and *offset when `address` lies in one of our regions (open or closed), else 0. */
 int dsm_region_find(uint64_t address, uint32_t *region, uint64_t *offset);
+/* Where the closed region ends in which `address` lies, which another may take the place of; 0: it lies in none. */
+uint64_t dsm_region_closed_end(uint64_t address);
 /* -1 while a page of the region that has `address` may be poisoned, or it is closed.  The same other number twice: what
  * was read in between, by any thread, is what the region held. */
 int64_t dsm_region_mark(uint64_t address);

@@ -479,11 +479,19 @@ def _open_again(
 
 
 def _who_is_there(described: types.Region) -> str:
-    """Return the line of this process's map that stands in the way of a region."""
+    """Say what stands in the way of a region in this process: not its closed regions, which give way."""
+    first, end = described.address, described.address + described.size
     try:
         for low, high, name in proc.mappings():
-            if low < described.address + described.size and high > described.address:
-                return f"{name or 'memory without a name'} at {low:#x} to {high:#x}"
+            at = max(low, first)  # memory without a name may be joined with a closed region in front of it
+            while at < min(high, end) and (behind := _native.region_closed_end(at)):
+                at = behind
+            if at < min(high, end):
+                ours = _native.region_find(at)
+                if ours is not None:
+                    return f"{label(ours[0])}, which is open, at {at:#x}"
+                begins = low if at == max(low, first) else at
+                return f"{name or 'memory without a name'} at {begins:#x} to {high:#x}"
     except (OSError, ValueError):
         pass
     return "somebody else"

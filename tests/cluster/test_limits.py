@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -17,6 +18,7 @@ import dsm
 from dsm.limits import ADDRESS_LOW, MAX_REGION_BYTES, MAX_WORKERS_PER_NODE
 from dsm.testing import Cluster
 from dsm.wire import control
+from dsm.worker import regions
 from strangers import Known, Local
 
 
@@ -259,27 +261,60 @@ def test_attaching_at_a_limit(limit):
 # -- addresses -------------------------------------------------------------------------------------------
 
 
-def _taken(node):
-    """Somebody maps memory where the next region would lie."""
-    here = node.region("first", 8).address
+def _map(at, access, flags):
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+    assert libc.mmap(at, 4096, access, flags, -1, 0) == at
+
+
+def _unmap(at):
+    libc = ctypes.CDLL(None, use_errno=True)
     libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    assert libc.munmap(at, 4096) == 0
+
+
+def _taken(node):
+    """Somebody maps memory where the next region would lie."""
+    here = node.region("first", 8).address
     at = here + (4 << 20)
-    assert libc.mmap(at, 4096, 3, 0x100022, -1, 0) == at
+    _map(at, 3, 0x100022)
     with pytest.raises(
         dsm.AddressRangeError, match="in use in this process by memory without a name"
     ) as found:
         node.region("second", 8 << 20)
     assert hex(at) in str(found.value) and "DSM_ADDRESS_LOW" in str(found.value)
-    libc.munmap(at, 4096)
+    _unmap(at)
     node.region("second", 8 << 20).array(4, "u1")[:] = 1
 
 
 def test_addresses_that_are_taken_are_named_with_who_has_them():
     with Cluster() as cluster:
         cluster.workers[0].call(_taken)
+
+
+def _behind_closed(node, mib):
+    region = node.region(None, 4 << 20)
+    options = msgspec.structs.replace(region.options, nbytes=16 << 20)
+    wider = msgspec.structs.replace(region._described, options=options)
+    region.destroy()
+    at = region.address + (mib << 20)
+    _map(at, 0, 0x104022)
+    said = regions._who_is_there(wider)
+    assert said.startswith(f"memory without a name at {at:#x}"), said
+    _unmap(at)
+    assert regions._who_is_there(wider) == "somebody else"
+    open_region = node.region("open", 4 << 20)
+    assert open_region.address < wider.address + wider.size
+    assert regions._who_is_there(wider) == f"region 'open', which is open, at {open_region.address:#x}"
+    open_region.destroy()
+
+
+@pytest.mark.parametrize("mib", [4, 5])
+def test_a_closed_region_in_front_of_what_is_in_the_way_is_not_named(mib):
+    """It gives way; where they touch, the system says of both in one line that they are there."""
+    with Cluster() as cluster:
+        cluster.workers[0].call(_behind_closed, mib)
 
 
 @pytest.mark.parametrize(
