@@ -413,7 +413,8 @@ class RegionTable:
             if received:
                 raise InternalError(f"the manager gave a second applied table for {label(described.region)}")
             return
-        if not received and not received.cut and described.region in _closed:
+        first = bool(received) or received.cut
+        if not first and described.region in _closed:
             raise _CrossedError
         _names[described.region] = described.options.name
         _closed.pop(described.region, None)
@@ -421,7 +422,9 @@ class RegionTable:
         try:
             map_region(described, received)
         except BaseException:
-            self._session.post(control.CloseRegion(described.region))
+            if first:  # those who asked meanwhile get answers that cross this word
+                _note_closed(described.region)
+                self._session.post(control.CloseRegion(described.region))
             raise
         self._open[described.region] = Region(self._node, described)
 
@@ -444,7 +447,8 @@ class RegionTable:
     def drop(self, number: int) -> None:
         """Close a region that has ended, in this process."""
         if number in self._open:
-            _native.region_close(number)
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile, and another lies there already
+                _native.region_close(number)
             _note_closed(number)  # before the table does not know it any more: see `_arrived`
             self._open.pop(number, None)
 

@@ -35,8 +35,8 @@ class Node(Leases, Memory, Arrays):
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._closed = False
-        #: Who closes it puts itself in: one does, also when a signal handler comes in between.
+        #: Who closes it puts itself in, by which it is closed: one does, also when a signal handler comes in
+        #: between.
         self._closer: dict[str, object] = {}
         self._regions = RegionTable(self, connection.session)
         self._pins = ranges.PinTable()
@@ -49,12 +49,12 @@ class Node(Leases, Memory, Arrays):
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._closed
+        return bool(self._closer)
 
     @property
     def lost(self) -> bool:
         """Whether the manager of this node has gone; `dsm.attach` then gives a new node."""
-        return not self._closed and self._connection.lost
+        return not self._closer and self._connection.lost
 
     def statistics(self) -> Statistics:
         """Return what this node has counted, frozen."""
@@ -71,9 +71,8 @@ class Node(Leases, Memory, Arrays):
 
     def _close(self, failed: bool = False) -> None:
         """Leave the node; `failed`: because of an error, which is the worker's death to the others."""
-        if self._closed or self._closer.setdefault("thread", me := object()) is not me:
+        if self._closer.setdefault("thread", me := object()) is not me:
             return
-        self._closed = True
         self._connection.close(failed)
         self._heaps.clear()
         self._regions.clear()
@@ -90,7 +89,7 @@ class Node(Leases, Memory, Arrays):
         self._close(failed=kind is not None and not issubclass(kind, SystemExit))
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "lost" if self.lost else f"rank {self.rank} of {self.size}"
+        state = "closed" if self._closer else "lost" if self.lost else f"rank {self.rank} of {self.size}"
         return f"<dsm.Node {self.node_id} at {self._connection.address}: {state}>"
 
     # ---- a child of fork ------------------------------------------------------------------------------
@@ -102,14 +101,14 @@ class Node(Leases, Memory, Arrays):
         calls.forget()
         self._pins.clear()
         self._held.clear()
-        self._closed = True
+        self._closer["thread"] = None
         try:
             self._connection = Connection(old.address, old.asked_rank, raiser, forked=True)
         except (OSError, RuntimeError, MemoryError) as error:
             if isinstance(error, DSMError) or not lacking.is_lack(error):
                 raise
             raise LimitError(f"{error!r}: {lacking.reason(error)}") from None
-        self._closed = False
+        self._closer = {}
         self._regions.remap(self._connection.session)
         self._heaps.renew()
         self._objects = ObjectTable(self._connection.session)
