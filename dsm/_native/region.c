@@ -294,8 +294,3 @@ int dsm_region_find(uint64_t address, uint32_t *number, uint64_t *offset) {
   *offset = address - region->address;
   return 1;
 }
-
-uint64_t dsm_region_closed_end(uint64_t address) {
-  struct dsm_region *region = dsm_registry_find(address);
-  return region && load_ordered(&region->state) == DSM_CLOSED ? region->end : 0;
-}

@@ -154,3 +154,8 @@ void dsm_registry_change(struct dsm_region *const *gone, uint32_t gone_count, st
   }
   store_release(&sequence, before + 2);
 }
+
+uint64_t dsm_region_closed_end(uint64_t address) {
+  struct dsm_region *region = dsm_registry_find(address);
+  return region && load_ordered(&region->state) == DSM_CLOSED ? region->end : 0;
+}

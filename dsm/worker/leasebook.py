@@ -102,12 +102,11 @@ class LeaseBook:
     def ended(self, number: int) -> None:
         """A lease has ended: close its region here, and call who wanted to know."""
         held = self._held.pop(number, None)
-        if held is not None:
-            held.ended = True
         try:
             self._regions.drop(number)
         finally:
-            if held is not None:
+            if held is not None:  # nobody is told before the memory is gone
+                held.ended = True
                 self._call(held)
 
     def _call(self, held: Held) -> None:

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from dsm.cli import VERBS
+from dsm.testing import Cluster
 
 
 def _dsm(*words, environment=None):
@@ -77,6 +78,13 @@ def test_a_full_disk_is_named():
     assert (done.returncode, done.stderr) == (1, "dsm doctor: standard output: No space left on device\n")
 
 
+@pytest.fixture(scope="module")
+def address():
+    """Return a manager's, for the verbs that ask one."""
+    with Cluster() as cluster:
+        yield cluster.managers[0].socket
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -92,9 +100,9 @@ def test_a_full_disk_is_named():
     ],
 )
 @pytest.mark.parametrize("output", [">&-", ">/dev/full"])
-def test_output_that_cannot_be_written_is_an_error(words, output):
+def test_output_that_cannot_be_written_is_an_error(words, output, address):
     shell = f"exec {sys.executable} -m dsm {words} {output}"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "DSM_NODE": address}
     done = subprocess.run(shell, shell=True, env=environment, capture_output=True, text=True, timeout=60)
     name = " ".join(["dsm", *words.replace("--help", "").split()[:1]])
     what = "Bad file descriptor" if output == ">&-" else "No space left on device"
