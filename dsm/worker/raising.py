@@ -71,12 +71,23 @@ def _take_pending_away() -> None:
     """See to it that nothing is pending in the calling thread.
 
     Another exception takes its place and is raised here.  Where None takes it, CPython 3.11 looks for what is
-    pending at every step from then on, and no function that is traced gets beyond its first.
+    pending at every step from then on, and no function that is traced gets beyond its first.  A handler of a
+    signal, written in Python, that begins in that instant ends with it; an interrupt is raised all the same.
     """
-    with contextlib.suppress(_NothingError):
-        _make_pending(threading.get_ident(), _NothingError)
-        for _ in range(100):  # CPython looks when a call ends, and where a loop jumps back
-            pass
+    interrupted: BaseException | None = None
+    try:
+        while True:
+            try:
+                _make_pending(threading.get_ident(), _NothingError)
+                for _ in range(100):  # CPython looks when a call ends, and where a loop jumps back
+                    pass
+            except _NothingError:
+                raise
+            except BaseException as error:  # of a signal handler, which comes first
+                interrupted = error
+    except _NothingError:
+        if interrupted is not None:
+            raise interrupted from None
 
 
 def python_threads() -> dict[int, int]:

@@ -1,14 +1,17 @@
 """Errors of page faults: raised where they belong, once, with a message; never a crash or a silent value."""
 
 import _thread
+import random
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
 
 import dsm
 from dsm.errors import Status
+from dsm.worker import raising
 from support import wait_until
 
 CLASSES = [
@@ -235,3 +238,22 @@ def test_a_debugger_or_coverage_goes_on_behind_a_check(run_worker):
     """CPython 3.11 looks for an exception for ever at a traced function once one was cleared."""
     done = run_worker(TRACED)
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+
+
+def test_an_interrupt_that_comes_while_an_error_is_taken_away_is_all_that_is_raised():
+    """It comes first; what was to take the place of the error must not stay behind."""
+    interrupted = 0
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        while interrupted < 300:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 3e-5))
+                raising._take_pending_away()
+                until = time.monotonic() + 10
+                while time.monotonic() < until:
+                    signal.pthread_sigmask(signal.SIG_BLOCK, [])  # CPython looks for signals here, too
+                pytest.fail("the interrupt was lost")
+            except KeyboardInterrupt:
+                interrupted += 1
+    finally:
+        signal.signal(signal.SIGALRM, before)
